@@ -1,0 +1,32 @@
+import { MirrorError } from '../util/errors.ts';
+
+/** A repository of an upstream, with its name as that upstream spells it. */
+export interface Repo {
+  /** The upstream's configured name: `docker.io`. */
+  readonly registry: string;
+  /** `library/alpine` */
+  readonly name: string;
+  /** `docker.io/library/alpine`: for keys and messages. */
+  readonly key: string;
+}
+
+// OCI distribution-spec v1.1.1, "Pulling manifests".
+const nameForm = /^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:\/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$/;
+const tagForm = /^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$/;
+const maxNameLength = 255;
+
+/** Throws `name-invalid`. On Docker Hub a bare name is an official image: `alpine` is `library/alpine`. */
+export function createRepo(registry: string, name: string): Repo {
+  if (name.length > maxNameLength || !nameForm.test(name)) {
+    throw new MirrorError(
+      'name-invalid',
+      `repository ${JSON.stringify(name.slice(0, 150))}: expected lower-case components of letters, digits and single separators, at most ${maxNameLength} characters in all`,
+    );
+  }
+  const full = registry === 'docker.io' && !name.includes('/') ? `library/${name}` : name;
+  return { registry, name: full, key: `${registry}/${full}` };
+}
+
+export function isTag(text: string): boolean {
+  return tagForm.test(text);
+}

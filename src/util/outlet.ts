@@ -1,0 +1,70 @@
+import type { Writable } from 'node:stream';
+import { MirrorError } from './errors.ts';
+
+/**
+ * A writable that one copy writes to. Every wait ends when its reader goes away, also where Node would never call back:
+ * then it rejects with `client-gone`.
+ */
+export class Outlet {
+  readonly #sink: Writable;
+  readonly #waits = new Set<() => void>();
+  #closed: boolean;
+
+  readonly #closeListener = (): void => {
+    this.#closed = true;
+    for (const abandon of this.#waits) abandon();
+  };
+
+  constructor(sink: Writable) {
+    this.#sink = sink;
+    this.#closed = sink.destroyed;
+    sink.once('close', this.#closeListener);
+  }
+
+  /** Resolves when the bytes have left: their buffer may then be used again. */
+  write(bytes: Uint8Array): Promise<void> {
+    return this.#wait((done) => void this.#sink.write(bytes, done));
+  }
+
+  end(bytes?: Uint8Array): Promise<void> {
+    return this.#wait((done) => void this.#sink.end(bytes, done));
+  }
+
+  /** Waits for something that is not this sink's doing; `register` returns how to stop listening for it. */
+  async until(register: (wake: () => void) => () => void): Promise<void> {
+    let unregister: (() => void) | undefined;
+    try {
+      await this.#wait((done) => {
+        unregister = register(done);
+      });
+    } finally {
+      unregister?.();
+    }
+  }
+
+  close(): void {
+    this.#sink.off('close', this.#closeListener);
+  }
+
+  #wait(start: (done: (error?: Error | null) => void) => void): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const abandon = (cause?: unknown): void => {
+        this.#waits.delete(abandon);
+        reject(new MirrorError('client-gone', 'the client went away', { cause }));
+      };
+      if (this.#closed) {
+        abandon();
+        return;
+      }
+      this.#waits.add(abandon);
+      start((error) => {
+        if (error) {
+          abandon(error);
+          return;
+        }
+        this.#waits.delete(abandon);
+        resolve();
+      });
+    });
+  }
+}
