@@ -1,0 +1,337 @@
+import { mkdir, rm, statfs, unlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { LRUCache } from 'lru-cache';
+import { blobMediaType, smallSize, type Content, type Descriptor } from '../oci/content.ts';
+import { algorithmOf, hexOf, type Digest } from '../oci/digest.ts';
+import type { Child } from '../oci/manifest.ts';
+import type { Clock } from '../util/clock.ts';
+import { errorCode, MirrorError } from '../util/errors.ts';
+import type { Logger } from '../util/log.ts';
+import { Slots } from '../util/slots.ts';
+import { WorkerThread } from '../util/worker.ts';
+import { Buffers } from './buffers.ts';
+import { Catalog } from './catalog.ts';
+import { Evictor, type EvictionReason, type EvictorOptions } from './evictor.ts';
+import { Ingest } from './ingest.ts';
+import { lockDirectory } from './lock.ts';
+import { reconcile } from './recovery.ts';
+import { MemoryContent, SharedFile, SmallContent, StoredContent, type Held } from './stored-content.ts';
+import { Verifier } from './verifier.ts';
+
+export interface StoreOptions extends EvictorOptions {
+  /** The data directory. */
+  path: string;
+}
+
+export interface StoreContext {
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly onEvicted: (reason: EvictionReason) => void;
+}
+
+const memoryBytes = 64 * 1024 * 1024;
+const memoryEntryBytes = 1024 * 1024;
+const maxWritesAtOnce = 8;
+const writeBehindMs = 5000;
+
+/**
+ * The content-addressed store on local disk: files named by their digest, catalogued in SQLite. Nothing is visible
+ * before it is verified and on disk for good; what is leased is not evicted.
+ */
+export class BlobStore {
+  readonly catalog: Catalog;
+  readonly verifier = new Verifier();
+  readonly #root: string;
+  readonly #context: StoreContext;
+  readonly #evictor: Evictor;
+  readonly #unlock: () => void;
+  readonly #disk = new WorkerThread('disk-worker', import.meta.url);
+  readonly #buffers = new Buffers();
+  readonly #writes = new Slots(maxWritesAtOnce);
+  readonly #memory = new LRUCache<Digest, Held>({
+    maxSize: memoryBytes,
+    maxEntrySize: memoryEntryBytes,
+    sizeCalculation: ({ bytes }) => bytes.length + 512,
+  });
+  /** On the way to disk: findable until the catalog has them. */
+  readonly #settling = new Map<Digest, Held>();
+  readonly #leases = new Map<Digest, SharedFile>();
+  readonly #deleting = new Map<Digest, Promise<void>>();
+  readonly #ingests = new Set<Ingest>();
+  /** Work that a close must wait for. */
+  readonly #pending = new Set<Promise<unknown>>();
+  readonly #timer: NodeJS.Timeout;
+  /** By the file system's clock, whatever the injected one says. */
+  readonly #startedAt = Date.now();
+  #nextIngest = 1;
+  #dirty = false;
+
+  /** Throws when the directory cannot be used, is in use, or is a newer program's. */
+  static async open(options: StoreOptions, context: StoreContext): Promise<BlobStore> {
+    await mkdir(join(options.path, 'blobs'), { recursive: true });
+    const unlock = lockDirectory(join(options.path, 'lock.db'));
+    try {
+      // What is half-written belongs to fills that died with their process.
+      await rm(join(options.path, 'ingest'), { recursive: true, force: true });
+      await mkdir(join(options.path, 'ingest'));
+      return new BlobStore(options, context, unlock);
+    } catch (error) {
+      unlock();
+      throw error;
+    }
+  }
+
+  private constructor(options: StoreOptions, context: StoreContext, unlock: () => void) {
+    this.#root = options.path;
+    this.#context = context;
+    this.#unlock = unlock;
+    this.catalog = new Catalog(this.#catalogFile);
+    this.#evictor = new Evictor(
+      options,
+      {
+        leastRecentlyUsed: (count, after) => {
+          this.catalog.flushUses();
+          return this.catalog.leastRecentlyUsed(count, after);
+        },
+        isLeased: (digest) => this.#isLeased(digest),
+        evict: async (digest, reason) => {
+          this.#context.onEvicted(reason);
+          await this.#delete(digest);
+        },
+        freeBytes: async () => {
+          const { bavail, bsize } = await statfs(this.#root);
+          return bavail * bsize;
+        },
+      },
+      this.catalog.footprint(),
+    );
+    this.#timer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
+  }
+
+  /** Bytes on disk, with what is set aside for what is arriving. */
+  get bytes(): number {
+    return this.#evictor.bytes;
+  }
+
+  /** Bytes on disk of unfinished fills. */
+  get pendingBytes(): number {
+    let total = 0;
+    for (const ingest of this.#ingests) total += ingest.pendingBytes;
+    return total;
+  }
+
+  describe(digest: Digest): Descriptor | undefined {
+    return this.#held(digest) ?? this.catalog.blob(digest);
+  }
+
+  /** The parts of a held manifest. */
+  children(digest: Digest): readonly Child[] {
+    return this.#held(digest)?.children ?? this.catalog.children(digest);
+  }
+
+  /** Synchronous on purpose: looks up and leases in one tick. */
+  open(digest: Digest): Content | undefined {
+    const held = this.#held(digest);
+    if (held) {
+      this.catalog.used(digest, this.#context.clock.now());
+      return new MemoryContent(held);
+    }
+    const row = this.catalog.blob(digest);
+    if (!row) return undefined;
+    this.catalog.used(digest, this.#context.clock.now());
+    const file = this.#lease(row);
+    if (row.size > memoryEntryBytes || (row.size > smallSize && row.mediaType === blobMediaType)) {
+      return new StoredContent(row, file, this.#buffers);
+    }
+    return new SmallContent(row, file, (bytes) => {
+      const held = { ...row, bytes, children: this.catalog.children(digest) };
+      if (this.catalog.blob(digest)) this.#memory.set(digest, held);
+    });
+  }
+
+  /** A private, growing file; visible only by commit. */
+  ingest(digest: Digest): Ingest {
+    const path = join(this.#root, 'ingest', `${this.#nextIngest++}-${hexOf(digest).slice(0, 12)}`);
+    const ingest = new Ingest(digest, path, {
+      verifier: this.verifier,
+      buffers: this.#buffers,
+      writes: this.#writes,
+      reservation: this.#evictor.reservation(),
+      onClosed: () => this.#ingests.delete(ingest),
+    });
+    this.#ingests.add(ingest);
+    return ingest;
+  }
+
+  /** Makes a verified ingest part of the store. Rejects when the disk would not have it: then nothing is left of it. */
+  async commit(ingest: Ingest, mediaType: string): Promise<void> {
+    const { digest, size, path } = ingest;
+    if (size === undefined) throw new Error(`commit of ${digest} before its size is known`);
+    try {
+      await this.#publish(path, { digest, size, mediaType }, []);
+    } catch (cause) {
+      const error = new MirrorError('store-full', `blob ${digest}: cannot be stored`, { cause });
+      await ingest.fail(error);
+      throw error;
+    }
+    ingest.reservation.keep(size);
+    ingest.committed();
+  }
+
+  /** Takes verified bytes. They can be opened at once; they go to disk behind the answer. */
+  put(bytes: Buffer, { digest, mediaType, children }: Omit<Held, 'bytes' | 'size'>): Content {
+    const held: Held = { digest, size: bytes.length, mediaType, bytes, children };
+    this.#memory.set(digest, held);
+    if (!this.#settling.has(digest)) {
+      this.#settling.set(digest, held);
+      void this.#track(
+        this.#persist(held)
+          .catch((error: unknown) => {
+            this.#context.log.warn({ err: error, digest }, 'content is not kept: it could not be written');
+          })
+          .finally(() => this.#settling.delete(digest)),
+      );
+    }
+    return new MemoryContent(held);
+  }
+
+  pathOf(digest: Digest): string {
+    const hex = hexOf(digest);
+    return join(this.#root, 'blobs', algorithmOf(digest), hex.slice(0, 2), hex);
+  }
+
+  /** Mends what a crash has left behind; `signal` ends it early. */
+  reconcile(signal: AbortSignal): Promise<{ strayFiles: number; lostBlobs: number }> {
+    const store = {
+      digestsWithPrefix: (prefix: string) => this.catalog.digestsWithPrefix(prefix),
+      describe: (digest: Digest) => this.describe(digest),
+      open: (digest: Digest) => this.open(digest),
+    };
+    return this.#track(reconcile(join(this.#root, 'blobs'), store, this.#startedAt, signal));
+  }
+
+  async close(): Promise<void> {
+    clearInterval(this.#timer);
+    while (this.#pending.size > 0) await Promise.allSettled(this.#pending);
+    this.catalog.flushUses();
+    await this.#checkpoint();
+    this.catalog.close();
+    await Promise.all([this.verifier.close(), this.#disk.close()]);
+    this.#unlock();
+  }
+
+  get #catalogFile(): string {
+    return join(this.#root, 'catalog.db');
+  }
+
+  #held(digest: Digest): Held | undefined {
+    return this.#memory.get(digest) ?? this.#settling.get(digest);
+  }
+
+  #lease(row: Descriptor): SharedFile {
+    const { digest } = row;
+    const shared = this.#leases.get(digest);
+    if (shared) return shared.enter();
+    const file = new SharedFile(row, this.pathOf(digest), {
+      onIdle: () => this.#endLease(digest, file),
+      // Later leases must not share the file that was found wanting.
+      onDamaged: () => {
+        this.#endLease(digest, file);
+        this.#damaged(row);
+      },
+    });
+    this.#leases.set(digest, file);
+    return file;
+  }
+
+  #endLease(digest: Digest, file: SharedFile): void {
+    if (this.#leases.get(digest) === file) this.#leases.delete(digest);
+  }
+
+  #isLeased(digest: Digest): boolean {
+    if (this.#leases.has(digest)) return true;
+    for (const ingest of this.#ingests) if (ingest.digest === digest) return true;
+    return false;
+  }
+
+  async #persist(held: Held): Promise<void> {
+    const { digest, size, bytes } = held;
+    const row = this.catalog.blob(digest);
+    if (row) {
+      this.catalog.addBlob(held, held.children, this.#context.clock.now());
+      return;
+    }
+    const reservation = this.#evictor.reservation();
+    const path = join(this.#root, 'ingest', `${this.#nextIngest++}-${hexOf(digest).slice(0, 12)}`);
+    try {
+      await reservation.growTo(size);
+      await writeFile(path, bytes, { flag: 'wx' });
+      await this.#publish(path, held, held.children);
+      reservation.keep(size);
+    } catch (error) {
+      await unlink(path).catch(() => undefined);
+      reservation.release();
+      throw error;
+    }
+  }
+
+  /** datasync, rename, sync of the directory, row: in this order, so that a crash leaves nothing that is not whole. */
+  #publish(path: string, descriptor: Descriptor, children: readonly Child[]): Promise<void> {
+    const { digest } = descriptor;
+    const work = async (): Promise<void> => {
+      await this.#deleting.get(digest);
+      await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
+      this.catalog.addBlob(descriptor, children, this.#context.clock.now());
+      this.#dirty = true;
+    };
+    return this.#track(work());
+  }
+
+  /** The row goes first: from then on nobody finds the blob, and the file follows. */
+  #delete(digest: Digest): Promise<void> {
+    this.catalog.removeBlob(digest);
+    this.#memory.delete(digest);
+    this.#dirty = true;
+    const gone = unlink(this.pathOf(digest))
+      .catch((error: unknown) => {
+        if (errorCode(error) !== 'ENOENT')
+          this.#context.log.warn({ err: error, digest }, 'cannot delete a blob');
+      })
+      .finally(() => this.#deleting.delete(digest));
+    this.#deleting.set(digest, gone);
+    return this.#track(gone);
+  }
+
+  #damaged({ digest, size }: Descriptor): void {
+    if (!this.catalog.blob(digest)) return;
+    this.#context.log.error(
+      { digest, size },
+      'a stored blob is missing or damaged: it will be fetched again',
+    );
+    this.#evictor.removed(size);
+    void this.#delete(digest);
+  }
+
+  #track<T>(work: Promise<T>): Promise<T> {
+    this.#pending.add(work);
+    const done = (): void => void this.#pending.delete(work);
+    work.then(done, done);
+    return work;
+  }
+
+  #writeBehind(): void {
+    try {
+      this.catalog.flushUses();
+    } catch (error) {
+      this.#context.log.warn({ err: error }, 'use-times could not be written');
+    }
+    if (this.#dirty) void this.#track(this.#checkpoint());
+  }
+
+  async #checkpoint(): Promise<void> {
+    this.#dirty = false;
+    await this.#disk.call('checkpoint', { file: this.#catalogFile }).catch((error: unknown) => {
+      this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
+    });
+  }
+}

@@ -1,0 +1,174 @@
+import Database from 'better-sqlite3';
+import type { Descriptor } from '../oci/content.ts';
+import type { Digest } from '../oci/digest.ts';
+import type { Child } from '../oci/manifest.ts';
+import type { Repo } from '../oci/repo.ts';
+import { migrate } from './schema.ts';
+
+export interface TagRow extends Descriptor {
+  /** When the upstream last said so (ms since the epoch). */
+  readonly checkedAt: number;
+  /** What the tag pointed to before. */
+  readonly previous: Digest | null;
+}
+
+export interface Victim {
+  readonly digest: Digest;
+  readonly size: number;
+  readonly usedAt: number;
+}
+
+/** Files take whole blocks, and the cap is meant as `du` counts. */
+export function footprint(size: number): number {
+  return Math.ceil(size / 4096) * 4096;
+}
+
+/**
+ * What the store knows, in SQLite: synchronous, so that looking up and leasing happen in one tick. Use-times are
+ * gathered and written in batches; everything else is written at once (WAL, without waiting for the disk).
+ */
+export class Catalog {
+  readonly #db: Database.Database;
+  readonly #used = new Map<Digest, number>();
+  readonly #statements: ReturnType<typeof prepareStatements>;
+
+  constructor(file: string) {
+    this.#db = new Database(file);
+    this.#db.pragma('journal_mode = WAL');
+    this.#db.pragma('synchronous = NORMAL');
+    // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
+    this.#db.pragma('wal_autocheckpoint = 0');
+    migrate(this.#db, file);
+    this.#statements = prepareStatements(this.#db);
+  }
+
+  blob(digest: Digest): Descriptor | undefined {
+    return this.#statements.blob.get(digest);
+  }
+
+  addBlob({ digest, size, mediaType }: Descriptor, children: readonly Child[], now: number): void {
+    const { addBlob, addChild, removeChildren } = this.#statements;
+    this.#db.transaction(() => {
+      addBlob.run(digest, size, mediaType, now, now);
+      removeChildren.run(digest);
+      children.forEach((child, i) => {
+        addChild.run(digest, i, child.digest, child.size, child.kind, child.foreign ? 1 : 0);
+      });
+    })();
+  }
+
+  /** Forgets a blob and all that hangs on it; tags that name it stay, and find it again when it is fetched again. */
+  removeBlob(digest: Digest): void {
+    const { removeBlob, removeChildren, removeLinks } = this.#statements;
+    this.#used.delete(digest);
+    this.#db.transaction(() => {
+      removeBlob.run(digest);
+      removeChildren.run(digest);
+      removeLinks.run(digest);
+    })();
+  }
+
+  used(digest: Digest, now: number): void {
+    this.#used.set(digest, now);
+  }
+
+  flushUses(): void {
+    if (this.#used.size === 0) return;
+    const { use } = this.#statements;
+    this.#db.transaction(() => {
+      for (const [digest, at] of this.#used) use.run(at, digest);
+    })();
+    this.#used.clear();
+  }
+
+  /** The next `count` blobs that were used least recently, after one that was given before. */
+  leastRecentlyUsed(count: number, after: Victim | undefined): Victim[] {
+    return this.#statements.leastRecentlyUsed.all(after?.usedAt ?? -1, after?.digest ?? '', count);
+  }
+
+  /** What all blobs take on disk. */
+  footprint(): number {
+    return this.#statements.footprint.get()?.total ?? 0;
+  }
+
+  /** All blobs whose digest starts with `sha256:ab`. */
+  digestsWithPrefix(prefix: string): Digest[] {
+    return this.#statements.digestsWithPrefix.all(prefix, `${prefix}g`).map(({ digest }) => digest);
+  }
+
+  children(parent: Digest): Child[] {
+    return this.#statements.children.all(parent).map((row) => ({ ...row, foreign: row.foreign === 1 }));
+  }
+
+  /** When the digest was last confirmed for the repo; an empty repo stands for the whole registry. */
+  link(digest: Digest, registry: string, repo: string): number | undefined {
+    return this.#statements.link.get(digest, registry, repo)?.confirmedAt;
+  }
+
+  addLink(digest: Digest, registry: string, repo: string, now: number): void {
+    this.#statements.addLink.run(digest, registry, repo, now);
+  }
+
+  removeLink(digest: Digest, registry: string, repo: string): void {
+    this.#statements.removeLink.run(digest, registry, repo);
+  }
+
+  tag(repo: Repo, tag: string): TagRow | undefined {
+    return this.#statements.tag.get(repo.registry, repo.name, tag);
+  }
+
+  setTag(repo: Repo, tag: string, row: TagRow): void {
+    const { digest, size, mediaType, checkedAt, previous } = row;
+    this.#statements.setTag.run(repo.registry, repo.name, tag, digest, size, mediaType, checkedAt, previous);
+  }
+
+  removeTag(repo: Repo, tag: string): void {
+    this.#statements.removeTag.run(repo.registry, repo.name, tag);
+  }
+
+  close(): void {
+    this.flushUses();
+    this.#db.close();
+  }
+}
+
+function prepareStatements(db: Database.Database) {
+  return {
+    blob: db.prepare<[Digest], Descriptor>(
+      'SELECT digest, size, media_type AS mediaType FROM blobs WHERE digest = ?',
+    ),
+    addBlob: db.prepare(
+      `INSERT INTO blobs (digest, size, media_type, stored_at, used_at) VALUES (?, ?, ?, ?, ?)
+       ON CONFLICT (digest) DO UPDATE SET media_type = excluded.media_type`,
+    ),
+    removeBlob: db.prepare<[Digest]>('DELETE FROM blobs WHERE digest = ?'),
+    use: db.prepare<[number, Digest]>('UPDATE blobs SET used_at = ? WHERE digest = ?'),
+    leastRecentlyUsed: db.prepare<[number, string, number], Victim>(
+      `SELECT digest, size, used_at AS usedAt FROM blobs WHERE (used_at, digest) > (?, ?)
+       ORDER BY used_at, digest LIMIT ?`,
+    ),
+    footprint: db.prepare<[], { total: number }>(
+      'SELECT coalesce(sum((size + 4095) / 4096 * 4096), 0) AS total FROM blobs',
+    ),
+    digestsWithPrefix: db.prepare<[string, string], { digest: Digest }>(
+      'SELECT digest FROM blobs WHERE digest >= ? AND digest < ?',
+    ),
+    children: db.prepare<[Digest], Omit<Child, 'foreign'> & { foreign: number }>(
+      'SELECT digest, size, kind, is_foreign AS "foreign" FROM children WHERE parent = ? ORDER BY position',
+    ),
+    addChild: db.prepare('INSERT INTO children VALUES (?, ?, ?, ?, ?, ?)'),
+    removeChildren: db.prepare<[Digest]>('DELETE FROM children WHERE parent = ?'),
+    link: db.prepare<[Digest, string, string], { confirmedAt: number }>(
+      'SELECT confirmed_at AS confirmedAt FROM links WHERE digest = ? AND registry = ? AND repo = ?',
+    ),
+    addLink: db.prepare('INSERT OR REPLACE INTO links VALUES (?, ?, ?, ?)'),
+    removeLink: db.prepare('DELETE FROM links WHERE digest = ? AND registry = ? AND repo = ?'),
+    removeLinks: db.prepare<[Digest]>('DELETE FROM links WHERE digest = ?'),
+    tag: db.prepare<[string, string, string], TagRow>(
+      `SELECT digest, size, media_type AS mediaType, checked_at AS checkedAt, previous FROM tags
+       WHERE registry = ? AND repo = ? AND tag = ?`,
+    ),
+    setTag: db.prepare('INSERT OR REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?, ?)'),
+    removeTag: db.prepare('DELETE FROM tags WHERE registry = ? AND repo = ? AND tag = ?'),
+  };
+}

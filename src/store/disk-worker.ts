@@ -1,0 +1,36 @@
+import { closeSync, fdatasyncSync, fsyncSync, mkdirSync, openSync, renameSync } from 'node:fs';
+import { dirname } from 'node:path';
+import Database from 'better-sqlite3';
+import { answerCalls } from '../util/worker.ts';
+
+/** What waits for the disk: done synchronously on a thread of its own, so that nothing else waits with it. */
+
+function sync(path: string, how: (fd: number) => void): void {
+  const fd = openSync(path, 'r');
+  try {
+    how(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+const catalogs = new Map<string, Database.Database>();
+
+answerCalls({
+  /** Makes a whole file visible under its final name, for good. */
+  publish({ from, to }: { from: string; to: string }) {
+    sync(from, fdatasyncSync);
+    const directory = dirname(to);
+    if (mkdirSync(directory, { recursive: true }) !== undefined) sync(dirname(directory), fsyncSync);
+    renameSync(from, to);
+    sync(directory, fsyncSync);
+  },
+  checkpoint({ file }: { file: string }) {
+    let db = catalogs.get(file);
+    if (!db) {
+      db = new Database(file);
+      catalogs.set(file, db);
+    }
+    db.pragma('wal_checkpoint(TRUNCATE)');
+  },
+});

@@ -1,0 +1,64 @@
+import type { Database } from 'better-sqlite3';
+
+/** The catalog's migrations, in order: the database's `user_version` is how many of them it has had. */
+const migrations: readonly string[] = [
+  `
+  CREATE TABLE blobs (
+    digest TEXT PRIMARY KEY,
+    size INTEGER NOT NULL,
+    media_type TEXT NOT NULL,
+    stored_at INTEGER NOT NULL,
+    used_at INTEGER NOT NULL
+  ) WITHOUT ROWID;
+  CREATE INDEX blobs_by_use ON blobs (used_at, digest);
+
+  -- That a digest belongs to a repo: the upstream said so. An empty repo stands for the whole registry: content that
+  -- was fetched anonymously.
+  CREATE TABLE links (
+    digest TEXT NOT NULL,
+    registry TEXT NOT NULL,
+    repo TEXT NOT NULL,
+    confirmed_at INTEGER NOT NULL,
+    PRIMARY KEY (digest, registry, repo)
+  ) WITHOUT ROWID;
+
+  CREATE TABLE tags (
+    registry TEXT NOT NULL,
+    repo TEXT NOT NULL,
+    tag TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    media_type TEXT NOT NULL,
+    checked_at INTEGER NOT NULL,
+    -- What the tag pointed to before, to be served while the new one cannot be had.
+    previous TEXT,
+    PRIMARY KEY (registry, repo, tag)
+  ) WITHOUT ROWID;
+
+  CREATE TABLE children (
+    parent TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    digest TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    is_foreign INTEGER NOT NULL,
+    PRIMARY KEY (parent, position)
+  ) WITHOUT ROWID;
+  `,
+];
+
+/** Brings the catalog to this program's version. Throws when it is a newer program's. */
+export function migrate(db: Database, file: string): void {
+  const version = db.pragma('user_version', { simple: true }) as number;
+  if (version > migrations.length) {
+    throw new Error(
+      `${file} has schema version ${version}, this program knows ${migrations.length}: start the newer layercache that wrote it, or use another store.path`,
+    );
+  }
+  migrations.slice(version).forEach((sql, i) => {
+    db.transaction(() => {
+      db.exec(sql);
+      db.pragma(`user_version = ${version + i + 1}`);
+    })();
+  });
+}

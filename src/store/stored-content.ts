@@ -1,0 +1,200 @@
+import { open, readFile, type FileHandle } from 'node:fs/promises';
+import type { Writable } from 'node:stream';
+import { smallSize, type Content, type Descriptor } from '../oci/content.ts';
+import { algorithmOf, digestOf, type Digest } from '../oci/digest.ts';
+import type { Child } from '../oci/manifest.ts';
+import type { ByteRange } from '../oci/range.ts';
+import { errorCode, MirrorError } from '../util/errors.ts';
+import { Outlet } from '../util/outlet.ts';
+import type { Buffers } from './buffers.ts';
+import { copyFile } from './copy.ts';
+
+/** Content in memory: small, or not on disk yet. */
+export interface Held extends Descriptor {
+  readonly bytes: Buffer;
+  /** The parts, if it is a manifest. */
+  readonly children: readonly Child[];
+}
+
+export class MemoryContent implements Content {
+  readonly digest: Digest;
+  readonly size: number;
+  readonly mediaType: string;
+  readonly #bytes: Buffer;
+
+  constructor(held: Held) {
+    this.digest = held.digest;
+    this.size = held.size;
+    this.mediaType = held.mediaType;
+    this.#bytes = held.bytes;
+  }
+
+  prepare(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  copyTo(sink: Writable, range?: ByteRange): Promise<void> {
+    return sendBytes(sink, this.#bytes, range);
+  }
+
+  release(): void {
+    // Memory is held by whoever refers to it.
+  }
+}
+
+async function sendBytes(sink: Writable, all: Buffer, range: ByteRange | undefined): Promise<void> {
+  const bytes = range ? all.subarray(range.start, range.end) : all;
+  if (bytes.length <= smallSize) {
+    // The kernel takes that much: nothing to wait for.
+    sink.end(bytes);
+    return;
+  }
+  const outlet = new Outlet(sink);
+  try {
+    await outlet.end(bytes);
+  } finally {
+    outlet.close();
+  }
+}
+
+export interface SharedFileEvents {
+  readonly onIdle: () => void;
+  readonly onDamaged: () => void;
+}
+
+/** A stored blob's file: opened once for all who lease it, closed when the last has left. */
+export class SharedFile {
+  readonly path: string;
+  readonly #row: Descriptor;
+  readonly #events: SharedFileEvents;
+  #handle: Promise<FileHandle> | undefined;
+  #users = 1;
+
+  constructor(row: Descriptor, path: string, events: SharedFileEvents) {
+    this.#row = row;
+    this.path = path;
+    this.#events = events;
+  }
+
+  enter(): this {
+    this.#users += 1;
+    return this;
+  }
+
+  leave(): void {
+    this.#users -= 1;
+    if (this.#users > 0) return;
+    this.#events.onIdle();
+    // A handle that could not be opened has told its users so.
+    this.#handle?.then((handle) => handle.close()).catch(() => undefined);
+  }
+
+  open(): Promise<FileHandle> {
+    this.#handle ??= open(this.path, 'r');
+    return this.#handle;
+  }
+
+  /** Runs a look at the file; what it finds wrong with it makes the blob `damaged`. */
+  async inspect<T>(look: () => Promise<T>): Promise<T> {
+    try {
+      return await look();
+    } catch (error) {
+      const missing = errorCode(error) === 'ENOENT';
+      if (!missing && !(error instanceof MirrorError)) throw error;
+      this.#events.onDamaged();
+      throw missing ? this.damaged('its file is missing', error) : error;
+    }
+  }
+
+  checkSize(size: number): void {
+    if (size !== this.#row.size) throw this.damaged(`its file has ${size} bytes, expected ${this.#row.size}`);
+  }
+
+  damaged(why: string, cause?: unknown): MirrorError {
+    return new MirrorError('damaged', `blob ${this.#row.digest}: ${why}`, { cause });
+  }
+}
+
+abstract class FileContent implements Content {
+  readonly digest: Digest;
+  readonly size: number;
+  readonly mediaType: string;
+  protected readonly file: SharedFile;
+  #released = false;
+
+  constructor(row: Descriptor, file: SharedFile) {
+    this.digest = row.digest;
+    this.size = row.size;
+    this.mediaType = row.mediaType;
+    this.file = file;
+  }
+
+  abstract prepare(): Promise<void>;
+  abstract copyTo(sink: Writable, range?: ByteRange): Promise<void>;
+
+  release(): void {
+    if (this.#released) return;
+    this.#released = true;
+    this.file.leave();
+  }
+}
+
+/** A file small enough to be read and verified as a whole, and then kept in memory. */
+export class SmallContent extends FileContent {
+  readonly #keep: (bytes: Buffer) => void;
+  #bytes: Buffer | undefined;
+
+  constructor(row: Descriptor, file: SharedFile, keep: (bytes: Buffer) => void) {
+    super(row, file);
+    this.#keep = keep;
+  }
+
+  async prepare(): Promise<void> {
+    this.#bytes = await this.file.inspect(async () => {
+      const bytes = await readFile(this.file.path);
+      this.file.checkSize(bytes.length);
+      if (digestOf(bytes, algorithmOf(this.digest)) !== this.digest) {
+        throw this.file.damaged('its file has other bytes');
+      }
+      return bytes;
+    });
+    this.#keep(this.#bytes);
+  }
+
+  copyTo(sink: Writable, range?: ByteRange): Promise<void> {
+    if (!this.#bytes) throw new Error('copyTo before prepare');
+    return sendBytes(sink, this.#bytes, range);
+  }
+}
+
+export class StoredContent extends FileContent {
+  readonly #buffers: Buffers;
+  #handle: FileHandle | undefined;
+
+  constructor(row: Descriptor, file: SharedFile, buffers: Buffers) {
+    super(row, file);
+    this.#buffers = buffers;
+  }
+
+  async prepare(): Promise<void> {
+    this.#handle = await this.file.inspect(async () => {
+      const handle = await this.file.open();
+      this.file.checkSize((await handle.stat()).size);
+      return handle;
+    });
+  }
+
+  copyTo(sink: Writable, range?: ByteRange): Promise<void> {
+    if (!this.#handle) throw new Error('copyTo before prepare');
+    const { size } = this;
+    const source = {
+      what: `blob ${this.digest}`,
+      handle: this.#handle,
+      size,
+      fault: undefined,
+      readableTo: () => size,
+      onChange: () => () => undefined,
+    };
+    return copyFile(source, sink, range, this.#buffers);
+  }
+}
