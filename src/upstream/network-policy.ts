@@ -1,0 +1,195 @@
+import { lookup as dnsLookup, type LookupAddress, type LookupOptions } from 'node:dns';
+import { isIP } from 'node:net';
+import ipaddr from 'ipaddr.js';
+import { LRUCache } from 'lru-cache';
+import { getDomain } from 'tldts';
+import { buildConnector } from 'undici';
+import { MirrorError } from '../util/errors.ts';
+
+export interface NetworkPolicyOptions {
+  /** The upstream's own URL. */
+  url: URL;
+  /** Private and loopback addresses are allowed for this upstream, and any port. */
+  allowPrivateNetwork: boolean;
+  /** URL prefixes, beside the upstream's own domain, that its credentials may go to. */
+  realms: readonly string[];
+}
+
+type Reach = 'public' | 'private' | 'forbidden';
+
+const lookupTtlMs = 30_000;
+// Cloud metadata services outside the link-local range.
+const metadataAddresses = ['fd00:ec2::254', '100.100.100.200'];
+
+const privateRanges = new Set<string>(['private', 'uniqueLocal', 'loopback', 'carrierGradeNat']);
+
+/** Where an address leads. IPv4 inside IPv6 (mapped, NAT64) counts as what it stands for. */
+export function reachOf(address: string): Reach {
+  if (!ipaddr.isValid(address)) return 'forbidden';
+  let ip = ipaddr.process(address);
+  if (ip instanceof ipaddr.IPv6 && ip.range() === 'rfc6052') {
+    ip = new ipaddr.IPv4(ip.toByteArray().slice(12));
+  }
+  if (metadataAddresses.includes(ip.toString())) return 'forbidden';
+  const range = ip.range();
+  if (range === 'unicast') return 'public';
+  return privateRanges.has(range) ? 'private' : 'forbidden';
+}
+
+/** A host that can only be meant for the own network: an address of it, `localhost`, or a name without a dot. */
+function isPrivateHost(host: string): boolean {
+  const bare = unbracket(host);
+  if (isIP(bare)) return reachOf(bare) === 'private';
+  return !bare.includes('.') || bare.endsWith('.localhost');
+}
+
+function unbracket(host: string): string {
+  return host.replace(/^\[(.*)\]$/, '$1');
+}
+
+/**
+ * Where an upstream may send us: its redirects and its realm come from outside. Names are checked by the addresses that
+ * they resolve to when connecting, so that a name which changes its mind gains nothing. All methods throw
+ * `address-refused`.
+ */
+export class NetworkPolicy {
+  readonly #options: NetworkPolicyOptions;
+  readonly #privateAllowed: boolean;
+  readonly #addresses = new LRUCache<string, Promise<LookupAddress[]>>({ max: 1000, ttl: lookupTtlMs });
+
+  constructor(options: NetworkPolicyOptions) {
+    this.#options = options;
+    this.#privateAllowed = options.allowPrivateNetwork || isPrivateHost(options.url.hostname);
+    if (options.url.protocol === 'http:' && !this.#privateAllowed) {
+      throw new MirrorError(
+        'address-refused',
+        `upstream ${options.url.origin}: plain http is for private and loopback hosts only; use https, or set allowPrivateNetwork`,
+      );
+    }
+  }
+
+  /** A redirect's target. */
+  checkRedirect(from: URL, to: URL): void {
+    const what = `redirect from ${from.host} to ${to.host}`;
+    this.#checkUrl(to, what);
+    if (from.protocol === 'https:' && to.protocol !== 'https:') throw refused(`${what}: leaves https`);
+  }
+
+  /** A token server: it is given credentials, so it must belong to the upstream. */
+  checkRealm(text: string): URL {
+    const url = URL.parse(text);
+    if (!url) throw refused(`realm ${JSON.stringify(text.slice(0, 200))}: not a URL`);
+    const what = `realm ${url.origin}${url.pathname}`;
+    this.#checkUrl(url, what);
+    if (url.protocol !== 'https:' && this.#options.url.protocol === 'https:')
+      throw refused(`${what}: is not https`);
+    const { hostname } = this.#options.url;
+    const domain = getDomain(hostname, { allowPrivateDomains: true });
+    const covered =
+      url.hostname === hostname ||
+      (domain !== null && getDomain(url.hostname, { allowPrivateDomains: true }) === domain) ||
+      this.#options.realms.some((realm) => isPrefix(realm, url));
+    if (!covered)
+      throw refused(
+        `${what}: does not belong to ${hostname}; if it does, name it in the upstream's "realms"`,
+      );
+    return url;
+  }
+
+  /** Connects under this policy. */
+  connector(timeoutMs: number): buildConnector.connector {
+    const connect = buildConnector({
+      timeout: timeoutMs,
+      allowH2: false,
+      lookup: (hostname: string, options: LookupOptions, callback: LookupCallback) =>
+        void this.#lookup(hostname, options, callback),
+    });
+    return (options, callback) => {
+      const literal = unbracket(options.hostname);
+      try {
+        if (isIP(literal)) this.#checkAddress(literal, options.hostname);
+      } catch (error) {
+        callback(error as Error, null);
+        return;
+      }
+      connect(options, (...[error, socket]) => {
+        if (error) {
+          callback(error, null);
+          return;
+        }
+        try {
+          this.#checkAddress(socket.remoteAddress ?? '', options.hostname);
+          callback(null, socket);
+        } catch (refusal) {
+          socket.destroy();
+          callback(refusal as Error, null);
+        }
+      });
+    };
+  }
+
+  #checkUrl(url: URL, what: string): void {
+    if (url.protocol !== 'https:' && url.protocol !== 'http:') throw refused(`${what}: not an http URL`);
+    if (url.username !== '' || url.password !== '') throw refused(`${what}: carries credentials`);
+    const port = Number(url.port);
+    if (
+      url.port !== '' &&
+      ![80, 443, Number(this.#options.url.port)].includes(port) &&
+      !this.#privateAllowed
+    ) {
+      throw refused(`${what}: port ${port}`);
+    }
+    const host = unbracket(url.hostname);
+    if (isIP(host)) this.#checkAddress(host, what);
+  }
+
+  #checkAddress(address: string, what: string): void {
+    const reach = reachOf(address);
+    if (reach === 'public' || (reach === 'private' && this.#privateAllowed)) return;
+    const remedy = reach === 'private' ? '; if it is meant, set allowPrivateNetwork for this upstream' : '';
+    throw refused(`${what}: ${address} is not a public address${remedy}`);
+  }
+
+  async #lookup(hostname: string, options: LookupOptions, callback: LookupCallback): Promise<void> {
+    try {
+      const addresses = await this.#resolve(hostname);
+      const allowed = addresses.filter(({ address }) => this.#isAllowed(address));
+      const [first] = allowed;
+      if (!first) this.#checkAddress(addresses[0]?.address ?? '', hostname);
+      if (options.all) callback(null, allowed);
+      else callback(null, first?.address ?? '', first?.family);
+    } catch (error) {
+      callback(error as Error, []);
+    }
+  }
+
+  #isAllowed(address: string): boolean {
+    const reach = reachOf(address);
+    return reach === 'public' || (reach === 'private' && this.#privateAllowed);
+  }
+
+  #resolve(hostname: string): Promise<LookupAddress[]> {
+    const known = this.#addresses.get(hostname);
+    if (known) return known;
+    const asked = new Promise<LookupAddress[]>((resolve, reject) => {
+      dnsLookup(hostname, { all: true }, (error, addresses) => {
+        if (error) reject(error);
+        else resolve(addresses);
+      });
+    });
+    this.#addresses.set(hostname, asked);
+    asked.catch(() => this.#addresses.delete(hostname));
+    return asked;
+  }
+}
+
+type LookupCallback = (error: Error | null, address: string | LookupAddress[], family?: number) => void;
+
+function isPrefix(realm: string, url: URL): boolean {
+  const prefix = URL.parse(realm);
+  return prefix !== null && prefix.origin === url.origin && url.pathname.startsWith(prefix.pathname);
+}
+
+function refused(message: string): MirrorError {
+  return new MirrorError('address-refused', message);
+}

@@ -1,0 +1,292 @@
+import { smallSize, type Descriptor } from '../oci/content.ts';
+import { algorithmOf, digestOf, isDigest, type Digest } from '../oci/digest.ts';
+import { acceptManifests, bareMediaType } from '../oci/manifest.ts';
+import { parseContentRange, type ByteRange } from '../oci/range.ts';
+import type { Repo } from '../oci/repo.ts';
+import type { Clock } from '../util/clock.ts';
+import { errorCode, isFault, MirrorError } from '../util/errors.ts';
+import type { Metrics } from '../util/metrics.ts';
+import type { Body } from './body.ts';
+import { NetworkPolicy, type NetworkPolicyOptions } from './network-policy.ts';
+import { parseRetryAfter } from './retry-after.ts';
+import { Tokens, type Account, type Authorization } from './tokens.ts';
+import { one, toFault, Transport, type Call, type Response, type TransportOptions } from './transport.ts';
+
+export interface UpstreamOptions extends NetworkPolicyOptions, TransportOptions {
+  /** The name that clients and metrics know it by: `docker.io`. */
+  registry: string;
+  account: Account | undefined;
+  maxManifestBytes: number;
+}
+
+export interface UpstreamContext {
+  readonly clock: Clock;
+  readonly metrics: Metrics;
+}
+
+export interface UpstreamManifest extends Descriptor {
+  readonly bytes: Buffer;
+}
+
+export interface UpstreamBlob {
+  /** Of the whole blob; undefined when the upstream does not tell. */
+  readonly size: number | undefined;
+  readonly body: Body;
+}
+
+type Ask = Omit<Call, 'url' | 'redirected'> & { readonly repo: Repo; readonly path: string };
+
+const maxRedirects = 5;
+const redirects = new Set([301, 302, 303, 307, 308]);
+// What servers answer that do not let HEAD through; the same question as a GET then decides.
+const headRefusals = new Set([400, 403, 405, 501]);
+
+/**
+ * One upstream registry: authenticates, follows redirects, tries once more what is worth it, and turns every answer
+ * into a value or a fault. `signal` is the deadline over everything before the first byte.
+ */
+export class RegistryClient {
+  readonly registry: string;
+  /** Content comes with an account, and so is not public. */
+  readonly authenticated: boolean;
+  readonly #base: URL;
+  readonly #maxManifestBytes: number;
+  readonly #clock: Clock;
+  readonly #policy: NetworkPolicy;
+  readonly #transport: Transport;
+  readonly #tokens: Tokens;
+
+  constructor(options: UpstreamOptions, { clock, metrics }: UpstreamContext) {
+    this.registry = options.registry;
+    this.authenticated = options.account !== undefined;
+    this.#base = options.url;
+    this.#maxManifestBytes = options.maxManifestBytes;
+    this.#clock = clock;
+    this.#policy = new NetworkPolicy(options);
+    this.#transport = new Transport(options.registry, options, this.#policy, metrics);
+    this.#tokens = new Tokens(options.registry, options.url, {
+      transport: this.#transport,
+      policy: this.#policy,
+      account: options.account,
+      clock,
+    });
+  }
+
+  /** What a reference points to now. Undefined when the upstream will not say it to a HEAD. Throws `manifest-unknown`. */
+  async head(repo: Repo, reference: string, signal: AbortSignal): Promise<Descriptor | undefined> {
+    const response = await this.#fetch(askManifest('HEAD', repo, reference, signal));
+    response.body.discard();
+    if (response.status !== 200) return undefined;
+    const digest = one(response.headers, 'docker-content-digest') ?? '';
+    const size = Number(one(response.headers, 'content-length') ?? 0);
+    const mediaType = bareMediaType(one(response.headers, 'content-type'));
+    if (!isDigest(digest) || !(size > 0) || mediaType === undefined) return undefined;
+    return { digest, size, mediaType };
+  }
+
+  /** The exact bytes, verified if the reference is a digest. Throws `manifest-unknown`, `digest-mismatch`. */
+  manifest(repo: Repo, reference: string, signal: AbortSignal): Promise<UpstreamManifest> {
+    const ask = askManifest('GET', repo, reference, signal);
+    return this.#tryTwice(async () => {
+      const response = await this.#once(ask);
+      const bytes = await this.#bytes(ask, response.body, this.#maxManifestBytes);
+      const mediaType = bareMediaType(one(response.headers, 'content-type'));
+      if (mediaType === undefined)
+        throw new MirrorError('upstream-invalid', `${ask.what}: no usable Content-Type`);
+      const said = one(response.headers, 'docker-content-digest') ?? '';
+      const expected = isDigest(reference) ? reference : isDigest(said) ? said : digestOf(bytes);
+      if (digestOf(bytes, algorithmOf(expected)) !== expected) {
+        throw new MirrorError('digest-mismatch', `${ask.what}: the bytes do not hash to ${expected}`);
+      }
+      return { digest: expected, size: bytes.length, mediaType, bytes };
+    });
+  }
+
+  /** The size of a blob, without its bytes: proof that the repo has it. Throws `blob-unknown`. */
+  async headBlob(repo: Repo, digest: Digest, signal: AbortSignal): Promise<number | undefined> {
+    const response = await this.#fetch(askBlob('HEAD', repo, digest, signal));
+    response.body.discard();
+    const length = one(response.headers, 'content-length');
+    if (response.status === 200 && length !== undefined) return Number(length);
+    // Signed links are often made for GET alone: one byte tells the size too.
+    const probe = await this.blob(repo, digest, { start: 0, end: 1 }, signal);
+    probe.body.discard();
+    return probe.size;
+  }
+
+  /** The bytes, or those of `range`, as they come. Throws `blob-unknown`. */
+  async blob(
+    repo: Repo,
+    digest: Digest,
+    range: ByteRange | undefined,
+    signal: AbortSignal,
+  ): Promise<UpstreamBlob> {
+    const ask = askBlob('GET', repo, digest, signal, range);
+    const { status, headers, body } = await this.#fetch(ask);
+    const wrong = (why: string): MirrorError => {
+      body.discard();
+      return new MirrorError('upstream-invalid', `${ask.what}: ${why}`);
+    };
+    if (bareMediaType(one(headers, 'content-type')) === 'text/html')
+      throw wrong('the upstream sent a web page');
+    const length = one(headers, 'content-length');
+    if (status === 200) {
+      if (range && range.start > 0) throw wrong('the upstream ignores Range');
+      return { size: length === undefined ? undefined : Number(length), body };
+    }
+    const part = parseContentRange(one(headers, 'content-range'));
+    if (!range || part?.range.start !== range.start || part.range.end > range.end)
+      throw wrong('not the range asked for');
+    return { size: part.total, body };
+  }
+
+  /** All bytes of a small blob's body. Throws when they are not `size`. */
+  async bytes(what: string, body: Body, size: number): Promise<Buffer> {
+    const bytes = await this.#bytes({ what }, body, smallSize);
+    if (bytes.length !== size)
+      throw new MirrorError('upstream-invalid', `${what}: ${bytes.length} bytes, not ${size}`);
+    return bytes;
+  }
+
+  close(): Promise<void> {
+    return this.#transport.close();
+  }
+
+  #fetch(ask: Ask): Promise<Response> {
+    return this.#tryTwice(() => this.#once(ask));
+  }
+
+  async #tryTwice<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      if (!isWorthARetry(error)) throw error;
+      return await work();
+    }
+  }
+
+  /** Status 200, 206, or what a HEAD may also be answered with. */
+  async #once(ask: Ask): Promise<Response> {
+    let authorization = await this.#tokens.authorize(ask.repo, ask.signal);
+    let response = await this.#follow(ask, authorization);
+    if (response.status === 401 && !authorization.fresh && authorization.header !== undefined) {
+      // Some registries challenge an expired token towards another realm: ask for the challenge without it.
+      response.body.discard();
+      this.#tokens.drop(ask.repo);
+      authorization = { header: undefined, challenge: '', fresh: false };
+      response = await this.#follow(ask, authorization);
+    }
+    if (response.status === 401) {
+      const next = await this.#tokens.challenged(response, ask.repo, ask.signal);
+      const isNew = next !== undefined && next.challenge !== authorization.challenge;
+      if (isNew) {
+        response.body.discard();
+        response = await this.#follow(ask, next);
+      }
+    }
+    const fault = this.#faultOf(ask, response);
+    if (!fault) return response;
+    response.body.discard();
+    throw fault;
+  }
+
+  async #follow(ask: Ask, authorization: Authorization): Promise<Response> {
+    let url = new URL(ask.path, this.#base);
+    for (let hops = 0; ; hops++) {
+      const own = url.origin === this.#base.origin && authorization.header !== undefined;
+      const headers = own ? { ...ask.headers, authorization: authorization.header } : ask.headers;
+      const response = await this.#transport.send({ ...ask, url, headers, redirected: hops > 0 });
+      if (
+        url.origin !== this.#base.origin &&
+        (response.status === 400 || response.status === 401 || response.status === 403)
+      ) {
+        response.body.discard();
+        throw new MirrorError('redirect-refused', `${ask.what}: ${url.host} answered ${response.status}`);
+      }
+      if (!redirects.has(response.status)) return response;
+      response.body.discard();
+      if (hops === maxRedirects)
+        throw new MirrorError('upstream-invalid', `${ask.what}: more than ${maxRedirects} redirects`);
+      const next = URL.parse(one(response.headers, 'location') ?? '', url);
+      if (!next || next.href === url.href) {
+        throw new MirrorError('upstream-invalid', `${ask.what}: ${url.host} redirects to nowhere`);
+      }
+      this.#policy.checkRedirect(url, next);
+      url = next;
+    }
+  }
+
+  #faultOf({ what, kind, method }: Ask, { status, headers }: Response): MirrorError | undefined {
+    if (status === 200 || status === 206) {
+      const coding = one(headers, 'content-encoding');
+      if (coding === undefined || coding === 'identity') return undefined;
+      return new MirrorError('upstream-invalid', `${what}: came coded as ${JSON.stringify(coding)}`);
+    }
+    if (status === 404)
+      return new MirrorError(kind === 'blob' ? 'blob-unknown' : 'manifest-unknown', `${what}: not found`);
+    if (method === 'HEAD' && headRefusals.has(status)) return undefined;
+    if (status === 401 || status === 403) {
+      return new MirrorError(
+        'repo-unknown',
+        `${what}: not found, or not permitted (the upstream answered ${status})`,
+      );
+    }
+    const message = `${what}: the upstream answered ${status}`;
+    if (status === 429) {
+      const retryAfterMs = parseRetryAfter(one(headers, 'retry-after'), this.#clock.now());
+      return new MirrorError('upstream-limited', `${message}: its rate limit is reached`, { retryAfterMs });
+    }
+    return new MirrorError(status >= 500 ? 'upstream-down' : 'upstream-invalid', message);
+  }
+
+  async #bytes(ask: { what: string; signal?: AbortSignal }, body: Body, limit: number): Promise<Buffer> {
+    const abort = (): void => body.discard(ask.signal?.reason as Error);
+    ask.signal?.addEventListener('abort', abort, { once: true });
+    let bytes: Buffer | undefined;
+    try {
+      bytes = await body.bytes(limit);
+    } catch (cause) {
+      throw toFault(ask.what, cause, ask.signal);
+    } finally {
+      ask.signal?.removeEventListener('abort', abort);
+    }
+    if (!bytes) throw new MirrorError('upstream-invalid', `${ask.what}: more than ${limit} bytes`);
+    return bytes;
+  }
+}
+
+function askManifest(method: 'GET' | 'HEAD', repo: Repo, reference: string, signal: AbortSignal): Ask {
+  return {
+    method,
+    repo,
+    kind: 'manifest',
+    path: `/v2/${repo.name}/manifests/${reference}`,
+    what: `${method} ${repo.key} manifest ${reference}`,
+    headers: { accept: acceptManifests },
+    signal,
+  };
+}
+
+function askBlob(
+  method: 'GET' | 'HEAD',
+  repo: Repo,
+  digest: Digest,
+  signal: AbortSignal,
+  range?: ByteRange,
+): Ask {
+  return {
+    method,
+    repo,
+    kind: 'blob',
+    path: `/v2/${repo.name}/blobs/${digest}`,
+    what: `${method} ${repo.key} blob ${digest}`,
+    headers: range ? { range: `bytes=${range.start}-${range.end - 1}` } : {},
+    signal,
+  };
+}
+
+/** A host that does not even accept a connection would only cost the same time again. */
+function isWorthARetry(error: unknown): boolean {
+  if (!isFault(error, 'upstream-down', 'redirect-refused')) return false;
+  return errorCode(error.cause) !== 'UND_ERR_CONNECT_TIMEOUT' && errorCode(error.cause) !== 'ENOTFOUND';
+}
