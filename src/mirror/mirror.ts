@@ -1,0 +1,279 @@
+import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
+import type { Digest } from '../oci/digest.ts';
+import { parseManifest } from '../oci/manifest.ts';
+import type { Repo } from '../oci/repo.ts';
+import type { Reference } from '../oci/route.ts';
+import type { BlobStore } from '../store/blob-store.ts';
+import type { TagRow } from '../store/catalog.ts';
+import type { RegistryClient, UpstreamManifest } from '../upstream/registry-client.ts';
+import type { Clock } from '../util/clock.ts';
+import type { MirrorError } from '../util/errors.ts';
+import { isFault, toMirrorError } from '../util/errors.ts';
+import { Flight } from '../util/flight.ts';
+import type { Access } from './access.ts';
+import type { Fills } from './fills.ts';
+import { isFresh, isServableStale, type TagPolicy } from './freshness.ts';
+import { Negatives } from './negatives.ts';
+import type { Tags } from './tags.ts';
+import type { Upstreams } from './upstreams.ts';
+
+/** How an answer was come by. */
+export type Result = 'hit' | 'joined' | 'miss' | 'revalidated' | 'stale';
+
+export interface Answer {
+  readonly digest: Digest;
+  readonly mediaType: string;
+  /** Undefined while the upstream has not told. */
+  readonly size: number | undefined;
+  /** To be released by the caller. Absent in the answer to a HEAD. */
+  readonly content?: Content;
+  readonly result: Result;
+  readonly reason?: string;
+  /** Since the upstream last said that the tag points there. */
+  readonly ageMs?: number;
+}
+
+export type Method = 'GET' | 'HEAD';
+
+export interface MirrorOptions {
+  firstByteTimeoutMs: number;
+  tags: TagPolicy;
+}
+
+export interface MirrorContext {
+  readonly clock: Clock;
+  readonly store: BlobStore;
+  readonly fills: Fills;
+  readonly access: Access;
+  readonly tags: Tags;
+  readonly upstreams: Upstreams;
+}
+
+/**
+ * What it has, it serves from the store. What it lacks, it streams from the upstream while writing it down, once,
+ * however many ask. What a tag points to it asks when its time is up, and serves as it was while the upstream cannot
+ * say. Nobody gets content of a repo that the upstream has not given or confirmed for that repo.
+ */
+export class Mirror {
+  readonly #options: MirrorOptions;
+  readonly #context: MirrorContext;
+  readonly #store: BlobStore;
+  readonly #negatives: Negatives;
+  readonly #manifests = new Flight<string, Content>();
+  readonly #revalidations = new Flight<string, TagRow>();
+  readonly #proofs = new Flight<string, true>();
+
+  constructor(options: MirrorOptions, context: MirrorContext) {
+    this.#options = options;
+    this.#context = context;
+    this.#store = context.store;
+    this.#negatives = new Negatives(options.tags.negativeTtlMs, context.clock);
+  }
+
+  async manifest(repo: Repo, reference: Reference, method: Method): Promise<Answer> {
+    if ('digest' in reference) return this.#manifest(repo, reference.digest, method);
+    return this.#tag(repo, reference.tag, method);
+  }
+
+  async blob(repo: Repo, digest: Digest, method: Method): Promise<Answer> {
+    const { fills } = this.#context;
+    return this.#unlessKnownAbsent(`${repo.key} blob ${digest}`, async () => {
+      for (;;) {
+        await this.#authorise(repo, digest, 'blob');
+        // From here to the lease nothing waits: the content is in one of the two, or in neither.
+        const held = this.#lease(digest, method);
+        if (!held && method === 'HEAD') {
+          const size = await this.#upstreamOf(repo).headBlob(repo, digest, this.#deadline());
+          return { digest, mediaType: blobMediaType, size, result: 'miss' };
+        }
+        if (!held) {
+          const { content, joined } = fills.join(repo, digest);
+          return { ...answer(await content, joined ? 'joined' : 'miss'), mediaType: blobMediaType };
+        }
+        if (await isReadable(held)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
+      }
+    });
+  }
+
+  async #manifest(repo: Repo, digest: Digest, method: Method): Promise<Answer> {
+    return this.#unlessKnownAbsent(`${repo.key} manifest ${digest}`, async () => {
+      while (this.#holdsManifest(digest)) {
+        await this.#authorise(repo, digest, 'manifest');
+        const held = this.#lease(digest, method);
+        if (held && (await isReadable(held))) return answer(held, 'hit');
+      }
+      if (method === 'HEAD') {
+        // A GET would cost a pull, and the client has not asked for the bytes.
+        const said = await this.#upstreamOf(repo).head(repo, digest, this.#deadline());
+        if (said) return { ...said, digest, result: 'miss' };
+      }
+      const { outcome, joined } = this.#manifests.run(`${repo.key}@${digest}`, () =>
+        this.#fetch(repo, digest),
+      );
+      return answer(await outcome, joined ? 'joined' : 'miss');
+    });
+  }
+
+  async #tag(repo: Repo, tag: string, method: Method): Promise<Answer> {
+    const { clock, tags, upstreams } = this.#context;
+    const key = `${repo.key}:${tag}`;
+    const known = tags.get(repo, tag);
+    const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), upstreams.of(repo).tagTtlMs);
+    try {
+      const row = fresh
+        ? known
+        : await this.#unlessKnownAbsent(
+            key,
+            () => this.#revalidations.run(key, () => this.#revalidate(repo, tag)).outcome,
+          );
+      const ageMs = clock.now() - row.checkedAt;
+      if (method === 'HEAD' && !this.#holdsManifest(row.digest)) {
+        // The row has all that a HEAD wants, and a pull is spent only on who asks for the bytes.
+        const { digest, mediaType, size } = row;
+        return { digest, mediaType, size, result: fresh ? 'hit' : 'miss', ageMs };
+      }
+      const found = await this.#manifest(repo, row.digest, method);
+      if (found.result !== 'hit') return { ...found, ageMs };
+      return fresh ? { ...found, reason: 'tag-fresh', ageMs } : { ...found, result: 'revalidated', ageMs };
+    } catch (error) {
+      const row = tags.get(repo, tag);
+      const stale = row && (await this.#stale(repo, row, method, toMirrorError(error)));
+      if (stale) return stale;
+      throw error;
+    }
+  }
+
+  /** Asks what the tag points to: a HEAD costs no pull; the manifest follows by digest, if it is not held. */
+  async #revalidate(repo: Repo, tag: string): Promise<TagRow> {
+    const { tags, access } = this.#context;
+    const upstream = this.#upstreamOf(repo);
+    try {
+      const said = await upstream.head(repo, tag, this.#deadline());
+      if (said) {
+        access.confirm(repo, said.digest, upstream.authenticated);
+        return tags.set(repo, tag, said);
+      }
+      const manifest = await upstream.manifest(repo, tag, this.#deadline());
+      this.#keep(repo, manifest, upstream);
+      return tags.set(repo, tag, manifest);
+    } catch (error) {
+      if (toMirrorError(error).row.definite) tags.remove(repo, tag);
+      throw error;
+    }
+  }
+
+  async #fetch(repo: Repo, digest: Digest): Promise<Content> {
+    const upstream = this.#upstreamOf(repo);
+    return this.#keep(repo, await upstream.manifest(repo, digest, this.#deadline()), upstream);
+  }
+
+  #keep(repo: Repo, manifest: UpstreamManifest, upstream: RegistryClient): Content {
+    const { digest, mediaType, bytes } = manifest;
+    const children = parseManifest(bytes, mediaType, `${repo.key} manifest ${digest}`);
+    this.#context.access.confirm(repo, digest, upstream.authenticated);
+    return this.#store.put(bytes, { digest, mediaType, children });
+  }
+
+  /** The tag as it was, if the upstream cannot be asked now and the image can be pulled without it. */
+  async #stale(repo: Repo, row: TagRow, method: Method, error: MirrorError): Promise<Answer | undefined> {
+    const now = this.#context.clock.now();
+    if (!error.row.stale || !isServableStale(row.checkedAt, now, this.#options.tags)) return undefined;
+    const digest = [row.digest, row.previous].find((each) => each !== null && this.#isWhole(repo, each));
+    const held = digest && this.#lease(digest, method);
+    if (!held || !(await isReadable(held))) return undefined;
+    return { ...answer(held, 'stale'), reason: error.fault, ageMs: now - row.checkedAt };
+  }
+
+  /** Whether the image can be pulled from the store alone: whoever has got its manifest can no longer change host. */
+  #isWhole(repo: Repo, digest: Digest): boolean {
+    const has = (part: Digest): boolean =>
+      this.#store.describe(part) !== undefined && this.#context.access.grantedOnce(repo, part);
+    if (!has(digest)) return false;
+    const children = this.#store.children(digest);
+    const images = children.filter(({ kind }) => kind === 'manifest');
+    if (images.length > 0) return images.some((image) => this.#isWhole(repo, image.digest));
+    return children.every((child) => child.foreign || has(child.digest));
+  }
+
+  #holdsManifest(digest: Digest): boolean {
+    const held = this.#store.describe(digest);
+    return held !== undefined && held.mediaType !== blobMediaType;
+  }
+
+  /** For a GET a lease, for a HEAD what is known of it. */
+  #lease(digest: Digest, method: Method): Content | Descriptor | undefined {
+    return method === 'HEAD' ? this.#store.describe(digest) : this.#store.open(digest);
+  }
+
+  /**
+   * Resolves when the repo may have the content, if it is there; what is not there the upstream gives or refuses. The
+   * caller looks for it in the same tick.
+   */
+  async #authorise(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<void> {
+    const { access, fills } = this.#context;
+    while ((this.#store.describe(digest) || fills.has(digest)) && !access.grants(repo, digest)) {
+      const opening = fills.opening(digest);
+      if (opening?.repo.key === repo.key) return;
+      // Its answer may make the content public.
+      if (opening) await opening.settled;
+      else return this.#prove(repo, digest, kind);
+    }
+  }
+
+  /** Asks the upstream whether the repo has the digest; an old yes is enough while it cannot be asked. */
+  async #prove(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<void> {
+    const { access } = this.#context;
+    const upstream = this.#upstreamOf(repo);
+    const ask = async (): Promise<true> => {
+      if (kind === 'blob') await upstream.headBlob(repo, digest, this.#deadline());
+      else if (!(await upstream.head(repo, digest, this.#deadline()))) {
+        await upstream.manifest(repo, digest, this.#deadline());
+      }
+      access.confirm(repo, digest, upstream.authenticated);
+      return true;
+    };
+    try {
+      await this.#proofs.run(`${repo.key} ${kind} ${digest}`, ask).outcome;
+    } catch (error) {
+      const { row } = toMirrorError(error);
+      if (row.definite) access.revoke(repo, digest);
+      if (!row.stale || !access.grantedOnce(repo, digest)) throw error;
+    }
+  }
+
+  async #unlessKnownAbsent<T>(key: string, work: () => Promise<T>): Promise<T> {
+    this.#negatives.check(key);
+    try {
+      return await work();
+    } catch (error) {
+      this.#negatives.note(key, toMirrorError(error));
+      throw error;
+    }
+  }
+
+  #upstreamOf(repo: Repo): RegistryClient {
+    return this.#context.upstreams.of(repo).client;
+  }
+
+  #deadline(): AbortSignal {
+    return AbortSignal.timeout(this.#options.firstByteTimeoutMs);
+  }
+}
+
+function answer(held: Content | Descriptor, result: Result): Answer {
+  const { digest, mediaType, size } = held;
+  return { digest, mediaType, size, result, ...('copyTo' in held && { content: held }) };
+}
+
+/** What is damaged has been dropped from the store, and is to be looked for again. */
+async function isReadable(held: Content | Descriptor): Promise<boolean> {
+  if (!('copyTo' in held)) return true;
+  try {
+    await held.prepare();
+    return true;
+  } catch (error) {
+    held.release();
+    if (isFault(error, 'damaged')) return false;
+    throw error;
+  }
+}

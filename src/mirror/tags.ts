@@ -1,0 +1,54 @@
+import { LRUCache } from 'lru-cache';
+import type { Descriptor } from '../oci/content.ts';
+import type { Repo } from '../oci/repo.ts';
+import type { Catalog, TagRow } from '../store/catalog.ts';
+import type { Clock } from '../util/clock.ts';
+import type { Logger } from '../util/log.ts';
+
+const maxRemembered = 20_000;
+
+/** What the tags point to, as the upstream last said: in memory for those in use, in the catalog for all. */
+export class Tags {
+  readonly #catalog: Catalog;
+  readonly #clock: Clock;
+  readonly #log: Logger;
+  readonly #rows = new LRUCache<string, TagRow>({ max: maxRemembered });
+
+  constructor(catalog: Catalog, clock: Clock, log: Logger) {
+    this.#catalog = catalog;
+    this.#clock = clock;
+    this.#log = log;
+  }
+
+  get(repo: Repo, tag: string): TagRow | undefined {
+    const key = `${repo.key}:${tag}`;
+    const known = this.#rows.get(key);
+    if (known) return known;
+    const row = this.#catalog.tag(repo, tag);
+    if (row) this.#rows.set(key, row);
+    return row;
+  }
+
+  /** The upstream says now that the tag points there. */
+  set(repo: Repo, tag: string, { digest, size, mediaType }: Descriptor): TagRow {
+    const before = this.get(repo, tag);
+    const previous = before && before.digest !== digest ? before.digest : (before?.previous ?? null);
+    const row = { digest, size, mediaType, checkedAt: this.#clock.now(), previous };
+    this.#rows.set(`${repo.key}:${tag}`, row);
+    this.#write(repo, tag, () => this.#catalog.setTag(repo, tag, row));
+    return row;
+  }
+
+  remove(repo: Repo, tag: string): void {
+    this.#rows.delete(`${repo.key}:${tag}`);
+    this.#write(repo, tag, () => this.#catalog.removeTag(repo, tag));
+  }
+
+  #write(repo: Repo, tag: string, write: () => void): void {
+    try {
+      write();
+    } catch (error) {
+      this.#log.warn({ err: error, repo: repo.key, tag }, 'a tag could not be written');
+    }
+  }
+}
