@@ -1,0 +1,66 @@
+import { Command, Option } from 'commander';
+import { ConfigError, fileVariable, loadConfig, type Config } from './config.ts';
+import { Service } from './service.ts';
+import { version } from './version.ts';
+
+/** npm passes on the signal that the process group has got already: a second one so soon is the same one. */
+const sameSignalMs = 1000;
+
+export async function run(argv: readonly string[]): Promise<void> {
+  const program = new Command('layercache')
+    .description('A pull-through caching mirror for Docker Hub and any other OCI registry.')
+    .version(version);
+  program
+    .command('serve', { isDefault: true })
+    .description('run the mirror')
+    .addOption(
+      new Option(
+        '-c, --config <file>',
+        'configuration file (default: mirror.config.json, if there is one)',
+      ).env(fileVariable),
+    )
+    .action(async ({ config }: { config?: string }) => serve(config));
+  await program.parseAsync(argv);
+}
+
+async function serve(file: string | undefined): Promise<void> {
+  const config = readConfig(file);
+  if (!config) return;
+  let service: Service;
+  try {
+    service = await Service.start(config);
+  } catch (error) {
+    fail((error as Error).message);
+    return;
+  }
+  stopOnSignals(service);
+}
+
+function readConfig(file: string | undefined): Config | undefined {
+  try {
+    return loadConfig({ file, env: process.env, directory: process.cwd() });
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    fail(error.message);
+    return undefined;
+  }
+}
+
+function stopOnSignals(service: Service): void {
+  let firstAt: number | undefined;
+  const onSignal = (signal: NodeJS.Signals): void => {
+    const now = performance.now();
+    if (firstAt === undefined) {
+      firstAt = now;
+      service.log.events.info({ signal }, 'stopping: running answers have 30 s to finish');
+      void service.stop().then(() => process.exit(0));
+    } else if (now - firstAt > sameSignalMs) process.exit(1);
+  };
+  process.on('SIGTERM', onSignal);
+  process.on('SIGINT', onSignal);
+}
+
+function fail(message: string): void {
+  process.stderr.write(`layercache: ${message}\n`);
+  process.exitCode = 1;
+}

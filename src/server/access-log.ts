@@ -1,0 +1,70 @@
+import type { Repo } from '../oci/repo.ts';
+import type { Log } from '../util/log.ts';
+import type { Kind, Metrics } from '../util/metrics.ts';
+import type { Trace } from '../util/trace.ts';
+
+/** What is known of one request when it has been answered. */
+export class AccessRecord implements Trace {
+  upstreamCalls = 0;
+  kind: Kind | 'ping' | undefined;
+  repo: Repo | undefined;
+  /** A tag or a digest. */
+  reference = '';
+  status = 0;
+  /** As in X-Cache, or `error`. */
+  result = '';
+  reason: string | undefined;
+  fault: string | undefined;
+  bytes = 0;
+  /** Of the whole content, once known. */
+  size: number | undefined;
+  readonly startedAt: number;
+  headersAt = 0;
+
+  constructor(now: number) {
+    this.startedAt = now;
+  }
+}
+
+export interface RequestLine {
+  readonly method: string | undefined;
+  readonly url: string;
+  readonly client: string | undefined;
+  readonly agent: string | undefined;
+}
+
+const maxText = 200;
+
+/** One line a request, and its numbers. The line is put together by hand: it is on the path of every hit. */
+export function finishAccess(
+  record: AccessRecord,
+  line: RequestLine,
+  now: number,
+  log: Log,
+  metrics: Metrics,
+): void {
+  const { kind, repo, result, bytes, startedAt, headersAt } = record;
+  const firstByteMs = (headersAt || now) - startedAt;
+  if (kind === 'manifest' || kind === 'blob') {
+    metrics.answered(repo?.registry ?? '', kind, result, bytes);
+    metrics.requestSeconds.observe((now - startedAt) / 1000);
+    metrics.firstByteSeconds.observe(firstByteMs / 1000);
+  }
+  // Repo, reference and fault are of a checked form; whatever else a client can choose is quoted.
+  log.access(
+    `{"msg":"request","method":"${line.method ?? ''}",` +
+      (repo
+        ? `"kind":"${kind ?? ''}","registry":"${repo.registry}","repo":"${repo.name}","reference":"${record.reference}",`
+        : `"path":${quote(line.url)},`) +
+      `"status":${record.status},"result":"${result}",` +
+      (record.reason === undefined ? '' : `"reason":"${record.reason}",`) +
+      (record.fault === undefined ? '' : `"fault":"${record.fault}",`) +
+      `"bytes":${bytes},"firstByteMs":${firstByteMs.toFixed(1)},"ms":${(now - startedAt).toFixed(1)},` +
+      `"upstreamCalls":${record.upstreamCalls},"client":"${line.client ?? ''}","agent":${quote(line.agent ?? '')}}`,
+  );
+}
+
+/** A query may carry what is nobody's business. */
+function quote(text: string): string {
+  return JSON.stringify(text.split('?', 1)[0]?.slice(0, maxText) ?? '');
+}

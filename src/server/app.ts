@@ -1,0 +1,24 @@
+import express, { type Express, type NextFunction, type Request, type Response } from 'express';
+import { createRegistryHandler, type RegistryContext } from './registry-routes.ts';
+
+/** The registry API as an Express application. */
+export function createRegistryApp(context: RegistryContext): Express {
+  const app = createApp();
+  app.use(createRegistryHandler(context));
+  return app;
+}
+
+/** Express without what would touch an answer: our ETags are digests, our types are bare, our targets are raw. */
+export function createApp(): Express {
+  const app = express();
+  app.disable('x-powered-by');
+  app.set('etag', false);
+  app.set('query parser', false);
+  return app;
+}
+
+/** The last resort: nothing that Express itself refuses is shown with a stack. Express knows it by its four parameters. */
+export function endOnError(_error: unknown, _req: Request, res: Response, _next: NextFunction): void {
+  if (res.headersSent) res.destroy();
+  else res.writeHead(400, { 'Content-Length': 0 }).end();
+}

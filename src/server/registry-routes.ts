@@ -1,0 +1,89 @@
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Mirror } from '../mirror/mirror.ts';
+import type { Upstreams } from '../mirror/upstreams.ts';
+import { parseRoute, type Route } from '../oci/route.ts';
+import type { Clock } from '../util/clock.ts';
+import { MirrorError, toMirrorError } from '../util/errors.ts';
+import type { Log } from '../util/log.ts';
+import type { Metrics } from '../util/metrics.ts';
+import { trace } from '../util/trace.ts';
+import { AccessRecord, finishAccess } from './access-log.ts';
+import { sendAnswer, sendFault, sendPing, type Exchange } from './send.ts';
+import type { Transfers } from './transfers.ts';
+
+export interface RegistryContext {
+  readonly mirror: Mirror;
+  readonly upstreams: Upstreams;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly metrics: Metrics;
+  readonly transfers: Transfers;
+  readonly isDraining: () => boolean;
+}
+
+/**
+ * The registry API as one handler: it never rejects, and every request ends in one access line. Routes are read from
+ * the raw target, since names are parsed from the right and are never what a path pattern takes them for.
+ */
+export function createRegistryHandler(
+  context: RegistryContext,
+): (req: IncomingMessage, res: ServerResponse) => Promise<void> {
+  const { clock, log, metrics, transfers } = context;
+  const now = (): number => clock.monotonic();
+  return async (req, res) => {
+    const record = new AccessRecord(now());
+    const exchange: Exchange = { req, res, record, now, transfers };
+    try {
+      await trace.run(record, () => serve(exchange, context));
+    } catch (error) {
+      report(toMirrorError(error), record, context);
+      sendFault(exchange, error, faultHeaders(error, record));
+    }
+    const { method, url = '', headers, socket } = req;
+    const line = { method, url, client: socket.remoteAddress, agent: headers['user-agent'] };
+    finishAccess(record, line, now(), log, metrics);
+  };
+}
+
+async function serve(exchange: Exchange, { mirror, upstreams, isDraining }: RegistryContext): Promise<void> {
+  const { req, record } = exchange;
+  if (isDraining()) throw new MirrorError('draining', 'this mirror is shutting down');
+  const route = parseRoute(req.method ?? '', req.url ?? '');
+  record.kind = route.kind;
+  if (route.kind === 'ping') {
+    sendPing(exchange);
+    return;
+  }
+  const repo = upstreams.repo(route.name, route.ns);
+  const method = req.method === 'HEAD' ? 'HEAD' : 'GET';
+  record.repo = repo;
+  record.reference = referenceOf(route);
+  const answer =
+    route.kind === 'manifest'
+      ? await mirror.manifest(repo, route.reference, method)
+      : await mirror.blob(repo, route.digest, method);
+  record.size = answer.size;
+  try {
+    await sendAnswer(exchange, answer, route.kind, route.ns);
+  } finally {
+    answer.content?.release();
+  }
+}
+
+function referenceOf(route: Exclude<Route, { kind: 'ping' }>): string {
+  if (route.kind === 'blob') return route.digest;
+  return 'tag' in route.reference ? route.reference.tag : route.reference.digest;
+}
+
+function faultHeaders(error: unknown, { size }: AccessRecord): string[] {
+  const { fault } = toMirrorError(error);
+  return fault === 'range-unsatisfiable' && size !== undefined ? ['Content-Range', `bytes */${size}`] : [];
+}
+
+function report(error: MirrorError, record: AccessRecord, { log, metrics }: RegistryContext): void {
+  metrics.faults.add(1, error.fault);
+  log.events[error.row.level](
+    { err: error, ...(record.repo && { repo: record.repo.key, reference: record.reference }) },
+    'a request failed',
+  );
+}

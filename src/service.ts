@@ -1,0 +1,249 @@
+import { once } from 'node:events';
+import { createServer, type RequestListener, type Server } from 'node:http';
+import { hostname } from 'node:os';
+import type { AddressInfo } from 'node:net';
+import type { Address, Config } from './config.ts';
+import { Access } from './mirror/access.ts';
+import { Fills } from './mirror/fills.ts';
+import { Mirror } from './mirror/mirror.ts';
+import { Tags } from './mirror/tags.ts';
+import { Upstreams } from './mirror/upstreams.ts';
+import { createAdminApp } from './server/admin.ts';
+import { createRegistryApp } from './server/app.ts';
+import { Transfers } from './server/transfers.ts';
+import { BlobStore } from './store/blob-store.ts';
+import { RegistryClient } from './upstream/registry-client.ts';
+import { systemClock, type Clock } from './util/clock.ts';
+import { createLog, type LineSink, type Log } from './util/log.ts';
+import { Metrics } from './util/metrics.ts';
+import { Slots } from './util/slots.ts';
+import { version } from './version.ts';
+
+const drainMs = 30_000;
+
+export interface ServiceOptions {
+  clock?: Clock;
+  /** Instead of standard output. */
+  logSink?: LineSink;
+}
+
+/** Everything put together: build, start, drain, stop. */
+export class Service {
+  readonly log: Log;
+  readonly #config: Config;
+  readonly #store: BlobStore;
+  readonly #upstreams: Upstreams;
+  readonly #fills: Fills;
+  readonly #transfers = new Transfers();
+  readonly #registry: Server;
+  readonly #admin: Server | undefined;
+  readonly #stopping = new AbortController();
+  #draining = false;
+  #reconciled: Promise<void> = Promise.resolve();
+
+  /** Throws when the data directory or an address cannot be used. Whether an upstream can be reached does not matter. */
+  static async start(config: Config, options: ServiceOptions = {}): Promise<Service> {
+    const log = createLog(config.log, options.logSink);
+    const clock = options.clock ?? systemClock;
+    const metrics = new Metrics();
+    const store = await BlobStore.open(config.store, {
+      clock,
+      log: log.events,
+      onEvicted: (reason) => metrics.evictions.add(1, reason),
+    });
+    const service = new Service(config, { log, clock, metrics, store });
+    try {
+      await service.#listen();
+    } catch (error) {
+      await service.stop();
+      throw error;
+    }
+    return service;
+  }
+
+  private constructor(config: Config, parts: { log: Log; clock: Clock; metrics: Metrics; store: BlobStore }) {
+    const { log, clock, metrics, store } = parts;
+    this.#config = config;
+    this.log = log;
+    this.#store = store;
+    this.#upstreams = buildUpstreams(config, clock, metrics);
+    const policy = {
+      ttlMs: config.tags.ttl,
+      staleIfErrorMs: config.tags.staleIfError,
+      negativeTtlMs: config.tags.negativeTtl,
+    };
+    const access = new Access(store.catalog, clock, log.events, policy);
+    const firstByteTimeoutMs = config.fetch.firstByteTimeout;
+    this.#fills = new Fills(
+      { maxConnections: config.fetch.maxConnections, firstByteTimeoutMs },
+      {
+        store,
+        access,
+        log: log.events,
+        upstreams: this.#upstreams,
+        onFault: ({ fault }) => metrics.faults.add(1, fault),
+      },
+    );
+    const mirror = new Mirror(
+      { firstByteTimeoutMs, tags: policy },
+      {
+        clock,
+        store,
+        access,
+        fills: this.#fills,
+        tags: new Tags(store.catalog, clock, log.events),
+        upstreams: this.#upstreams,
+      },
+    );
+    this.#describe(metrics);
+    const isDraining = (): boolean => this.#draining;
+    const context = {
+      mirror,
+      upstreams: this.#upstreams,
+      clock,
+      log,
+      metrics,
+      transfers: this.#transfers,
+      isDraining,
+    };
+    this.#registry = createHttpServer(createRegistryApp(context) as RequestListener);
+    if (config.adminListen) {
+      this.#admin = createHttpServer(createAdminApp({ metrics, isDraining }) as RequestListener);
+    }
+  }
+
+  /** Where the registry API is listening. */
+  get address(): Address {
+    return boundAddress(this.#registry);
+  }
+
+  get adminAddress(): Address | undefined {
+    return this.#admin && boundAddress(this.#admin);
+  }
+
+  /** Resolves when directory and catalog have been made to agree. */
+  get reconciled(): Promise<void> {
+    return this.#reconciled;
+  }
+
+  /** Stops accepting, lets running answers finish for up to 30 s, and leaves everything in order. Twice is fine. */
+  async stop(): Promise<void> {
+    if (this.#draining) return;
+    this.#draining = true;
+    this.#stopping.abort();
+    const closed = Promise.all(
+      [this.#registry, this.#admin].flatMap((server) => (server ? closeServer(server) : [])),
+    );
+    const fills = this.#fills.stop();
+    const timer = setTimeout(() => this.#registry.closeAllConnections(), drainMs);
+    await closed;
+    clearTimeout(timer);
+    await fills;
+    await this.#fills.stop();
+    this.#transfers.close();
+    await this.#upstreams.close();
+    await this.#reconciled;
+    await this.#store.close();
+    this.log.events.info('stopped');
+    await this.log.close();
+  }
+
+  async #listen(): Promise<void> {
+    await listen(this.#registry, this.#config.listen);
+    if (this.#admin && this.#config.adminListen) await listen(this.#admin, this.#config.adminListen);
+    const { events } = this.log;
+    const url = `http://${hostname()}:${this.address.port}`;
+    events.info(`put { "registry-mirrors": ["${url}"] } into /etc/docker/daemon.json of each Docker host`);
+    events.info(
+      {
+        version,
+        listen: showAddress(this.address),
+        admin: this.adminAddress ? showAddress(this.adminAddress) : 'off',
+        store: this.#config.store.path,
+        upstreams: this.#config.upstreams.map(({ registry }) => registry),
+      },
+      'layercache is ready',
+    );
+    for (const name of this.#config.ignoredVariables) {
+      events.warn({ variable: name }, 'an environment variable names no key of the configuration');
+    }
+    this.#reconciled = this.#store.reconcile(this.#stopping.signal).then(
+      (found) => {
+        if (found.strayFiles + found.lostBlobs > 0) events.warn(found, 'mended what a crash had left behind');
+      },
+      (error: unknown) => events.error({ err: error }, 'the data directory could not be checked'),
+    );
+  }
+
+  #describe(metrics: Metrics): void {
+    metrics.buildInfo.add(1, version, process.version);
+    metrics.fillsActive.read = () => this.#fills.active;
+    metrics.fillBytesPending.read = () => this.#store.pendingBytes;
+    metrics.storeBytes.read = () => this.#store.bytes;
+    metrics.storeLimitBytes.read = () => this.#config.store.maxBytes;
+  }
+}
+
+function buildUpstreams(config: Config, clock: Clock, metrics: Metrics): Upstreams {
+  const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
+  const upstreams = config.upstreams.map((upstream) => ({
+    aliases: upstream.aliases,
+    tagTtlMs: upstream.tags.ttl ?? config.tags.ttl,
+    slots: new Slots(upstream.maxConnections),
+    client: new RegistryClient(
+      {
+        ...upstream,
+        connectTimeoutMs: connectTimeout,
+        headersTimeoutMs: headersTimeout,
+        idleTimeoutMs: idleTimeout,
+        maxManifestBytes,
+      },
+      { clock, metrics },
+    ),
+  }));
+  return new Upstreams(upstreams, config.defaultUpstream);
+}
+
+function createHttpServer(handler: RequestListener): Server {
+  const server = createServer(
+    {
+      // Longer than Go's clients keep idle connections: whoever closes first must not be us.
+      keepAliveTimeout: 130_000,
+      headersTimeout: 30_000,
+      requestTimeout: 60_000,
+      // Ranges of lazy pullers come in long headers.
+      maxHeaderSize: 64 * 1024,
+      noDelay: true,
+    },
+    handler,
+  );
+  // Whoever sends a body gets no invitation to go on: all that takes a body is refused.
+  server.on('checkContinue', handler);
+  return server;
+}
+
+async function listen(server: Server, { host, port }: Address): Promise<void> {
+  server.listen({ host, port });
+  try {
+    await once(server, 'listening');
+  } catch (cause) {
+    throw new Error(`cannot listen on ${host}:${port}: ${(cause as Error).message}`, { cause });
+  }
+}
+
+async function closeServer(server: Server): Promise<void> {
+  if (!server.listening) return;
+  const closed = once(server, 'close');
+  server.close();
+  server.closeIdleConnections();
+  await closed;
+}
+
+function boundAddress(server: Server): Address {
+  const { address, port } = server.address() as AddressInfo;
+  return { host: address, port };
+}
+
+function showAddress({ host, port }: Address): string {
+  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
+}
