@@ -1,0 +1,63 @@
+import { Agent, request, type IncomingHttpHeaders } from 'node:http';
+
+export interface Reply {
+  readonly status: number;
+  readonly headers: IncomingHttpHeaders;
+  readonly body: Buffer;
+  /** The connection broke before the body was whole. */
+  readonly broken: boolean;
+}
+
+export interface Ask {
+  method?: string;
+  headers?: Record<string, string>;
+  /** Sees each chunk; `false` ends the connection. */
+  onData?: (chunk: Buffer, total: number) => boolean | Promise<void> | undefined;
+  onHeaders?: (headers: IncomingHttpHeaders) => void;
+  body?: string;
+}
+
+/** One request on a connection of its own. Whatever comes back is a value, also half an answer. */
+export function ask(url: string, options: Ask = {}): Promise<Reply> {
+  return new Promise((resolve, reject) => {
+    const { hostname, port } = new URL(url);
+    // The target as it was written: URL would tidy it up.
+    const path = url.slice(url.indexOf('/', 'http://'.length));
+    const req = request({
+      agent: new Agent({ keepAlive: false }),
+      hostname,
+      port,
+      path,
+      method: options.method ?? 'GET',
+      headers: options.headers ?? {},
+    });
+    req.on('error', reject);
+    req.on('response', (res) => {
+      options.onHeaders?.(res.headers);
+      const chunks: Buffer[] = [];
+      let total = 0;
+      const end = (broken: boolean): void =>
+        resolve({ status: res.statusCode ?? 0, headers: res.headers, body: Buffer.concat(chunks), broken });
+      res.on('data', (chunk: Buffer) => {
+        chunks.push(chunk);
+        total += chunk.length;
+        const next = options.onData?.(chunk, total);
+        if (next === false) req.destroy();
+        else if (next instanceof Promise) {
+          res.pause();
+          void next.then(() => res.resume());
+        }
+      });
+      res.on('end', () => end(!res.complete));
+      res.on('error', () => end(true));
+      res.on('close', () => end(!res.complete));
+    });
+    req.end(options.body);
+  });
+}
+
+/** The fault's OCI code and message. */
+export function errorOf(reply: Reply): { code: string; message: string } {
+  const { errors } = JSON.parse(reply.body.toString()) as { errors: [{ code: string; message: string }] };
+  return errors[0];
+}

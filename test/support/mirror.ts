@@ -1,0 +1,148 @@
+import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { loadConfig } from '../../src/config.ts';
+import { Service } from '../../src/service.ts';
+import type { Clock } from '../../src/util/clock.ts';
+import { ask, type Ask, type Reply } from './http.ts';
+
+/** Time that stands still until a test moves it. Both clocks move together. */
+export class TestClock implements Clock {
+  #now = Date.parse('2026-01-01T00:00:00Z');
+
+  now(): number {
+    return this.#now;
+  }
+
+  monotonic(): number {
+    return this.#now;
+  }
+
+  advance(ms: number): void {
+    this.#now += ms;
+  }
+}
+
+export interface MirrorOptions {
+  /** The upstream's URL. */
+  upstream: string;
+  registry?: string;
+  /** Further keys of the upstream's configuration. */
+  upstreamConfig?: Record<string, unknown>;
+  /** Further keys of the configuration. */
+  config?: Record<string, unknown>;
+}
+
+/** A whole mirror on port 0, in a directory of its own. */
+export class TestMirror {
+  readonly directory: string;
+  readonly clock = new TestClock();
+  log = '';
+  #service: Service | undefined;
+  readonly #options: MirrorOptions;
+
+  private constructor(directory: string, options: MirrorOptions) {
+    this.directory = directory;
+    this.#options = options;
+  }
+
+  static async start(options: MirrorOptions): Promise<TestMirror> {
+    const directory = await mkdtemp(join(tmpdir(), 'layercache-test-'));
+    const mirror = new TestMirror(directory, options);
+    await mirror.start();
+    return mirror;
+  }
+
+  get service(): Service {
+    if (!this.#service) throw new Error('the mirror is stopped');
+    return this.#service;
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${this.service.address.port}`;
+  }
+
+  get adminUrl(): string {
+    return `http://127.0.0.1:${this.service.adminAddress?.port ?? 0}`;
+  }
+
+  get dataDirectory(): string {
+    return join(this.directory, 'data');
+  }
+
+  async start(): Promise<void> {
+    const { upstream, registry = 'docker.io', upstreamConfig = {}, config = {} } = this.#options;
+    const { store = {}, ...rest } = config as { store?: object };
+    const file = join(this.directory, 'mirror.config.json');
+    await writeFile(
+      file,
+      JSON.stringify({
+        listen: '127.0.0.1:0',
+        adminListen: '127.0.0.1:0',
+        log: { level: 'debug' },
+        store: { path: 'data', minFreeBytes: 0, ...store },
+        upstreams: [{ registry, url: upstream, ...upstreamConfig }],
+        ...rest,
+      }),
+    );
+    const sink = { write: (lines: string) => (this.log += lines) };
+    const loaded = loadConfig({ file, env: {}, directory: this.directory });
+    this.#service = await Service.start(loaded, { clock: this.clock, logSink: sink });
+    await this.#service.reconciled;
+  }
+
+  async stop(): Promise<void> {
+    await this.#service?.stop();
+    this.#service = undefined;
+  }
+
+  async restart(): Promise<void> {
+    await this.stop();
+    await this.start();
+  }
+
+  async close(): Promise<void> {
+    await this.stop();
+    await rm(this.directory, { recursive: true, force: true });
+  }
+
+  get(path: string, options: Ask = {}): Promise<Reply> {
+    return ask(`${this.url}${path}`, options);
+  }
+
+  head(path: string, headers: Record<string, string> = {}): Promise<Reply> {
+    return this.get(path, { method: 'HEAD', headers });
+  }
+
+  async metrics(): Promise<string> {
+    return (await ask(`${this.adminUrl}/metrics`)).body.toString();
+  }
+
+  /** The value of one series, as it is written. */
+  async metric(series: string): Promise<number> {
+    const line = (await this.metrics()).split('\n').find((each) => each.startsWith(`${series} `));
+    return line === undefined ? 0 : Number(line.slice(series.length + 1));
+  }
+
+  /** Every file below the data directory, with its size. */
+  async files(below = ''): Promise<{ path: string; size: number }[]> {
+    const names = await readdir(join(this.dataDirectory, below), { recursive: true });
+    const entries = await Promise.all(
+      names.map(async (name) => {
+        const path = join(below, name);
+        const entry = await stat(join(this.dataDirectory, path));
+        return entry.isFile() ? [{ path, size: entry.size }] : [];
+      }),
+    );
+    return entries.flat();
+  }
+}
+
+/** Waits until something holds, looking again after every turn of the event loop. */
+export async function until(holds: () => boolean | Promise<boolean>, what: string): Promise<void> {
+  const deadline = performance.now() + 10_000;
+  while (!(await holds())) {
+    if (performance.now() > deadline) throw new Error(`waited in vain until ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}

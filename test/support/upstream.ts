@@ -1,0 +1,336 @@
+import { once } from 'node:events';
+import {
+  createServer,
+  type IncomingHttpHeaders,
+  type IncomingMessage,
+  type Server,
+  type ServerResponse,
+} from 'node:http';
+import type { AddressInfo } from 'node:net';
+import type { Blob, Image, Manifest } from './images.ts';
+
+export type Kind = 'ping' | 'manifest' | 'blob' | 'token' | 'cdn' | 'other';
+
+export interface Call {
+  readonly kind: Kind;
+  readonly method: string;
+  readonly repo: string;
+  /** A tag, a digest, or a scope. */
+  readonly reference: string;
+  readonly url: string;
+  readonly headers: IncomingHttpHeaders;
+  status: number;
+  /** Bytes of the body handed to the connection. */
+  sent: number;
+}
+
+export interface UpstreamOptions {
+  /** How the registry wants to be asked. */
+  auth?: 'none' | 'bearer' | 'basic';
+  /** Blobs come by redirect from another origin. */
+  cdn?: boolean;
+  /** The only login that sees anything. */
+  login?: { username: string; password: string };
+  tokenLifeSeconds?: number;
+}
+
+/** Answers a call in its own way; `next` is the well-behaved answer. */
+export type Script = (
+  call: Call,
+  req: IncomingMessage,
+  res: ServerResponse,
+  next: () => void,
+) => void | Promise<void>;
+
+interface Rule {
+  readonly kind: Kind;
+  readonly match: (call: Call) => boolean;
+  readonly script: Script;
+  times: number;
+}
+
+/** A registry, a token server and a CDN on real sockets, which count every call and misbehave as they are told. */
+export class Upstream {
+  readonly calls: Call[] = [];
+  readonly tokens = new Set<string>();
+  readonly #options: UpstreamOptions;
+  readonly #repos = new Map<
+    string,
+    { tags: Map<string, Manifest>; manifests: Map<string, Manifest>; blobs: Map<string, Blob> }
+  >();
+  readonly #rules: Rule[] = [];
+  readonly #servers: Server[];
+  #ports: number[] = [];
+
+  private constructor(options: UpstreamOptions) {
+    this.#options = options;
+    this.#servers = [
+      createServer((req, res) => this.#registry(req, res)),
+      createServer((req, res) => this.#token(req, res)),
+      createServer((req, res) => this.#cdn(req, res)),
+    ];
+  }
+
+  static async start(options: UpstreamOptions = {}): Promise<Upstream> {
+    const upstream = new Upstream(options);
+    await upstream.resume();
+    return upstream;
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${this.#ports[0] ?? 0}`;
+  }
+
+  /** Another origin, on the same host. */
+  get cdnUrl(): string {
+    return `http://localhost:${this.#ports[2] ?? 0}`;
+  }
+
+  get realm(): string {
+    return `http://127.0.0.1:${this.#ports[1] ?? 0}/token`;
+  }
+
+  /** Starts listening, after `stop` on the same ports. */
+  async resume(): Promise<void> {
+    for (const [i, server] of this.#servers.entries()) {
+      server.listen(this.#ports[i] ?? 0);
+      await once(server, 'listening');
+      this.#ports[i] = (server.address() as AddressInfo).port;
+    }
+  }
+
+  async stop(): Promise<void> {
+    for (const server of this.#servers) {
+      if (!server.listening) continue;
+      const closed = once(server, 'close');
+      server.close();
+      server.closeAllConnections();
+      await closed;
+    }
+  }
+
+  addBlob(repo: string, blob: Blob): void {
+    this.#repo(repo).blobs.set(blob.digest, blob);
+  }
+
+  addManifest(repo: string, manifest: Manifest, tag?: string): void {
+    this.#repo(repo).manifests.set(manifest.digest, manifest);
+    if (tag !== undefined) this.#repo(repo).tags.set(tag, manifest);
+  }
+
+  addImage(repo: string, image: Image, tag?: string): void {
+    for (const blob of [image.config, ...image.layers]) this.addBlob(repo, blob);
+    this.addManifest(repo, image.manifest, tag);
+  }
+
+  removeTag(repo: string, tag: string): void {
+    this.#repo(repo).tags.delete(tag);
+  }
+
+  /** From now on (the next `times` calls) this is how matching calls are answered. */
+  script(
+    kind: Kind,
+    script: Script,
+    { times = Infinity, match = () => true }: { times?: number; match?: (call: Call) => boolean } = {},
+  ): void {
+    this.#rules.push({ kind, script, match, times });
+  }
+
+  behave(): void {
+    this.#rules.length = 0;
+  }
+
+  count(kind: Kind, match: Partial<Pick<Call, 'method' | 'repo' | 'reference' | 'status'>> = {}): number {
+    return this.calls.filter(
+      (call) =>
+        call.kind === kind &&
+        Object.entries(match).every(([key, value]) => call[key as keyof Call] === value),
+    ).length;
+  }
+
+  /** Bytes of blobs that left for the mirror. */
+  get blobBytes(): number {
+    return this.calls
+      .filter(({ kind, status }) => (kind === 'blob' || kind === 'cdn') && status < 300)
+      .reduce((sum, { sent }) => sum + sent, 0);
+  }
+
+  forget(): void {
+    this.calls.length = 0;
+  }
+
+  #repo(name: string) {
+    let repo = this.#repos.get(name);
+    if (!repo) {
+      repo = { tags: new Map(), manifests: new Map(), blobs: new Map() };
+      this.#repos.set(name, repo);
+    }
+    return repo;
+  }
+
+  #begin(req: IncomingMessage, res: ServerResponse, kind: Kind, repo: string, reference: string): Call {
+    const call: Call = {
+      kind,
+      method: req.method ?? '',
+      repo,
+      reference,
+      url: req.url ?? '',
+      headers: req.headers,
+      status: 0,
+      sent: 0,
+    };
+    this.calls.push(call);
+    const writeHead = res.writeHead.bind(res) as (...args: unknown[]) => ServerResponse;
+    res.writeHead = (status: number, ...rest: unknown[]) => {
+      call.status = status;
+      return writeHead(status, ...rest);
+    };
+    return call;
+  }
+
+  #run(call: Call, req: IncomingMessage, res: ServerResponse, answer: () => void): void {
+    const rule = this.#rules.find((each) => each.kind === call.kind && each.times > 0 && each.match(call));
+    if (!rule) {
+      answer();
+      return;
+    }
+    rule.times -= 1;
+    void rule.script(call, req, res, answer);
+  }
+
+  #registry(req: IncomingMessage, res: ServerResponse): void {
+    const path = (req.url ?? '').split('?')[0] ?? '';
+    const [, repo = '', what, reference = ''] = /^\/v2\/(.+)\/(manifests|blobs)\/([^/]+)$/.exec(path) ?? [];
+    const kind =
+      what === 'manifests' ? 'manifest' : what === 'blobs' ? 'blob' : path === '/v2/' ? 'ping' : 'other';
+    const call = this.#begin(req, res, kind, repo, reference);
+    this.#run(call, req, res, () => {
+      if (!this.#isAllowed(req, repo)) this.#challenge(res, repo);
+      else if (kind === 'ping')
+        send(call, req, res, 200, Buffer.from('{}'), { 'content-type': 'application/json' });
+      else if (kind === 'manifest') this.#manifest(call, req, res);
+      else if (kind === 'blob') this.#blob(call, req, res);
+      else sendError(call, req, res, 404, 'NOT_LISTED');
+    });
+  }
+
+  #isAllowed(req: IncomingMessage, repo: string): boolean {
+    const { auth = 'none', login } = this.#options;
+    const given = req.headers.authorization;
+    if (auth === 'none') return true;
+    if (auth === 'basic') return given === basic(login);
+    return (
+      this.tokens.has(`${given ?? ''} ${repo}`) || (repo === '' && given?.startsWith('Bearer ') === true)
+    );
+  }
+
+  #challenge(res: ServerResponse, repo: string): void {
+    const scope = repo === '' ? '' : `,scope="repository:${repo}:pull"`;
+    const bearer = `Bearer realm="${this.realm}",service="scripted"${scope}`;
+    res.writeHead(401, {
+      'www-authenticate': this.#options.auth === 'basic' ? 'Basic realm="scripted"' : bearer,
+    });
+    res.end('{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}');
+  }
+
+  #manifest(call: Call, req: IncomingMessage, res: ServerResponse): void {
+    const repo = this.#repo(call.repo);
+    const manifest = repo.tags.get(call.reference) ?? repo.manifests.get(call.reference);
+    if (!manifest) {
+      sendError(call, req, res, 404, 'MANIFEST_UNKNOWN');
+      return;
+    }
+    send(call, req, res, 200, manifest.bytes, {
+      'content-type': manifest.mediaType,
+      'docker-content-digest': manifest.digest,
+      'set-cookie': 'spy=1',
+    });
+  }
+
+  #blob(call: Call, req: IncomingMessage, res: ServerResponse): void {
+    const blob = this.#repo(call.repo).blobs.get(call.reference);
+    if (!blob) sendError(call, req, res, 404, 'BLOB_UNKNOWN');
+    else if (this.#options.cdn) {
+      res.writeHead(307, {
+        location: `${this.cdnUrl}/${call.repo}/${call.reference}?signature=s3cr3t-query`,
+      });
+      res.end();
+    } else sendRange(call, req, res, blob.bytes);
+  }
+
+  #token(req: IncomingMessage, res: ServerResponse): void {
+    const url = new URL(req.url ?? '', 'http://token');
+    const scope = url.searchParams.get('scope') ?? '';
+    const repo = scope.split(':')[1] ?? '';
+    const call = this.#begin(req, res, 'token', repo, scope);
+    this.#run(call, req, res, () => {
+      const { login, tokenLifeSeconds = 300 } = this.#options;
+      if (login && req.headers.authorization !== basic(login)) {
+        sendError(call, req, res, 401, 'UNAUTHORIZED');
+        return;
+      }
+      const token = `s3cr3t-token-${this.tokens.size}`;
+      this.tokens.add(`Bearer ${token} ${repo}`);
+      const body = JSON.stringify({ token, expires_in: tokenLifeSeconds });
+      send(call, req, res, 200, Buffer.from(body), { 'content-type': 'application/json' });
+    });
+  }
+
+  #cdn(req: IncomingMessage, res: ServerResponse): void {
+    const path = (req.url ?? '').split('?')[0] ?? '';
+    const [, repo = '', digest = ''] = /^\/(.+)\/([^/]+)$/.exec(path) ?? [];
+    const call = this.#begin(req, res, 'cdn', repo, digest);
+    this.#run(call, req, res, () => {
+      const blob = this.#repo(repo).blobs.get(digest);
+      if (req.headers.authorization !== undefined) sendError(call, req, res, 400, 'TWO_AUTH_MECHANISMS');
+      else if (blob) sendRange(call, req, res, blob.bytes);
+      else sendError(call, req, res, 404, 'NOT_LISTED');
+    });
+  }
+}
+
+function basic(login: UpstreamOptions['login']): string {
+  return `Basic ${Buffer.from(`${login?.username ?? ''}:${login?.password ?? ''}`).toString('base64')}`;
+}
+
+function send(
+  call: Call,
+  req: IncomingMessage,
+  res: ServerResponse,
+  status: number,
+  body: Buffer,
+  headers: Record<string, string>,
+): void {
+  res.writeHead(status, { 'content-length': body.length, ...headers });
+  if (req.method === 'HEAD') {
+    res.end();
+    return;
+  }
+  call.sent += body.length;
+  res.end(body);
+}
+
+function sendError(
+  call: Call,
+  req: IncomingMessage,
+  res: ServerResponse,
+  status: number,
+  code: string,
+): void {
+  send(call, req, res, status, Buffer.from(JSON.stringify({ errors: [{ code, message: code }] })), {
+    'content-type': 'application/json',
+  });
+}
+
+function sendRange(call: Call, req: IncomingMessage, res: ServerResponse, bytes: Buffer): void {
+  const [, first, last] = /^bytes=(\d+)-(\d*)$/.exec(req.headers.range ?? '') ?? [];
+  const headers = { 'content-type': 'application/octet-stream', 'accept-ranges': 'bytes' };
+  if (first === undefined) {
+    send(call, req, res, 200, bytes, headers);
+    return;
+  }
+  const start = Number(first);
+  const end = last ? Math.min(Number(last) + 1, bytes.length) : bytes.length;
+  const range = `bytes ${start}-${end - 1}/${bytes.length}`;
+  send(call, req, res, 206, bytes.subarray(start, end), { ...headers, 'content-range': range });
+}
