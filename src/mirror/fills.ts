@@ -60,10 +60,13 @@ export class Fills {
     return fill && !fill.isOpen ? fill : undefined;
   }
 
-  /** The content, as soon as the upstream's headers are in. `joined`: the fill was there already. */
-  join(repo: Repo, digest: Digest): { content: Promise<Content>; joined: boolean } {
+  /**
+   * The content, as soon as the upstream's headers are in: of a new fill (`miss`), of one that was there (`joined`), or
+   * of one that has nothing left to do but to be committed (`hit`).
+   */
+  join(repo: Repo, digest: Digest): { content: Promise<Content>; result: 'miss' | 'joined' | 'hit' } {
     const running = this.#running.get(digest);
-    if (running) return { content: running.lease(), joined: true };
+    if (running) return { content: running.lease(), result: running.isVerified ? 'hit' : 'joined' };
     const fill = new Fill(repo, digest, this.#options, {
       ...this.#context,
       slots: this.#slots,
@@ -73,7 +76,7 @@ export class Fills {
     this.#running.set(digest, fill);
     const content = fill.lease();
     fill.start();
-    return { content, joined: false };
+    return { content, result: 'miss' };
   }
 
   /** Ends what nobody reads any more, except what has all its bytes; resolves when those are stored. */
@@ -116,6 +119,10 @@ class Fill {
 
   get isOpen(): boolean {
     return this.#lease !== undefined;
+  }
+
+  get isVerified(): boolean {
+    return this.#ingest?.isVerified ?? false;
   }
 
   /** A lease, taken in the tick in which the upstream answers, or in this one if it has. */

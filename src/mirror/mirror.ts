@@ -87,8 +87,8 @@ export class Mirror {
           return { digest, mediaType: blobMediaType, size, result: 'miss' };
         }
         if (!held) {
-          const { content, joined } = fills.join(repo, digest);
-          return { ...answer(await content, joined ? 'joined' : 'miss'), mediaType: blobMediaType };
+          const { content, result } = fills.join(repo, digest);
+          return answer(await content, result);
         }
         if (await isReadable(held)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
       }

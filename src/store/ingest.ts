@@ -62,6 +62,10 @@ export class Ingest {
     return this.#committed ? 0 : this.#present.total;
   }
 
+  get isVerified(): boolean {
+    return this.#verified;
+  }
+
   get hasReaders(): boolean {
     return this.#holders > 1;
   }

@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict';
 import { Agent, request, type IncomingHttpHeaders } from 'node:http';
 
 export interface Reply {
@@ -60,4 +61,9 @@ export function ask(url: string, options: Ask = {}): Promise<Reply> {
 export function errorOf(reply: Reply): { code: string; message: string } {
   const { errors } = JSON.parse(reply.body.toString()) as { errors: [{ code: string; message: string }] };
   return errors[0];
+}
+
+/** Of large bodies nobody wants to see the difference, or wait for it. */
+export function sameBytes(actual: Buffer, expected: Buffer): void {
+  assert.ok(actual.equals(expected), `${actual.length} bytes are not the ${expected.length} expected ones`);
 }

@@ -1,0 +1,228 @@
+import assert from 'node:assert/strict';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, test } from 'node:test';
+import { ask, sameBytes } from '../support/http.ts';
+import { imageOf, largeBlob, randomBlob } from '../support/images.ts';
+import { TestMirror, until } from '../support/mirror.ts';
+import { Upstream } from '../support/upstream.ts';
+
+const main = join(import.meta.dirname, '../../src/main.js');
+
+/** The program as a process of its own, told what to do by a configuration file. */
+class Program {
+  readonly child: ChildProcess;
+  readonly exited: Promise<unknown>;
+  output = '';
+  errors = '';
+
+  constructor(args: string[], cwd: string) {
+    this.child = spawn(process.execPath, [main, ...args], { cwd, stdio: ['ignore', 'pipe', 'pipe'] });
+    this.exited = once(this.child, 'close');
+    this.child.stdout?.on('data', (chunk: Buffer) => (this.output += chunk.toString()));
+    this.child.stderr?.on('data', (chunk: Buffer) => (this.errors += chunk.toString()));
+  }
+
+  async port(): Promise<string> {
+    await until(() => this.output.includes('layercache is ready'), 'the program is ready');
+    return /"listen":"127\.0\.0\.1:(\d+)"/.exec(this.output)?.[1] ?? '';
+  }
+}
+
+async function inDirectory(config: object, work: (directory: string) => Promise<void>): Promise<void> {
+  const directory = await mkdtemp(join(tmpdir(), 'layercache-test-'));
+  try {
+    await writeFile(join(directory, 'mirror.config.json'), JSON.stringify(config));
+    await work(directory);
+  } finally {
+    await rm(directory, { recursive: true, force: true });
+  }
+}
+
+const loopback = { listen: '127.0.0.1:0', adminListen: 'off', store: { minFreeBytes: 0 } };
+
+describe('the program', () => {
+  test('serves with the configuration beside it, and ends at once on SIGTERM when nothing runs', async () => {
+    await inDirectory(loopback, async (directory) => {
+      const program = new Program(['serve'], directory);
+      const port = await program.port();
+      assert.equal((await ask(`http://127.0.0.1:${port}/v2/`)).status, 200);
+      program.child.kill('SIGTERM');
+      await program.exited;
+      assert.equal(program.child.exitCode, 0);
+      assert.match(program.output, /"registry-mirrors\\": \[\\"http:\/\//);
+    });
+  });
+
+  test('on SIGTERM running answers finish, new ones are refused, the exit is 0', async (t) => {
+    const upstream = await Upstream.start();
+    t.after(() => upstream.stop());
+    const blob = largeBlob(8_000_000);
+    upstream.addBlob('library/x', blob);
+    const { promise: go, resolve: open } = Promise.withResolvers<undefined>();
+    upstream.script('blob', async (_call, _req, res) => {
+      res.writeHead(200, { 'content-length': blob.bytes.length });
+      res.write(blob.bytes.subarray(0, 1_000_000));
+      await go;
+      res.end(blob.bytes.subarray(1_000_000));
+    });
+    const config = { ...loopback, upstreams: [{ registry: 'docker.io', url: upstream.url }] };
+    await inDirectory(config, async (directory) => {
+      const program = new Program(['serve'], directory);
+      const url = `http://127.0.0.1:${await program.port()}`;
+      const started = Promise.withResolvers<undefined>();
+      const reading = ask(`${url}/v2/library/x/blobs/${blob.digest}`, {
+        onHeaders: () => started.resolve(undefined),
+      });
+      await started.promise;
+      program.child.kill('SIGTERM');
+      await until(() => program.output.includes('running answers have 30 s'), 'it drains');
+      // npm passes the same signal on: it is not a second one.
+      program.child.kill('SIGTERM');
+      await until(
+        () =>
+          ask(`${url}/v2/`).then(
+            () => false,
+            () => true,
+          ),
+        'nothing is accepted',
+      );
+      open(undefined);
+      sameBytes((await reading).body, blob.bytes);
+      await program.exited;
+      assert.equal(program.child.exitCode, 0);
+    });
+  });
+
+  test('a wrong configuration is refused at start, by path, with what was found and expected', async () => {
+    await inDirectory({ store: { maxBites: '5GB' } }, async (directory) => {
+      const program = new Program(['serve', '--config', 'mirror.config.json'], directory);
+      await program.exited;
+      assert.equal(program.child.exitCode, 1);
+      assert.match(
+        program.errors,
+        /mirror\.config\.json cannot be used:\n {2}store\.maxBites: unknown key, did you mean "maxBytes"\?/,
+      );
+      assert.equal(program.output, '');
+    });
+  });
+
+  test('--version and --help', async () => {
+    await inDirectory({}, async (directory) => {
+      for (const [arg, expected] of [
+        ['--version', /^\d+\.\d+\.\d+\n$/],
+        ['--help', /Usage: layercache/],
+      ] as const) {
+        const program = new Program([arg], directory);
+        await program.exited;
+        assert.match(program.output, expected);
+        assert.equal(program.child.exitCode, 0);
+      }
+    });
+  });
+});
+
+describe('what the operator sees', () => {
+  const image = imageOf([randomBlob(100_000)]);
+  const layer = image.layers[0]!;
+
+  async function withMirror(work: (mirror: TestMirror, upstream: Upstream) => Promise<void>): Promise<void> {
+    const upstream = await Upstream.start({ auth: 'bearer', cdn: true });
+    upstream.addImage('library/x', image, '1');
+    const mirror = await TestMirror.start({ upstream: upstream.url });
+    try {
+      await work(mirror, upstream);
+    } finally {
+      await mirror.close();
+      await upstream.stop();
+    }
+  }
+
+  test('metrics: by registry, kind and result, and beside them those of the CNCF registry', async () => {
+    await withMirror(async (mirror) => {
+      for (const path of ['manifests/1', 'manifests/1', 'manifests/absent', `blobs/${layer.digest}`])
+        await mirror.get(`/v2/library/x/${path}`);
+      await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fill is over');
+      const expected = {
+        'layercache_requests_total{registry="docker.io",kind="manifest",result="miss"}': 1,
+        'layercache_requests_total{registry="docker.io",kind="manifest",result="hit"}': 1,
+        'layercache_requests_total{registry="docker.io",kind="manifest",result="error"}': 1,
+        'layercache_requests_total{registry="docker.io",kind="blob",result="miss"}': 1,
+        'layercache_served_bytes_total{registry="docker.io",kind="blob",result="miss"}': layer.bytes.length,
+        'layercache_upstream_requests_total{registry="docker.io",kind="manifest",status="200"}': 2,
+        'layercache_upstream_requests_total{registry="docker.io",kind="manifest",status="404"}': 1,
+        'layercache_upstream_requests_total{registry="docker.io",kind="token",status="200"}': 1,
+        'layercache_upstream_requests_total{registry="docker.io",kind="ping",status="401"}': 1,
+        'layercache_upstream_requests_total{registry="docker.io",kind="blob",status="307"}': 1,
+        'layercache_upstream_requests_total{registry="docker.io",kind="redirect",status="200"}': 1,
+        'layercache_upstream_bytes_total{registry="docker.io"}':
+          layer.bytes.length + image.manifest.bytes.length,
+        'layercache_faults_total{fault="manifest-unknown"}': 1,
+        layercache_fill_bytes_pending: 0,
+        layercache_store_limit_bytes: 50e9,
+        layercache_request_seconds_count: 4,
+        layercache_first_byte_seconds_count: 4,
+        'registry_proxy_requests_total{type="manifest"}': 3,
+        'registry_proxy_hits_total{type="manifest"}': 1,
+        'registry_proxy_misses_total{type="blob"}': 1,
+        'registry_proxy_pulled_bytes_total{type="blob"}': layer.bytes.length,
+        'registry_proxy_pushed_bytes_total{type="blob"}': layer.bytes.length,
+      };
+      for (const [series, value] of Object.entries(expected))
+        assert.equal(await mirror.metric(series), value, series);
+      assert.ok((await mirror.metric('layercache_store_bytes')) >= layer.bytes.length);
+      const text = await mirror.metrics();
+      assert.match(text, /layercache_build_info\{version="[\d.]+",node="v\d+/);
+      assert.match(text, /process_resident_memory_bytes \d+/);
+    });
+  });
+
+  test('health and readiness on the admin address alone', async () => {
+    await withMirror(async (mirror) => {
+      for (const path of ['/healthz', '/readyz']) {
+        assert.equal((await ask(`${mirror.adminUrl}${path}`)).status, 200);
+        assert.equal((await mirror.get(path)).status, 404);
+      }
+      assert.equal((await mirror.get('/metrics')).status, 404);
+      assert.equal((await ask(`${mirror.adminUrl}/v2/`)).status, 404);
+    });
+  });
+
+  test('one access line a request, in JSON, whatever the client sends', async () => {
+    await withMirror(async (mirror) => {
+      await mirror.get('/v2/library/x/manifests/1', { headers: { 'user-agent': 'a"b\\c' } });
+      await mirror.get(`/v2/library/x/blobs/${layer.digest}`);
+      await mirror.get('/v2/UPPER/manifests/x?secret=1');
+      await mirror.stop();
+      const lines = mirror.log
+        .trimEnd()
+        .split('\n')
+        .map((line) => JSON.parse(line) as Record<string, unknown>);
+      const access = lines.filter(({ msg }) => msg === 'request');
+      assert.equal(access.length, 3);
+      const { time, ms, firstByteMs, ...first } = access[0]!;
+      assert.ok([time, ms, firstByteMs].every((value) => typeof value === 'number'));
+      assert.deepEqual(first, {
+        level: 30,
+        msg: 'request',
+        method: 'GET',
+        kind: 'manifest',
+        registry: 'docker.io',
+        repo: 'library/x',
+        reference: '1',
+        status: 200,
+        result: 'miss',
+        bytes: image.manifest.bytes.length,
+        upstreamCalls: 4,
+        client: '127.0.0.1',
+        agent: 'a"b\\c',
+      });
+      assert.equal(access[1]!['upstreamCalls'], 2);
+      assert.equal(access[2]!['fault'], 'name-invalid');
+      assert.ok(!mirror.log.includes('secret'));
+    });
+  });
+});

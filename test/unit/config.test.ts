@@ -1,0 +1,150 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, describe, test } from 'node:test';
+import { ConfigError, loadConfig, type Config } from '../../src/config.ts';
+
+describe('configuration', () => {
+  const directory = mkdtempSync(join(tmpdir(), 'layercache-test-'));
+  after(() => rmSync(directory, { recursive: true }));
+
+  function load(content: unknown, env: Record<string, string> = {}): Config {
+    const file = join(directory, 'c.json');
+    writeFileSync(file, typeof content === 'string' ? content : JSON.stringify(content));
+    return loadConfig({ file, env, directory });
+  }
+
+  function problems(content: unknown, env: Record<string, string> = {}): readonly string[] {
+    try {
+      load(content, env);
+    } catch (error) {
+      assert.ok(error instanceof ConfigError, String(error));
+      return error.problems;
+    }
+    return [];
+  }
+
+  test('with no file at all it mirrors Docker Hub', () => {
+    const config = loadConfig({ env: {}, directory: join(directory, 'nowhere') });
+    assert.deepEqual(config.listen, { host: '0.0.0.0', port: 5000 });
+    assert.deepEqual(config.adminListen, { host: '127.0.0.1', port: 5001 });
+    assert.equal(config.store.path, join(directory, 'nowhere/data'));
+    assert.equal(config.store.maxBytes, 50e9);
+    assert.equal(config.tags.ttl, 300_000);
+    assert.equal(config.fetch.maxManifestBytes, 8 * 1024 * 1024);
+    assert.equal(config.defaultUpstream, 'docker.io');
+    assert.equal(config.upstreams[0]?.url.href, 'https://registry-1.docker.io/');
+    assert.deepEqual(config.upstreams[0].aliases, ['index.docker.io', 'registry-1.docker.io']);
+  });
+
+  test('units, off, and paths relative to the file', () => {
+    const config = load({
+      listen: '[::]:5000',
+      adminListen: 'off',
+      store: { path: 'x', maxBytes: '1.5GiB', minFreeBytes: 'off' },
+      tags: { ttl: 0, staleIfError: 'off', negativeTtl: 250 },
+      fetch: { idleTimeout: '90s' },
+      upstreams: [{ registry: 'quay.io', tags: { ttl: '1m' } }],
+    });
+    assert.deepEqual(config.listen, { host: '::', port: 5000 });
+    assert.equal(config.adminListen, null);
+    assert.deepEqual(config.store, {
+      path: join(directory, 'x'),
+      maxBytes: 1.5 * 1024 ** 3,
+      minFreeBytes: 0,
+    });
+    assert.deepEqual(config.tags, { ttl: 0, staleIfError: 0, negativeTtl: 250 });
+    assert.equal(config.fetch.idleTimeout, 90_000);
+    assert.equal(config.upstreams[0]?.url.href, 'https://quay.io/');
+    assert.equal(config.upstreams[0].tags.ttl, 60_000);
+    assert.equal(config.defaultUpstream, 'quay.io');
+  });
+
+  test('the environment goes over the file, and names of no key are only told', () => {
+    const env = {
+      LAYERCACHE_STORE_MAX_BYTES: '7GB',
+      LAYERCACHE_ADMIN_LISTEN: 'off',
+      LAYERCACHE_UPSTREAMS_0_URL: 'https://hub.example',
+      LAYERCACHE_FETCH_MAX_CONNECTIONS: '3',
+      LAYERCACHE_SERVICE_HOST: '10.0.0.1',
+      LAYERCACHE_STORE: 'x',
+      LAYERCACHE_CONFIG: 'c.json',
+    };
+    const config = load(
+      { store: { maxBytes: '5GB', minFreeBytes: '1GB' }, upstreams: [{ registry: 'x.io' }] },
+      env,
+    );
+    assert.equal(config.store.maxBytes, 7e9);
+    assert.equal(config.store.minFreeBytes, 1e9);
+    assert.equal(config.adminListen, null);
+    assert.equal(config.fetch.maxConnections, 3);
+    assert.equal(config.upstreams[0]?.url.href, 'https://hub.example/');
+    assert.deepEqual(config.ignoredVariables, ['LAYERCACHE_SERVICE_HOST', 'LAYERCACHE_STORE']);
+  });
+
+  test('secrets from file and environment', () => {
+    writeFileSync(join(directory, 'secret'), 'from-file\n');
+    const accounts = (password: unknown) => ({
+      upstreams: [{ registry: 'x.io', accounts: [{ username: 'u', password }] }],
+    });
+    assert.equal(load(accounts({ file: 'secret' })).upstreams[0]?.account?.password, 'from-file');
+    assert.equal(load(accounts({ env: 'P' }), { P: 'from-env' }).upstreams[0]?.account?.password, 'from-env');
+    assert.equal(load(accounts('plain')).upstreams[0]?.account?.password, 'plain');
+    assert.deepEqual(problems(accounts({ env: 'P' })), [
+      'upstreams[0].accounts[0].password: the environment variable P is not set',
+    ]);
+    assert.match(problems(accounts({ file: 'none' }))[0] ?? '', /the file none cannot be read \(ENOENT\)/);
+    assert.deepEqual(problems(accounts(5)), [
+      'upstreams[0].accounts[0].password: found something else, expected a string, { "env": "NAME" } or { "file": "path" }',
+    ]);
+  });
+
+  const refused: [content: unknown, problem: RegExp][] = [
+    ['{', /^not JSON: /],
+    [[], /^found \[\], expected an object$/],
+    [{ stor: {} }, /^stor: unknown key, did you mean "store"\?$/],
+    [{ store: { quota: 1 } }, /^store\.quota: unknown key; known here: path, maxBytes, minFreeBytes$/],
+    [
+      { store: { maxBytes: '5 apples' } },
+      /^store\.maxBytes: found "5 apples", expected a size such as "512MB" or "50GiB", or "off"$/,
+    ],
+    [{ store: 5 }, /^store: found 5, expected a value of type object$/],
+    [{ tags: { ttl: '5 minutes or so' } }, /^tags\.ttl: found "5 minutes or so", expected a duration/],
+    [{ tags: { ttl: -1 } }, /^tags\.ttl: found -1, expected a duration/],
+    [{ fetch: { maxConnections: 0 } }, /^fetch\.maxConnections: found 0, expected a whole number above 0$/],
+    [{ fetch: { idleTimeout: 0 } }, /^fetch\.idleTimeout: found 0, expected a duration above 0/],
+    [{ log: { level: 'loud' } }, /^log\.level: found "loud", expected one of "fatal", "error"/],
+    [{ listen: 5000 }, /^listen: found 5000, expected an address/],
+    [{ listen: '0.0.0.0:99999' }, /^listen: found "0\.0\.0\.0:99999", expected an address/],
+    [{ upstreams: [] }, /^upstreams: found \[\], expected at least one upstream$/],
+    [{ upstreams: [{}] }, /^upstreams\[0\]\.registry: found nothing, expected a value of type string$/],
+    [
+      { upstreams: [{ registry: 'x.io', url: 'ftp://x' }] },
+      /^upstreams\[0\]\.url: found "ftp:\/\/x", expected a URL/,
+    ],
+    [
+      { upstreams: [{ registry: 'x.io', url: 'http://x.io' }] },
+      /^upstreams\[0\]\.url: .*plain http is for private/,
+    ],
+    [
+      { upstreams: [{ registry: 'a.io' }, { registry: 'b.io', aliases: ['a.io'] }] },
+      /^upstreams\[1\]: found "a\.io" a second time/,
+    ],
+    [{ defaultUpstream: 'b.io' }, /^defaultUpstream: found "b\.io", expected one of "docker\.io"$/],
+  ];
+  for (const [content, problem] of refused) {
+    test(`${JSON.stringify(content)} is refused`, () => {
+      const found = problems(content);
+      assert.equal(found.length, 1, found.join('\n'));
+      assert.match(found[0] ?? '', problem);
+    });
+  }
+
+  test('a file that was named must be there', () => {
+    assert.throws(
+      () => loadConfig({ file: 'absent.json', env: {}, directory }),
+      /absent\.json cannot be used:\n.*ENOENT/,
+    );
+  });
+});
