@@ -1,0 +1,120 @@
+import { execFile, spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { accessSync, constants } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { delimiter, join } from 'node:path';
+import { promisify } from 'node:util';
+import { ask } from './http.ts';
+import { until } from './mirror.ts';
+
+/** Why a test with these programs cannot run here; undefined when it can. */
+export function missing(...programs: string[]): string | undefined {
+  if (process.getuid?.() !== 0) return 'skipped: needs root';
+  const path = [...(process.env['PATH'] ?? '').split(delimiter), '/usr/sbin'];
+  const absent = programs.filter(
+    (program) => !path.some((directory) => isExecutable(join(directory, program))),
+  );
+  return absent.length === 0 ? undefined : `skipped: ${absent.join(', ')} not installed`;
+}
+
+function isExecutable(file: string): boolean {
+  try {
+    accessSync(file, constants.X_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as { port: number };
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+/** Runs a program to its end; rejects with what it said when it fails. */
+export const run = promisify(execFile);
+
+/** A program that runs until it is stopped. */
+export class Daemon {
+  output = '';
+  readonly #child: ChildProcess;
+  readonly #closed: Promise<unknown>;
+
+  constructor(program: string, args: readonly string[]) {
+    this.#child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    this.#closed = once(this.#child, 'close');
+    for (const stream of [this.#child.stdout, this.#child.stderr]) {
+      stream?.on('data', (chunk: Buffer) => (this.output += chunk.toString()));
+    }
+  }
+
+  async stop(): Promise<void> {
+    this.#child.kill('SIGTERM');
+    await this.#closed;
+  }
+}
+
+/** Debian's docker-registry: an upstream that we did not write. Its own access log counts what it was asked. */
+export class DockerRegistry {
+  readonly port: number;
+  readonly #config: string;
+  #daemon: Daemon | undefined;
+
+  private constructor(port: number, config: string) {
+    this.port = port;
+    this.#config = config;
+  }
+
+  static async start(directory: string): Promise<DockerRegistry> {
+    const port = await freePort();
+    const config = join(directory, 'registry.yml');
+    await writeFile(
+      config,
+      [
+        'version: 0.1',
+        `storage: { filesystem: { rootdirectory: ${join(directory, 'registry')} } }`,
+        `http: { addr: "127.0.0.1:${port}" }`,
+      ].join('\n'),
+    );
+    const registry = new DockerRegistry(port, config);
+    await registry.resume();
+    return registry;
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  async resume(): Promise<void> {
+    this.#daemon = new Daemon('docker-registry', ['serve', this.#config]);
+    await until(
+      () =>
+        ask(`${this.url}/v2/`).then(
+          ({ status }) => status === 200,
+          () => false,
+        ),
+      'docker-registry answers',
+    );
+  }
+
+  async stop(): Promise<void> {
+    await this.#daemon?.stop();
+    this.#daemon = undefined;
+  }
+
+  /** The pulls among what it was asked, as `HEAD manifests/latest`. */
+  pulls(): string[] {
+    const lines =
+      this.#daemon?.output.matchAll(/"(GET|HEAD) \/v2\/[^ ]*?((?:manifests|blobs)\/[^ /?]+) HTTP/g) ?? [];
+    return [...lines].map(([, method, what]) => `${method ?? ''} ${what ?? ''}`);
+  }
+
+  forget(): void {
+    if (this.#daemon) this.#daemon.output = '';
+  }
+}
