@@ -20,6 +20,7 @@ import { Slots } from './util/slots.ts';
 import { version } from './version.ts';
 
 const drainMs = 30_000;
+const unspecified = new Set(['0.0.0.0', '::']);
 
 export interface ServiceOptions {
   clock?: Clock;
@@ -152,7 +153,8 @@ export class Service {
     await listen(this.#registry, this.#config.listen);
     if (this.#admin && this.#config.adminListen) await listen(this.#admin, this.#config.adminListen);
     const { events } = this.log;
-    const url = `http://${hostname()}:${this.address.port}`;
+    const { host, port } = this.address;
+    const url = `http://${showAddress({ host: unspecified.has(host) ? hostname() : host, port })}`;
     events.info(`put { "registry-mirrors": ["${url}"] } into /etc/docker/daemon.json of each Docker host`);
     events.info(
       {

@@ -59,6 +59,7 @@ function standardOutput(): { sink: LineSink; close: () => Promise<void> } {
       sync: true,
       ignore: 'pid,hostname',
       translateTime: 'SYS:HH:MM:ss.l',
+      singleLine: true,
     });
     return { sink, close: () => Promise.resolve() };
   }
