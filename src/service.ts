@@ -20,6 +20,7 @@ import { Slots } from './util/slots.ts';
 import { version } from './version.ts';
 
 const drainMs = 30_000;
+const closeIdleEveryMs = 50;
 const unspecified = new Set(['0.0.0.0', '::']);
 
 export interface ServiceOptions {
@@ -233,12 +234,14 @@ async function listen(server: Server, { host, port }: Address): Promise<void> {
   }
 }
 
+/** Resolves when the last answer has been sent; connections that are kept alive for a next request are closed. */
 async function closeServer(server: Server): Promise<void> {
   if (!server.listening) return;
   const closed = once(server, 'close');
   server.close();
-  server.closeIdleConnections();
+  const sweep = setInterval(() => server.closeIdleConnections(), closeIdleEveryMs);
   await closed;
+  clearInterval(sweep);
 }
 
 function boundAddress(server: Server): Address {

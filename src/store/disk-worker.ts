@@ -25,12 +25,13 @@ answerCalls({
     renameSync(from, to);
     sync(directory, fsyncSync);
   },
+  /** Passive: it waits for no reader, and no writer waits for it. */
   checkpoint({ file }: { file: string }) {
     let db = catalogs.get(file);
     if (!db) {
       db = new Database(file);
       catalogs.set(file, db);
     }
-    db.pragma('wal_checkpoint(TRUNCATE)');
+    db.pragma('wal_checkpoint(PASSIVE)');
   },
 });

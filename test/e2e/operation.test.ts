@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { Agent } from 'node:http';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -73,8 +74,11 @@ describe('the program', () => {
     await inDirectory(config, async (directory) => {
       const program = new Program(['serve'], directory);
       const url = `http://127.0.0.1:${await program.port()}`;
+      // A client that keeps its connection for a next request.
+      const agent = new Agent({ keepAlive: true });
       const started = Promise.withResolvers<undefined>();
       const reading = ask(`${url}/v2/library/x/blobs/${blob.digest}`, {
+        agent,
         onHeaders: () => started.resolve(undefined),
       });
       await started.promise;
@@ -92,7 +96,13 @@ describe('the program', () => {
       );
       open(undefined);
       sameBytes((await reading).body, blob.bytes);
+      const ended = performance.now();
       await program.exited;
+      assert.ok(
+        performance.now() - ended < 10_000,
+        'it does not wait for a connection that is only kept alive',
+      );
+      agent.destroy();
       assert.equal(program.child.exitCode, 0);
     });
   });

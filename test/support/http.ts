@@ -16,6 +16,7 @@ export interface Ask {
   onData?: (chunk: Buffer, total: number) => boolean | Promise<void> | undefined;
   onHeaders?: (headers: IncomingHttpHeaders) => void;
   body?: string;
+  agent?: Agent;
 }
 
 /** One request on a connection of its own. Whatever comes back is a value, also half an answer. */
@@ -25,7 +26,7 @@ export function ask(url: string, options: Ask = {}): Promise<Reply> {
     // The target as it was written: URL would tidy it up.
     const path = url.slice(url.indexOf('/', 'http://'.length));
     const req = request({
-      agent: new Agent({ keepAlive: false }),
+      agent: options.agent ?? new Agent({ keepAlive: false }),
       hostname,
       port,
       path,
