@@ -108,7 +108,7 @@ export class Service {
       transfers: this.#transfers,
       isDraining,
     };
-    this.#registry = createHttpServer(createRegistryApp(context) as RequestListener);
+    this.#registry = createHttpServer(createRegistryApp(context));
     if (config.adminListen) {
       this.#admin = createHttpServer(createAdminApp({ metrics, isDraining }) as RequestListener);
     }
@@ -136,12 +136,14 @@ export class Service {
     const closed = Promise.all(
       [this.#registry, this.#admin].flatMap((server) => (server ? closeServer(server) : [])),
     );
-    const fills = this.#fills.stop();
-    const timer = setTimeout(() => this.#registry.closeAllConnections(), drainMs);
+    const idle = this.#fills.stop('idle');
+    const timer = setTimeout(() => {
+      this.#registry.closeAllConnections();
+      this.#admin?.closeAllConnections();
+    }, drainMs);
     await closed;
     clearTimeout(timer);
-    await fills;
-    await this.#fills.stop();
+    await Promise.all([idle, this.#fills.stop('all')]);
     this.#transfers.close();
     await this.#upstreams.close();
     await this.#reconciled;
@@ -193,6 +195,7 @@ function buildUpstreams(config: Config, clock: Clock, metrics: Metrics): Upstrea
     aliases: upstream.aliases,
     tagTtlMs: upstream.tags.ttl ?? config.tags.ttl,
     slots: new Slots(upstream.maxConnections),
+    relaySlots: new Slots(upstream.maxConnections),
     client: new RegistryClient(
       {
         ...upstream,

@@ -34,16 +34,14 @@ export class Access {
   confirm(repo: Repo, digest: Digest, authenticated: boolean): void {
     const now = this.#clock.now();
     this.#granted.set(`${repo.key}@${digest}`, authenticated ? now : Infinity);
-    try {
+    this.#write(repo, digest, () => {
       this.#catalog.addLink(digest, repo.registry, authenticated ? repo.name : everywhere, now);
-    } catch (error) {
-      this.#log.warn({ err: error, repo: repo.key, digest }, 'a link could not be written');
-    }
+    });
   }
 
   revoke(repo: Repo, digest: Digest): void {
     this.#granted.delete(`${repo.key}@${digest}`);
-    this.#catalog.removeLink(digest, repo.registry, repo.name);
+    this.#write(repo, digest, () => this.#catalog.removeLink(digest, repo.registry, repo.name));
   }
 
   grants(repo: Repo, digest: Digest): boolean {
@@ -53,6 +51,14 @@ export class Access {
   /** As it was: enough while the upstream cannot be asked. */
   grantedOnce(repo: Repo, digest: Digest): boolean {
     return isServableStale(this.#confirmedAt(repo, digest), this.#clock.now(), this.#policy);
+  }
+
+  #write(repo: Repo, digest: Digest, write: () => void): void {
+    try {
+      write();
+    } catch (error) {
+      this.#log.warn({ err: error, repo: repo.key, digest }, 'a link could not be written');
+    }
   }
 
   #confirmedAt(repo: Repo, digest: Digest): number {

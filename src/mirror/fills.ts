@@ -36,14 +36,12 @@ export class Fills {
   readonly #options: FillOptions;
   readonly #context: FillContext;
   readonly #slots: Slots;
-  readonly #relaySlots: Slots;
   readonly #running = new Map<Digest, Fill>();
 
   constructor(options: FillOptions, context: FillContext) {
     this.#options = options;
     this.#context = context;
     this.#slots = new Slots(options.maxConnections);
-    this.#relaySlots = new Slots(options.maxConnections);
   }
 
   get active(): number {
@@ -70,7 +68,6 @@ export class Fills {
     const fill = new Fill(repo, digest, this.#options, {
       ...this.#context,
       slots: this.#slots,
-      relaySlots: this.#relaySlots,
       leave: () => this.#running.delete(digest),
     });
     this.#running.set(digest, fill);
@@ -79,17 +76,19 @@ export class Fills {
     return { content, result: 'miss' };
   }
 
-  /** Ends what nobody reads any more, except what has all its bytes; resolves when those are stored. */
-  async stop(): Promise<void> {
+  /**
+   * Ends what nobody reads (`idle`), or everything; except what has all its bytes. Resolves when all that run now have
+   * ended.
+   */
+  async stop(which: 'idle' | 'all'): Promise<void> {
     const fills = [...this.#running.values()];
-    for (const fill of fills) fill.stop();
+    for (const fill of fills) if (which === 'all' || !fill.hasReaders) fill.stop();
     await Promise.all(fills.map((fill) => fill.ended));
   }
 }
 
 interface RunContext extends FillContext {
   readonly slots: Slots;
-  readonly relaySlots: Slots;
   readonly leave: () => void;
 }
 
@@ -135,9 +134,12 @@ class Fill {
     this.ended = this.#run().catch((error: unknown) => this.#fail(toMirrorError(error)));
   }
 
+  get hasReaders(): boolean {
+    return this.#ingest?.hasReaders ?? false;
+  }
+
   stop(): void {
-    if (!this.#ingest?.hasReaders)
-      this.#stop.abort(new MirrorError('draining', `blob ${this.#digest}: shutting down`));
+    this.#stop.abort(new MirrorError('draining', `blob ${this.#digest}: shutting down`));
   }
 
   async #run(): Promise<void> {
@@ -150,7 +152,8 @@ class Fill {
     try {
       const blob = await client.blob(this.repo, this.#digest, undefined, deadline);
       this.#context.access.confirm(this.repo, this.#digest, client.authenticated);
-      if (blob.size !== undefined && blob.size <= smallSize) await this.#takeSmall(client, blob, blob.size);
+      if (blob.size !== undefined && blob.size <= smallSize)
+        await this.#takeSmall(client, blob, blob.size, deadline);
       else await this.#takeLarge(client, blob);
     } finally {
       done();
@@ -158,8 +161,13 @@ class Fill {
   }
 
   /** Small enough to be verified before anything of it is shown. */
-  async #takeSmall(client: RegistryClient, { body }: UpstreamBlob, size: number): Promise<void> {
-    const bytes = await client.bytes(`${this.repo.key} blob ${this.#digest}`, body, size);
+  async #takeSmall(
+    client: RegistryClient,
+    { body }: UpstreamBlob,
+    size: number,
+    deadline: AbortSignal,
+  ): Promise<void> {
+    const bytes = await client.bytes(`${this.repo.key} blob ${this.#digest}`, body, size, deadline);
     if (digestOf(bytes, algorithmOf(this.#digest)) !== this.#digest) throw this.#mismatch();
     const content = this.#context.store.put(bytes, {
       digest: this.#digest,
@@ -190,19 +198,14 @@ class Fill {
 
   async #receive({ body, size }: UpstreamBlob, ingest: Ingest): Promise<number> {
     const what = `GET ${this.repo.key} blob ${this.#digest}`;
-    const stop = (): void => body.discard(this.#stop.signal.reason as Error);
-    this.#stop.signal.addEventListener('abort', stop, { once: true });
     let offset = 0;
-    try {
-      await body.pipe(async (chunks) => {
-        await ingest.write(offset, chunks);
-        for (const chunk of chunks) offset += chunk.length;
-      });
-    } catch (error) {
+    const take = async (chunks: Buffer[]): Promise<void> => {
+      await ingest.write(offset, chunks);
+      for (const chunk of chunks) offset += chunk.length;
+    };
+    await body.pipe(take, this.#stop.signal).catch((error: unknown) => {
       throw toFault(what, error);
-    } finally {
-      this.#stop.signal.removeEventListener('abort', stop);
-    }
+    });
     if (size !== undefined && offset !== size) {
       throw new MirrorError('upstream-down', `${what}: ended after ${offset} of ${size} bytes`);
     }
@@ -215,16 +218,19 @@ class Fill {
       { err: why, repo: this.repo.key, digest: this.#digest },
       'a blob is passed through uncached',
     );
+    const { relaySlots } = this.#context.upstreams.of(this.repo);
     const context = {
       verifier: this.#context.store.verifier,
-      slots: this.#context.relaySlots,
+      slots: relaySlots,
       fetch: (range: Parameters<RegistryClient['blob']>[2]) =>
         client.blob(this.repo, this.#digest, range, AbortSignal.timeout(this.#options.firstByteTimeoutMs)),
     };
-    const spare = [blob];
+    // The answer that is open already goes to the first who waits, if it may keep its connection.
+    const done = relaySlots.tryTake();
+    const spare = done ? [{ ...blob, done }] : [];
+    if (!done) blob.body.discard();
     this.#context.leave();
     this.#open(() => new RelayContent(this.#digest, blob.size, context, spare.pop()));
-    spare.pop()?.body.discard();
   }
 
   #open(lease: () => Content): void {

@@ -7,8 +7,7 @@ import type { BlobStore } from '../store/blob-store.ts';
 import type { TagRow } from '../store/catalog.ts';
 import type { RegistryClient, UpstreamManifest } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
-import type { MirrorError } from '../util/errors.ts';
-import { isFault, toMirrorError } from '../util/errors.ts';
+import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Access } from './access.ts';
 import type { Fills } from './fills.ts';
@@ -76,10 +75,13 @@ export class Mirror {
   }
 
   async blob(repo: Repo, digest: Digest, method: Method): Promise<Answer> {
-    const { fills } = this.#context;
     return this.#unlessKnownAbsent(`${repo.key} blob ${digest}`, async () => {
-      for (;;) {
-        await this.#authorise(repo, digest, 'blob');
+      for (let proven = false; ;) {
+        const before = this.#before(repo, digest, 'blob', proven);
+        if (before) {
+          proven = await before;
+          continue;
+        }
         // From here to the lease nothing waits: the content is in one of the two, or in neither.
         const held = this.#lease(digest, method);
         if (!held && method === 'HEAD') {
@@ -87,7 +89,7 @@ export class Mirror {
           return { digest, mediaType: blobMediaType, size, result: 'miss' };
         }
         if (!held) {
-          const { content, result } = fills.join(repo, digest);
+          const { content, result } = this.#context.fills.join(repo, digest);
           return answer(await content, result);
         }
         if (await isReadable(held)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
@@ -97,8 +99,12 @@ export class Mirror {
 
   async #manifest(repo: Repo, digest: Digest, method: Method): Promise<Answer> {
     return this.#unlessKnownAbsent(`${repo.key} manifest ${digest}`, async () => {
-      while (this.#holdsManifest(digest)) {
-        await this.#authorise(repo, digest, 'manifest');
+      for (let proven = false; this.#holdsManifest(digest);) {
+        const before = this.#before(repo, digest, 'manifest', proven);
+        if (before) {
+          proven = await before;
+          continue;
+        }
         const held = this.#lease(digest, method);
         if (held && (await isReadable(held))) return answer(held, 'hit');
       }
@@ -132,7 +138,9 @@ export class Mirror {
         const { digest, mediaType, size } = row;
         return { digest, mediaType, size, result: fresh ? 'hit' : 'miss', ageMs };
       }
-      const found = await this.#manifest(repo, row.digest, method);
+      const found = await this.#manifest(repo, row.digest, method).catch((error: unknown) =>
+        this.#refetch(repo, tag, error),
+      );
       if (found.result !== 'hit') return { ...found, ageMs };
       return fresh ? { ...found, reason: 'tag-fresh', ageMs } : { ...found, result: 'revalidated', ageMs };
     } catch (error) {
@@ -153,13 +161,27 @@ export class Mirror {
         access.confirm(repo, said.digest, upstream.authenticated);
         return tags.set(repo, tag, said);
       }
-      const manifest = await upstream.manifest(repo, tag, this.#deadline());
-      this.#keep(repo, manifest, upstream);
-      return tags.set(repo, tag, manifest);
+      return await this.#getTag(repo, tag);
     } catch (error) {
       if (toMirrorError(error).row.definite) tags.remove(repo, tag);
       throw error;
     }
+  }
+
+  async #getTag(repo: Repo, tag: string): Promise<TagRow> {
+    const upstream = this.#upstreamOf(repo);
+    const manifest = await upstream.manifest(repo, tag, this.#deadline());
+    this.#keep(repo, manifest, upstream);
+    return this.#context.tags.set(repo, tag, manifest);
+  }
+
+  /** What the tag was said to point to is not there: it has moved on, or its HEAD was wrong. The GET has the last word. */
+  async #refetch(repo: Repo, tag: string, error: unknown): Promise<Answer> {
+    const { row, fault } = toMirrorError(error);
+    if (!row.definite && fault !== 'digest-mismatch' && fault !== 'upstream-invalid') throw error;
+    const key = `GET ${repo.key}:${tag}`;
+    const { digest } = await this.#revalidations.run(key, () => this.#getTag(repo, tag)).outcome;
+    return { ...(await this.#manifest(repo, digest, 'GET')), result: 'miss' };
   }
 
   async #fetch(repo: Repo, digest: Digest): Promise<Content> {
@@ -206,38 +228,47 @@ export class Mirror {
   }
 
   /**
-   * Resolves when the repo may have the content, if it is there; what is not there the upstream gives or refuses. The
-   * caller looks for it in the same tick.
+   * What has to be waited for before the repo may have the content, if it is there; it resolves to whether the repo is
+   * `proven` then. Undefined: nothing, in this tick. What is not there the upstream gives or refuses.
    */
-  async #authorise(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<void> {
+  #before(
+    repo: Repo,
+    digest: Digest,
+    kind: 'blob' | 'manifest',
+    proven: boolean,
+  ): Promise<boolean> | undefined {
     const { access, fills } = this.#context;
-    while ((this.#store.describe(digest) || fills.has(digest)) && !access.grants(repo, digest)) {
-      const opening = fills.opening(digest);
-      if (opening?.repo.key === repo.key) return;
-      // Its answer may make the content public.
-      if (opening) await opening.settled;
-      else return this.#prove(repo, digest, kind);
-    }
+    const opening = fills.opening(digest);
+    if (opening?.repo.key === repo.key) return undefined;
+    // Another repo's question: a no would not be ours, and a yes may make the content public.
+    if (opening) return opening.settled.then(() => proven);
+    const isHeld = this.#store.describe(digest) !== undefined || fills.has(digest);
+    return isHeld && !proven && !access.grants(repo, digest) ? this.#prove(repo, digest, kind) : undefined;
   }
 
   /** Asks the upstream whether the repo has the digest; an old yes is enough while it cannot be asked. */
-  async #prove(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<void> {
+  async #prove(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<true> {
     const { access } = this.#context;
     const upstream = this.#upstreamOf(repo);
     const ask = async (): Promise<true> => {
-      if (kind === 'blob') await upstream.headBlob(repo, digest, this.#deadline());
-      else if (!(await upstream.head(repo, digest, this.#deadline()))) {
+      if (kind === 'blob') {
+        const size = await upstream.headBlob(repo, digest, this.#deadline());
+        const held = this.#store.describe(digest)?.size ?? size;
+        if (size !== held)
+          throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${held}`);
+      } else if (!(await upstream.head(repo, digest, this.#deadline()))) {
         await upstream.manifest(repo, digest, this.#deadline());
       }
       access.confirm(repo, digest, upstream.authenticated);
       return true;
     };
     try {
-      await this.#proofs.run(`${repo.key} ${kind} ${digest}`, ask).outcome;
+      return await this.#proofs.run(`${repo.key} ${kind} ${digest}`, ask).outcome;
     } catch (error) {
       const { row } = toMirrorError(error);
       if (row.definite) access.revoke(repo, digest);
       if (!row.stale || !access.grantedOnce(repo, digest)) throw error;
+      return true;
     }
   }
 

@@ -10,6 +10,8 @@ export interface Upstream {
   readonly client: RegistryClient;
   /** Blob bodies from it at once. */
   readonly slots: Slots;
+  /** And past the store: these are held by clients, who may be slow. */
+  readonly relaySlots: Slots;
   readonly tagTtlMs: number;
 }
 

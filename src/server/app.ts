@@ -1,11 +1,14 @@
+import type { RequestListener } from 'node:http';
 import express, { type Express, type NextFunction, type Request, type Response } from 'express';
 import { createRegistryHandler, type RegistryContext } from './registry-routes.ts';
 
 /** The registry API as an Express application. */
-export function createRegistryApp(context: RegistryContext): Express {
+export function createRegistryApp(context: RegistryContext): RequestListener {
   const app = createApp();
-  app.use(createRegistryHandler(context));
-  return app;
+  const handler = createRegistryHandler(context);
+  app.use(handler);
+  // Targets that Express cannot read pass it by: they get their OCI error too.
+  return (req, res) => app(req as Request, res as Response, () => void handler(req, res));
 }
 
 /** Express without what would touch an answer: our ETags are digests, our types are bare, our targets are raw. */

@@ -90,13 +90,14 @@ export class BlobStore {
       options,
       {
         leastRecentlyUsed: (count, after) => {
-          this.catalog.flushUses();
+          // Once a scan, so that what is in use does not run ahead of it.
+          if (!after) this.#flushUses();
           return this.catalog.leastRecentlyUsed(count, after);
         },
         isLeased: (digest) => this.#isLeased(digest),
-        evict: async (digest, reason) => {
+        evict: async (victim, reason) => {
           this.#context.onEvicted(reason);
-          await this.#delete(digest);
+          await this.#delete(victim);
         },
         freeBytes: async () => {
           const { bavail, bsize } = await statfs(this.#root);
@@ -163,18 +164,14 @@ export class BlobStore {
     return ingest;
   }
 
-  /** Makes a verified ingest part of the store. Rejects when the disk would not have it: then nothing is left of it. */
+  /** Makes a verified ingest part of the store. Rejects when the disk would not have it: then it has to `fail`. */
   async commit(ingest: Ingest, mediaType: string): Promise<void> {
     const { digest, size, path } = ingest;
     if (size === undefined) throw new Error(`commit of ${digest} before its size is known`);
-    try {
-      await this.#publish(path, { digest, size, mediaType }, []);
-    } catch (cause) {
-      const error = new MirrorError('store-full', `blob ${digest}: cannot be stored`, { cause });
-      await ingest.fail(error);
-      throw error;
-    }
-    ingest.reservation.keep(size);
+    const isNew = await this.#publish(path, { digest, size, mediaType }, []).catch((cause: unknown) => {
+      throw new MirrorError('store-full', `blob ${digest}: cannot be stored`, { cause });
+    });
+    if (isNew) ingest.reservation.keep(size);
     ingest.committed();
   }
 
@@ -213,7 +210,7 @@ export class BlobStore {
   async close(): Promise<void> {
     clearInterval(this.#timer);
     while (this.#pending.size > 0) await Promise.allSettled(this.#pending);
-    this.catalog.flushUses();
+    this.#flushUses();
     await this.#checkpoint();
     this.catalog.close();
     await Promise.all([this.verifier.close(), this.#disk.close()]);
@@ -266,50 +263,68 @@ export class BlobStore {
     try {
       await reservation.growTo(size);
       await writeFile(path, bytes, { flag: 'wx' });
-      await this.#publish(path, held, held.children);
-      reservation.keep(size);
+      if (await this.#publish(path, held, held.children)) reservation.keep(size);
     } catch (error) {
       await unlink(path).catch(() => undefined);
-      reservation.release();
       throw error;
+    } finally {
+      reservation.release();
     }
   }
 
-  /** datasync, rename, sync of the directory, row: in this order, so that a crash leaves nothing that is not whole. */
-  #publish(path: string, descriptor: Descriptor, children: readonly Child[]): Promise<void> {
+  /**
+   * datasync, rename, sync of the directory, row: in this order, so that a crash leaves nothing that is not whole. Resolves
+   * to whether the blob is new in the store.
+   */
+  #publish(path: string, descriptor: Descriptor, children: readonly Child[]): Promise<boolean> {
     const { digest } = descriptor;
-    const work = async (): Promise<void> => {
+    const work = async (): Promise<boolean> => {
       await this.#deleting.get(digest);
-      await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
-      this.catalog.addBlob(descriptor, children, this.#context.clock.now());
-      this.#dirty = true;
+      try {
+        await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
+        this.#dirty = true;
+        return this.catalog.addBlob(descriptor, children, this.#context.clock.now());
+      } catch (error) {
+        // Without a row the file would be on nobody's account.
+        if (!this.catalog.blob(digest)) await unlink(this.pathOf(digest)).catch(() => undefined);
+        throw error;
+      }
     };
     return this.#track(work());
   }
 
   /** The row goes first: from then on nobody finds the blob, and the file follows. */
-  #delete(digest: Digest): Promise<void> {
-    this.catalog.removeBlob(digest);
+  #delete({ digest, size }: Pick<Descriptor, 'digest' | 'size'>): Promise<void> {
+    const { log } = this.#context;
+    let wasThere = false;
+    try {
+      wasThere = this.catalog.removeBlob(digest);
+    } catch (error) {
+      // On a full disk the file has to go before a row can; whoever opens it then finds it missing.
+      log.warn({ err: error, digest }, 'the catalog could not forget a blob');
+    }
     this.#memory.delete(digest);
     this.#dirty = true;
     const gone = unlink(this.pathOf(digest))
       .catch((error: unknown) => {
-        if (errorCode(error) !== 'ENOENT')
-          this.#context.log.warn({ err: error, digest }, 'cannot delete a blob');
+        if (errorCode(error) !== 'ENOENT') log.warn({ err: error, digest }, 'cannot delete a blob');
       })
-      .finally(() => this.#deleting.delete(digest));
+      .finally(() => {
+        if (this.#deleting.get(digest) === gone) this.#deleting.delete(digest);
+        if (wasThere) this.#evictor.removed(size);
+      });
     this.#deleting.set(digest, gone);
     return this.#track(gone);
   }
 
-  #damaged({ digest, size }: Descriptor): void {
+  #damaged(row: Descriptor): void {
+    const { digest, size } = row;
     if (!this.catalog.blob(digest)) return;
     this.#context.log.error(
       { digest, size },
       'a stored blob is missing or damaged: it will be fetched again',
     );
-    this.#evictor.removed(size);
-    void this.#delete(digest);
+    void this.#delete(row);
   }
 
   #track<T>(work: Promise<T>): Promise<T> {
@@ -319,12 +334,16 @@ export class BlobStore {
     return work;
   }
 
-  #writeBehind(): void {
+  #flushUses(): void {
     try {
       this.catalog.flushUses();
     } catch (error) {
       this.#context.log.warn({ err: error }, 'use-times could not be written');
     }
+  }
+
+  #writeBehind(): void {
+    this.#flushUses();
     if (this.#dirty) void this.#track(this.#checkpoint());
   }
 

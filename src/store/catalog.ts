@@ -1,5 +1,5 @@
 import Database from 'better-sqlite3';
-import type { Descriptor } from '../oci/content.ts';
+import { blobMediaType, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { Child } from '../oci/manifest.ts';
 import type { Repo } from '../oci/repo.ts';
@@ -46,25 +46,32 @@ export class Catalog {
     return this.#statements.blob.get(digest);
   }
 
-  addBlob({ digest, size, mediaType }: Descriptor, children: readonly Child[], now: number): void {
-    const { addBlob, addChild, removeChildren } = this.#statements;
-    this.#db.transaction(() => {
-      addBlob.run(digest, size, mediaType, now, now);
+  /** Returns whether it is new. What is known as a manifest stays one, when it comes as a blob too. */
+  addBlob({ digest, size, mediaType }: Descriptor, children: readonly Child[], now: number): boolean {
+    const { addBlob, setMediaType, addChild, removeChildren } = this.#statements;
+    return this.#db.transaction(() => {
+      const isNew = addBlob.run(digest, size, mediaType, now, now).changes === 1;
+      if (mediaType === blobMediaType) return isNew;
+      if (!isNew) setMediaType.run(mediaType, digest);
       removeChildren.run(digest);
       children.forEach((child, i) => {
         addChild.run(digest, i, child.digest, child.size, child.kind, child.foreign ? 1 : 0);
       });
+      return isNew;
     })();
   }
 
-  /** Forgets a blob and all that hangs on it; tags that name it stay, and find it again when it is fetched again. */
-  removeBlob(digest: Digest): void {
+  /**
+   * Forgets a blob and all that hangs on it; tags that name it stay, and find it again when it is fetched again. Returns
+   * whether it was there.
+   */
+  removeBlob(digest: Digest): boolean {
     const { removeBlob, removeChildren, removeLinks } = this.#statements;
     this.#used.delete(digest);
-    this.#db.transaction(() => {
-      removeBlob.run(digest);
+    return this.#db.transaction(() => {
       removeChildren.run(digest);
       removeLinks.run(digest);
+      return removeBlob.run(digest).changes === 1;
     })();
   }
 
@@ -127,7 +134,6 @@ export class Catalog {
   }
 
   close(): void {
-    this.flushUses();
     this.#db.close();
   }
 }
@@ -139,8 +145,9 @@ function prepareStatements(db: Database.Database) {
     ),
     addBlob: db.prepare(
       `INSERT INTO blobs (digest, size, media_type, stored_at, used_at) VALUES (?, ?, ?, ?, ?)
-       ON CONFLICT (digest) DO UPDATE SET media_type = excluded.media_type`,
+       ON CONFLICT (digest) DO NOTHING`,
     ),
+    setMediaType: db.prepare<[string, Digest]>('UPDATE blobs SET media_type = ? WHERE digest = ?'),
     removeBlob: db.prepare<[Digest]>('DELETE FROM blobs WHERE digest = ?'),
     use: db.prepare<[number, Digest]>('UPDATE blobs SET used_at = ? WHERE digest = ?'),
     leastRecentlyUsed: db.prepare<[number, string, number], Victim>(

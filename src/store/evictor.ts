@@ -14,8 +14,8 @@ export interface EvictorOptions {
 export interface Evictable {
   leastRecentlyUsed(count: number, after: Victim | undefined): Victim[];
   isLeased(digest: Digest): boolean;
-  /** Resolves when the bytes are free again. */
-  evict(digest: Digest, reason: EvictionReason): Promise<void>;
+  /** Resolves when the bytes are free again, and have been told to `removed`. */
+  evict(victim: Victim, reason: EvictionReason): Promise<void>;
   freeBytes(): Promise<number>;
 }
 
@@ -102,7 +102,7 @@ export class Evictor {
     if (this.#reservations.delete(reservation)) this.#stored += stored;
   }
 
-  /** Bytes left the store without an eviction. */
+  /** A blob of this size has left the store. */
   removed(size: number): void {
     this.#stored -= footprint(size);
   }
@@ -131,8 +131,7 @@ export class Evictor {
       }
       last = victims.shift();
       if (!last || this.#store.isLeased(last.digest)) continue;
-      await this.#store.evict(last.digest, reason);
-      this.removed(last.size);
+      await this.#store.evict(last, reason);
     }
   }
 

@@ -196,7 +196,7 @@ export class Ingest {
     this.#holders -= 1;
     if (this.#holders > 0) return;
     void (async () => {
-      await this.#verification?.end();
+      await this.#verification?.end().catch(() => undefined);
       await this.#handle?.close();
     })()
       .catch(() => undefined)

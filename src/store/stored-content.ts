@@ -4,7 +4,7 @@ import { smallSize, type Content, type Descriptor } from '../oci/content.ts';
 import { algorithmOf, digestOf, type Digest } from '../oci/digest.ts';
 import type { Child } from '../oci/manifest.ts';
 import type { ByteRange } from '../oci/range.ts';
-import { errorCode, MirrorError } from '../util/errors.ts';
+import { errorCode, isFault, MirrorError } from '../util/errors.ts';
 import { Outlet } from '../util/outlet.ts';
 import type { Buffers } from './buffers.ts';
 import { copyFile } from './copy.ts';
@@ -100,7 +100,7 @@ export class SharedFile {
       return await look();
     } catch (error) {
       const missing = errorCode(error) === 'ENOENT';
-      if (!missing && !(error instanceof MirrorError)) throw error;
+      if (!missing && !isFault(error, 'damaged')) throw error;
       this.#events.onDamaged();
       throw missing ? this.damaged('its file is missing', error) : error;
     }
@@ -195,6 +195,6 @@ export class StoredContent extends FileContent {
       readableTo: () => size,
       onChange: () => () => undefined,
     };
-    return copyFile(source, sink, range, this.#buffers);
+    return this.file.inspect(() => copyFile(source, sink, range, this.#buffers));
   }
 }

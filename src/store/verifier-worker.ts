@@ -13,7 +13,7 @@ interface Job {
   offset: number;
   /** How far the file is whole. */
   readable: number;
-  finish?: (hex: string) => void;
+  finish?: ((hex: string) => void) | undefined;
   fail?: (error: unknown) => void;
 }
 
@@ -35,7 +35,11 @@ function turn(): void {
     try {
       if (job.offset < job.readable) hashSlice(job);
       if (job.offset < job.readable) run();
-      else job.finish?.(job.hash.digest('hex'));
+      else if (job.finish) {
+        const { finish } = job;
+        job.finish = undefined;
+        finish(job.hash.digest('hex'));
+      }
     } catch (error) {
       job.readable = job.offset;
       job.fail?.(error);

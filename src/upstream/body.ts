@@ -31,10 +31,13 @@ export class Body {
 
   /**
    * Hands on what comes, in batches of 1 MiB or of what came in 10 ms, waiting for each to be taken while the next is
-   * gathered. Rejects as `take` does, or as the connection ends; the rest is then cut off.
+   * gathered. Rejects as `take` does, as the connection ends, or with the signal's reason; the rest is then cut off.
    */
-  async pipe(take: (chunks: Buffer[]) => Promise<void>): Promise<void> {
+  async pipe(take: (chunks: Buffer[]) => Promise<void>, signal?: AbortSignal): Promise<void> {
     this.#piped = true;
+    const abort = (): void => this.#cut(signal?.reason as Error);
+    signal?.addEventListener('abort', abort);
+    if (signal?.aborted) abort();
     this.#controller.resume();
     try {
       for (;;) {
@@ -46,11 +49,13 @@ export class Body {
     } catch (error) {
       this.discard();
       throw error;
+    } finally {
+      signal?.removeEventListener('abort', abort);
     }
   }
 
   /** The whole body, or undefined when it is longer than `limit`. */
-  async bytes(limit: number): Promise<Buffer | undefined> {
+  async bytes(limit: number, signal?: AbortSignal): Promise<Buffer | undefined> {
     const chunks: Buffer[] = [];
     let length = 0;
     const tooLong = new Error('body too long');
@@ -59,7 +64,7 @@ export class Body {
         for (const chunk of some) length += chunk.length;
         chunks.push(...some);
         return length > limit ? Promise.reject(tooLong) : Promise.resolve();
-      });
+      }, signal);
     } catch (error) {
       if (error === tooLong) return undefined;
       throw error;
@@ -68,12 +73,12 @@ export class Body {
   }
 
   /** Nobody wants the rest. */
-  discard(reason = new Error('body not wanted')): void {
+  discard(): void {
     if (this.#ended || this.#discarded) return;
     this.#discarded = true;
     const short = this.#length !== undefined && this.#length <= drainBytes;
     if (short && !this.#piped) this.#controller.resume();
-    else this.#controller.abort(reason);
+    else this.#controller.abort(new Error('body not wanted'));
   }
 
   received(chunk: Buffer): void {
@@ -89,6 +94,13 @@ export class Body {
     this.#ended = true;
     this.#error = error;
     this.#handOn();
+  }
+
+  #cut(reason: Error): void {
+    if (this.#ended) return;
+    this.#discarded = true;
+    this.#controller.abort(reason);
+    this.end(reason);
   }
 
   #handOn(): void {

@@ -70,7 +70,7 @@ export class NetworkPolicy {
 
   /** A redirect's target. */
   checkRedirect(from: URL, to: URL): void {
-    const what = `redirect from ${from.host} to ${to.host}`;
+    const what = `redirect from ${from.host} to ${to.protocol}//${to.host}`;
     this.#checkUrl(to, what);
     if (from.protocol === 'https:' && to.protocol !== 'https:') throw refused(`${what}: leaves https`);
   }

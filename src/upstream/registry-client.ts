@@ -80,7 +80,7 @@ export class RegistryClient {
     const digest = one(response.headers, 'docker-content-digest') ?? '';
     const size = Number(one(response.headers, 'content-length') ?? 0);
     const mediaType = bareMediaType(one(response.headers, 'content-type'));
-    if (!isDigest(digest) || !(size > 0) || mediaType === undefined) return undefined;
+    if (!isDigest(digest) || !(size > 0) || mediaType === undefined || isWebPage(response)) return undefined;
     return { digest, size, mediaType };
   }
 
@@ -104,17 +104,19 @@ export class RegistryClient {
 
   /** The size of a blob, without its bytes: proof that the repo has it. Throws `blob-unknown`. */
   async headBlob(repo: Repo, digest: Digest, signal: AbortSignal): Promise<number | undefined> {
-    const response = await this.#fetch(askBlob('HEAD', repo, digest, signal));
-    response.body.discard();
-    const length = one(response.headers, 'content-length');
-    if (response.status === 200 && length !== undefined) return Number(length);
-    // Signed links are often made for GET alone: one byte tells the size too.
-    const probe = await this.blob(repo, digest, { start: 0, end: 1 }, signal);
+    const head = await this.#fetch(askBlob('HEAD', repo, digest, signal));
+    head.body.discard();
+    if (head.status === 200 && !isWebPage(head) && sizeOf(head) !== undefined) return sizeOf(head);
+    // One byte tells the size too.
+    const ask = askBlob('GET', repo, digest, signal, { start: 0, end: 1 });
+    const probe = await this.#fetch(ask);
     probe.body.discard();
-    return probe.size;
+    if (isWebPage(probe))
+      throw new MirrorError('upstream-invalid', `${ask.what}: the upstream sent a web page`);
+    return sizeOf(probe);
   }
 
-  /** The bytes, or those of `range`, as they come. Throws `blob-unknown`. */
+  /** The bytes, or exactly those of `range`, as they come. Throws `blob-unknown`. */
   async blob(
     repo: Repo,
     digest: Digest,
@@ -122,27 +124,17 @@ export class RegistryClient {
     signal: AbortSignal,
   ): Promise<UpstreamBlob> {
     const ask = askBlob('GET', repo, digest, signal, range);
-    const { status, headers, body } = await this.#fetch(ask);
-    const wrong = (why: string): MirrorError => {
-      body.discard();
-      return new MirrorError('upstream-invalid', `${ask.what}: ${why}`);
-    };
-    if (bareMediaType(one(headers, 'content-type')) === 'text/html')
-      throw wrong('the upstream sent a web page');
-    const length = one(headers, 'content-length');
-    if (status === 200) {
-      if (range && range.start > 0) throw wrong('the upstream ignores Range');
-      return { size: length === undefined ? undefined : Number(length), body };
-    }
-    const part = parseContentRange(one(headers, 'content-range'));
-    if (!range || part?.range.start !== range.start || part.range.end > range.end)
-      throw wrong('not the range asked for');
-    return { size: part.total, body };
+    const response = await this.#fetch(ask);
+    if (!isWebPage(response) && isPart(response, range))
+      return { size: sizeOf(response), body: response.body };
+    response.body.discard();
+    const what = isWebPage(response) ? 'a web page' : 'another range';
+    throw new MirrorError('upstream-invalid', `${ask.what}: the upstream sent ${what}`);
   }
 
   /** All bytes of a small blob's body. Throws when they are not `size`. */
-  async bytes(what: string, body: Body, size: number): Promise<Buffer> {
-    const bytes = await this.#bytes({ what }, body, smallSize);
+  async bytes(what: string, body: Body, size: number, signal: AbortSignal): Promise<Buffer> {
+    const bytes = await this.#bytes({ what, signal }, body, smallSize);
     if (bytes.length !== size)
       throw new MirrorError('upstream-invalid', `${what}: ${bytes.length} bytes, not ${size}`);
     return bytes;
@@ -177,10 +169,10 @@ export class RegistryClient {
       response = await this.#follow(ask, authorization);
     }
     if (response.status === 401) {
+      response.body.discard();
       const next = await this.#tokens.challenged(response, ask.repo, ask.signal);
       const isNew = next !== undefined && next.challenge !== authorization.challenge;
       if (isNew) {
-        response.body.discard();
         response = await this.#follow(ask, next);
       }
     }
@@ -201,6 +193,8 @@ export class RegistryClient {
         (response.status === 400 || response.status === 401 || response.status === 403)
       ) {
         response.body.discard();
+        // Signed links are often made for GET alone.
+        if (ask.method === 'HEAD') return { ...response, status: 403 };
         throw new MirrorError('redirect-refused', `${ask.what}: ${url.host} answered ${response.status}`);
       }
       if (!redirects.has(response.status)) return response;
@@ -239,20 +233,32 @@ export class RegistryClient {
     return new MirrorError(status >= 500 ? 'upstream-down' : 'upstream-invalid', message);
   }
 
-  async #bytes(ask: { what: string; signal?: AbortSignal }, body: Body, limit: number): Promise<Buffer> {
-    const abort = (): void => body.discard(ask.signal?.reason as Error);
-    ask.signal?.addEventListener('abort', abort, { once: true });
-    let bytes: Buffer | undefined;
-    try {
-      bytes = await body.bytes(limit);
-    } catch (cause) {
-      throw toFault(ask.what, cause, ask.signal);
-    } finally {
-      ask.signal?.removeEventListener('abort', abort);
-    }
-    if (!bytes) throw new MirrorError('upstream-invalid', `${ask.what}: more than ${limit} bytes`);
+  async #bytes({ what, signal }: Pick<Ask, 'what' | 'signal'>, body: Body, limit: number): Promise<Buffer> {
+    const bytes = await body.bytes(limit, signal).catch((cause: unknown) => {
+      throw toFault(what, cause, signal);
+    });
+    if (!bytes) throw new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes`);
     return bytes;
   }
+}
+
+/** The size of the whole, if the answer tells it. */
+function sizeOf({ status, headers }: Response): number | undefined {
+  if (status === 206) return parseContentRange(one(headers, 'content-range'))?.total;
+  const length = Number(one(headers, 'content-length') ?? NaN);
+  return Number.isSafeInteger(length) ? length : undefined;
+}
+
+/** A portal or an error page in place of content. */
+function isWebPage({ headers }: Response): boolean {
+  return bareMediaType(one(headers, 'content-type')) === 'text/html';
+}
+
+/** Whether an answer is the part that was asked for, or the whole where no part was. */
+function isPart({ status, headers }: Response, range: ByteRange | undefined): boolean {
+  if (!range) return status === 200;
+  const part = status === 206 ? parseContentRange(one(headers, 'content-range')) : undefined;
+  return part?.range.start === range.start && part.range.end === Math.min(range.end, part.total);
 }
 
 function askManifest(method: 'GET' | 'HEAD', repo: Repo, reference: string, signal: AbortSignal): Ask {

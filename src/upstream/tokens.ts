@@ -2,12 +2,12 @@ import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
 import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
-import { MirrorError } from '../util/errors.ts';
+import { isFault, MirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import { parseChallenges, type Challenge } from './challenge.ts';
 import type { NetworkPolicy } from './network-policy.ts';
 import { parseRetryAfter } from './retry-after.ts';
-import { one, type Response, type Transport } from './transport.ts';
+import { one, toFault, type Response, type Transport } from './transport.ts';
 
 /** A set of upstream credentials. */
 export interface Account {
@@ -83,7 +83,16 @@ export class Tokens {
   /** The authorization for a repo before anybody has asked for one. */
   async authorize(repo: Repo, signal: AbortSignal): Promise<Authorization> {
     this.#scheme ??= await this.#pings.run('ping', () => this.#ping(signal)).outcome;
-    return this.#answer(this.#scheme, undefined, repo, signal);
+    // Whatever scope it was made for: the upstream has asked for that one.
+    const kept = this.#kept(repo);
+    if (kept) return kept;
+    try {
+      return await this.#answer(this.#scheme, undefined, repo, signal);
+    } catch (error) {
+      // What was learnt may have been wrong, or be so no longer.
+      if (!isFault(error, 'repo-unknown', 'account-refused', 'upstream-limited')) this.#scheme = undefined;
+      throw error;
+    }
   }
 
   /** The authorization that a 401's challenges ask for; undefined when there is none that we can give. */
@@ -91,9 +100,11 @@ export class Tokens {
     const challenges = parseChallenges(response.headers['www-authenticate']);
     const scheme = this.#schemeOf(challenges);
     if (scheme.kind === 'none') return undefined;
-    this.#scheme = scheme;
     const scope = challenges.find(({ scheme: name }) => name === 'bearer')?.params['scope'];
-    return this.#answer(scheme, scope, repo, signal);
+    const answer = await this.#answer(scheme, scope, repo, signal);
+    // Only now: a challenge that leads nowhere must not stand between us and all other repos.
+    this.#scheme = scheme;
+    return answer;
   }
 
   /** The upstream did not take it. */
@@ -136,15 +147,19 @@ export class Tokens {
     if (scheme.kind === 'basic') return { header: this.#basic(), challenge: 'basic', fresh: true };
     const wanted = scope ?? `repository:${repo.name}:pull`;
     const challenge = [scheme.realm, scheme.service, wanted].join(' ');
-    const kept = this.#tokens.get(repo.key);
-    if (kept && kept.challenge === challenge && kept.expiresAt > this.#clock.monotonic()) {
-      return { header: kept.header, challenge, fresh: false };
-    }
+    const kept = this.#kept(repo);
+    if (kept?.challenge === challenge) return kept;
     const fetch = (): Promise<Token> =>
       this.#fetchToken(scheme.realm, scheme.service, wanted, challenge, signal);
     const token = await this.#flights.run(`${repo.key} ${challenge}`, fetch).outcome;
     this.#tokens.set(repo.key, token);
     return { header: token.header, challenge, fresh: true };
+  }
+
+  #kept(repo: Repo): Authorization | undefined {
+    const token = this.#tokens.get(repo.key);
+    if (!token || token.expiresAt <= this.#clock.monotonic()) return undefined;
+    return { header: token.header, challenge: token.challenge, fresh: false };
   }
 
   #basic(): string | undefined {
@@ -181,7 +196,7 @@ export class Tokens {
       response.body.discard();
       throw this.#faultOf(response, `${what}: ${url.host} answered ${response.status}`);
     }
-    const { token, lifeMs } = await readToken(response, what);
+    const { token, lifeMs } = await readToken(response, what, signal);
     // A tenth of its life before the end, since it still has to travel.
     return { header: `Bearer ${token}`, challenge, expiresAt: asked + lifeMs * 0.9 };
   }
@@ -206,9 +221,13 @@ export class Tokens {
   }
 }
 
-async function readToken(response: Response, what: string): Promise<{ token: string; lifeMs: number }> {
-  const bytes = await response.body.bytes(maxTokenBytes).catch((cause: unknown) => {
-    throw new MirrorError('upstream-down', `${what}: the answer broke off`, { cause });
+async function readToken(
+  response: Response,
+  what: string,
+  signal: AbortSignal,
+): Promise<{ token: string; lifeMs: number }> {
+  const bytes = await response.body.bytes(maxTokenBytes, signal).catch((cause: unknown) => {
+    throw toFault(what, cause, signal);
   });
   let json: unknown;
   try {

@@ -11,7 +11,7 @@ export interface TransportOptions {
   headersTimeoutMs: number;
   /** Without a byte of the body. */
   idleTimeoutMs: number;
-  /** Bodies of blobs at once, and so connections to each host that has them. */
+  /** Bodies of blobs at once for the store, and as many past it: so connections to each host that has them. */
   maxConnections: number;
 }
 
@@ -65,7 +65,7 @@ export class Transport {
         keepAliveTimeout: 15_000,
       });
     this.#calls = agent(callConnections);
-    this.#blobs = agent(options.maxConnections);
+    this.#blobs = agent(2 * options.maxConnections);
   }
 
   /** Throws `upstream-down`, `upstream-timeout`, `upstream-invalid` or `address-refused`. */

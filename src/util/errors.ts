@@ -33,7 +33,7 @@ export const faults = {
   /** A realm, redirect or address that the network policy forbids. */
   'address-refused': { status: 502, code: 'UNKNOWN', level: 'error', stale: true },
   /** The bytes do not hash to the digest that they were asked for by. */
-  'digest-mismatch': { status: 502, code: 'UNKNOWN', level: 'error' },
+  'digest-mismatch': { status: 502, code: 'UNKNOWN', level: 'error', stale: true },
   /** A stored file is missing or has the wrong size. */
   damaged: { status: 500, code: 'UNKNOWN', level: 'error' },
   /** The store can hold no more, or cannot be written. */

@@ -10,6 +10,13 @@ export class Slots {
     this.#free = count;
   }
 
+  /** A place, if one is free now. */
+  tryTake(): (() => void) | undefined {
+    if (this.#free === 0) return undefined;
+    this.#free -= 1;
+    return this.#giver();
+  }
+
   /** Resolves to a function that gives the place back (once; twice is fine). Rejects with the signal's reason. */
   async take(signal?: AbortSignal): Promise<() => void> {
     signal?.throwIfAborted();
@@ -28,6 +35,10 @@ export class Slots {
         signal?.addEventListener('abort', left, { once: true });
       });
     }
+    return this.#giver();
+  }
+
+  #giver(): () => void {
     let given = false;
     return () => {
       if (given) return;

@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
+import { connect } from 'node:net';
+import { text } from 'node:stream/consumers';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { sameBytes } from '../support/http.ts';
 import { imageOf, randomBlob } from '../support/images.ts';
-import { TestMirror } from '../support/mirror.ts';
+import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream } from '../support/upstream.ts';
 
 const login = { username: 'me', password: 'pw' };
@@ -60,6 +62,55 @@ describe('content that came with an account', () => {
     assert.equal((await early).status, 404);
     open(undefined);
     sameBytes((await owner).body, layer.bytes);
+  });
+
+  test('two repos that ask at once for what nobody has: each gets its own answer', async () => {
+    const path = (repo: string) => `/v2/${repo}/blobs/${layer.digest}`;
+    // On one connection, so that both are read in the same tick.
+    for (const order of [
+      ['acme/private', 'evil/repo'],
+      ['evil/repo', 'acme/private'],
+    ]) {
+      const socket = connect(mirror.service.address.port, '127.0.0.1');
+      const requests = order.map(
+        (repo, i) => `GET ${path(repo)} HTTP/1.1\r\nHost: x\r\n${i ? 'Connection: close\r\n' : ''}\r\n`,
+      );
+      socket.write(requests.join(''));
+      const answer = await text(socket.setEncoding('latin1'));
+      const expected = order.map((repo) => `HTTP/1.1 ${repo === 'evil/repo' ? 404 : 200}`);
+      assert.deepEqual(answer.match(/HTTP\/1\.1 \d+/g), expected);
+      await mirror.close();
+      mirror = await TestMirror.start({ upstream: upstream.url, upstreamConfig: { accounts: [login] } });
+    }
+  });
+
+  test('repos that wait for one that is refused do not get what the next one gets', async () => {
+    const { promise: go, resolve: open } = Promise.withResolvers<undefined>();
+    upstream.script('blob', async (_call, _req, _res, next) => {
+      await go;
+      next();
+    });
+    const first = blob('evil/one');
+    await until(() => upstream.count('blob') === 1, 'the first has asked');
+    const waiting = ['acme/private', 'evil/two', 'evil/three'].map((repo) => blob(repo));
+    open(undefined);
+    assert.equal((await first).status, 404);
+    assert.deepEqual(
+      (await Promise.all(waiting)).map(({ status }) => status),
+      [200, 404, 404],
+    );
+  });
+
+  test('is not confirmed by a web page, nor by a blob of another size', async () => {
+    await blob('acme/private');
+    for (const headers of [
+      { 'content-type': 'text/html', 'content-length': 200_000 },
+      { 'content-length': 6 },
+    ]) {
+      upstream.script('blob', (_call, _req, res) => void res.writeHead(200, headers).end());
+      assert.equal((await blob('evil/repo')).status, 502);
+      upstream.behave();
+    }
   });
 
   test('is served for another repo once the upstream has confirmed it, without a second download', async () => {

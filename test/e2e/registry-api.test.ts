@@ -156,6 +156,8 @@ describe('registry API', () => {
     upstream.forget();
     const targets = [
       ['/v2/library/x', 404],
+      ['http://', 404],
+      ['http://evil.example/v2/', 404],
       ['/v2/_catalog', 404],
       ['/v2/_oci/ext/discover', 404],
       ['/v2/../../etc/passwd', 404],
@@ -174,11 +176,11 @@ describe('registry API', () => {
       [`/v2/${'a/'.repeat(3000)}manifests/latest`, 400],
     ] as const;
     for (const [target, status] of targets) {
-      const reply = await mirror.get(target);
+      const reply = await mirror.get('/', { target });
       assert.equal(reply.status, status, target);
       assert.match(errorOf(reply).code, /^[A-Z_]+$/);
       assert.equal(reply.headers['content-type'], 'application/json');
-      const head = await mirror.head(target);
+      const head = await mirror.get('/', { target, method: 'HEAD' });
       assert.equal(head.status, status, `HEAD ${target}`);
       assert.equal(head.body.length, 0);
     }

@@ -3,7 +3,7 @@ import { mkdir, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { sameBytes, type Reply } from '../support/http.ts';
-import { largeBlob, randomBlob, type Blob } from '../support/images.ts';
+import { imageOf, largeBlob, manifestOf, randomBlob, type Blob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream } from '../support/upstream.ts';
 
@@ -157,6 +157,27 @@ describe('store', () => {
     assert.equal((await get(kept)).headers['x-cache'], 'hit');
     assert.equal((await get(lost)).headers['x-cache'], 'miss');
     assert.equal(upstream.count('blob'), 1);
+  });
+
+  test('one digest that comes as a blob and as a manifest counts once, and stays a manifest', async () => {
+    await start({});
+    const image = imageOf([], randomBlob(100));
+    const index = manifestOf(
+      { schemaVersion: 2, manifests: [], padding: 'x'.repeat(100_000) },
+      'application/vnd.oci.image.index.v1+json',
+    );
+    upstream.addImage('library/x', image, '1');
+    upstream.addManifest('library/x', index, 'index');
+    upstream.addBlob('library/x', index);
+    await Promise.all([get(index), mirror.get('/v2/library/x/manifests/index'), get(index)]);
+    await until(stored(1), 'it is stored');
+    await mirror.restart();
+    assert.equal(await mirror.metric('layercache_store_bytes'), Math.ceil(index.bytes.length / 4096) * 4096);
+    upstream.forget();
+    const reply = await mirror.get(`/v2/library/x/manifests/${index.digest}`);
+    assert.equal(reply.headers['content-type'], index.mediaType);
+    assert.equal((await get(index)).headers['content-type'], 'application/octet-stream');
+    assert.equal(upstream.calls.length, 0);
   });
 
   test('a second process on the same directory is refused with a clear error', async () => {

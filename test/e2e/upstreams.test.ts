@@ -193,6 +193,74 @@ describe('upstreams', () => {
     );
   });
 
+  test('a challenge that leads nowhere harms one request alone', async () => {
+    await start({ auth: 'bearer' }, { config: { tags: { ttl: 0 } } });
+    await get();
+    upstream.script(
+      'manifest',
+      (_call, _req, res) =>
+        void res.writeHead(401, { 'www-authenticate': 'Bearer realm="http://auth.example.org/token"' }).end(),
+      {
+        times: 2,
+        match: ({ repo }) => repo === 'library/bad',
+      },
+    );
+    assert.equal((await get('/v2/library/bad/manifests/1')).status, 502);
+    const reply = await get();
+    assert.equal(reply.headers['x-cache'], 'revalidated');
+  });
+
+  test('a CDN that takes no HEAD: the size comes from one byte', async () => {
+    await start({ auth: 'bearer', cdn: true });
+    upstream.script('cdn', (_call, _req, res) => void res.writeHead(403).end(), {
+      match: ({ method }) => method === 'HEAD',
+    });
+    const reply = await mirror.head(blobPath);
+    assert.equal(reply.status, 200);
+    assert.equal(reply.headers['content-length'], String(layer.bytes.length));
+  });
+
+  test('a HEAD that cannot be redeemed pins nothing: the GET by tag has the last word', async () => {
+    await start({});
+    upstream.script(
+      'manifest',
+      (_call, _req, res) => {
+        const digest = `sha256:${'0'.repeat(64)}`;
+        res
+          .writeHead(200, {
+            'docker-content-digest': digest,
+            'content-type': 'application/x',
+            'content-length': 6,
+          })
+          .end();
+      },
+      { times: 1 },
+    );
+    const reply = await get();
+    assert.equal(reply.status, 200);
+    assert.deepEqual(reply.body, image.manifest.bytes);
+    assert.equal((await get()).headers['x-cache'], 'hit');
+  });
+
+  test('the deadline lies over token and small blob too, however slowly they drip', async () => {
+    await start({ auth: 'bearer' }, { config: { fetch: { firstByteTimeout: '300ms' } } });
+    const drip = (): void => {
+      upstream.script(
+        'token',
+        (_call, _req, res) => void res.writeHead(200, { 'content-length': 500 }).write('{'),
+        { times: 1 },
+      );
+      upstream.script(
+        'blob',
+        (_call, _req, res) => void res.writeHead(200, { 'content-length': 500 }).write('x'),
+      );
+    };
+    drip();
+    assert.equal((await get()).status, 504);
+    await get();
+    assert.equal((await get(`/v2/library/x/blobs/${image.config.digest}`)).status, 504);
+  });
+
   test('5xx is tried once more; 429 is not', async () => {
     await start({});
     upstream.script('manifest', (_call, _req, res) => void res.writeHead(502).end(), { times: 1 });

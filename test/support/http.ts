@@ -17,6 +17,8 @@ export interface Ask {
   onHeaders?: (headers: IncomingHttpHeaders) => void;
   body?: string;
   agent?: Agent;
+  /** The request target, if it is not the path of the URL. */
+  target?: string;
 }
 
 /** One request on a connection of its own. Whatever comes back is a value, also half an answer. */
@@ -24,7 +26,7 @@ export function ask(url: string, options: Ask = {}): Promise<Reply> {
   return new Promise((resolve, reject) => {
     const { hostname, port } = new URL(url);
     // The target as it was written: URL would tidy it up.
-    const path = url.slice(url.indexOf('/', 'http://'.length));
+    const path = options.target ?? url.slice(url.indexOf('/', 'http://'.length));
     const req = request({
       agent: options.agent ?? new Agent({ keepAlive: false }),
       hostname,

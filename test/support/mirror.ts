@@ -130,8 +130,9 @@ export class TestMirror {
     const entries = await Promise.all(
       names.map(async (name) => {
         const path = join(below, name);
-        const entry = await stat(join(this.dataDirectory, path));
-        return entry.isFile() ? [{ path, size: entry.size }] : [];
+        // What went away since it was listed is not there.
+        const entry = await stat(join(this.dataDirectory, path)).catch(() => undefined);
+        return entry?.isFile() ? [{ path, size: entry.size }] : [];
       }),
     );
     return entries.flat();

@@ -22,9 +22,10 @@ class Disk {
       {
         leastRecentlyUsed: (count, after) => this.#order(after).slice(0, count),
         isLeased: (digest) => this.blobs.get(digest)?.leased ?? false,
-        evict: async (digest) => {
+        evict: async ({ digest, size }) => {
           await Promise.resolve();
           this.blobs.delete(digest);
+          this.evictor.removed(size);
         },
         freeBytes: () => Promise.resolve(this.free),
       },
