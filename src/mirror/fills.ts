@@ -52,6 +52,11 @@ export class Fills {
     return this.#running.has(digest);
   }
 
+  /** The size of what is arriving, if it is known. */
+  sizeOf(digest: Digest): number | undefined {
+    return this.#running.get(digest)?.size;
+  }
+
   /** The fill whose upstream has not answered yet, and for which repo it asked. */
   opening(digest: Digest): { repo: Repo; settled: Promise<unknown> } | undefined {
     const fill = this.#running.get(digest);
@@ -118,6 +123,10 @@ class Fill {
 
   get isOpen(): boolean {
     return this.#lease !== undefined;
+  }
+
+  get size(): number | undefined {
+    return this.#ingest?.size;
   }
 
   get isVerified(): boolean {

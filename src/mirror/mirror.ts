@@ -248,12 +248,12 @@ export class Mirror {
 
   /** Asks the upstream whether the repo has the digest; an old yes is enough while it cannot be asked. */
   async #prove(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<true> {
-    const { access } = this.#context;
+    const { access, fills } = this.#context;
     const upstream = this.#upstreamOf(repo);
     const ask = async (): Promise<true> => {
       if (kind === 'blob') {
         const size = await upstream.headBlob(repo, digest, this.#deadline());
-        const held = this.#store.describe(digest)?.size ?? size;
+        const held = this.#store.describe(digest)?.size ?? fills.sizeOf(digest) ?? size;
         if (size !== held)
           throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${held}`);
       } else if (!(await upstream.head(repo, digest, this.#deadline()))) {

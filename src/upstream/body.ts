@@ -1,4 +1,5 @@
 import type { Dispatcher } from 'undici';
+import { noteGarbage } from '../util/young-garbage.ts';
 
 const batchBytes = 1024 * 1024;
 const flushAfterMs = 10;
@@ -85,6 +86,7 @@ export class Body {
     if (this.#discarded) return;
     this.#chunks.push(chunk);
     this.#held += chunk.length;
+    noteGarbage(chunk.length);
     if (this.#held >= batchBytes) this.#handOn();
     else this.#timer ??= setTimeout(() => this.#handOn(), flushAfterMs);
     if (this.#held >= 2 * batchBytes) this.#controller.pause();
