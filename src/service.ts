@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { createServer, type RequestListener, type Server } from 'node:http';
+import type { RequestListener, Server } from 'node:http';
 import { hostname } from 'node:os';
 import type { AddressInfo } from 'node:net';
 import type { Address, Config } from './config.ts';
@@ -10,7 +10,7 @@ import { Tags } from './mirror/tags.ts';
 import { Upstreams } from './mirror/upstreams.ts';
 import { createAdminApp } from './server/admin.ts';
 import { createRegistryApp } from './server/app.ts';
-import { Transfers } from './server/transfers.ts';
+import { closeHttpServer, createHttpServer } from './server/http-server.ts';
 import { BlobStore } from './store/blob-store.ts';
 import { RegistryClient } from './upstream/registry-client.ts';
 import { systemClock, type Clock } from './util/clock.ts';
@@ -20,7 +20,6 @@ import { Slots } from './util/slots.ts';
 import { version } from './version.ts';
 
 const drainMs = 30_000;
-const closeIdleEveryMs = 50;
 const unspecified = new Set(['0.0.0.0', '::']);
 
 export interface ServiceOptions {
@@ -36,7 +35,6 @@ export class Service {
   readonly #store: BlobStore;
   readonly #upstreams: Upstreams;
   readonly #fills: Fills;
-  readonly #transfers = new Transfers();
   readonly #registry: Server;
   readonly #admin: Server | undefined;
   readonly #stopping = new AbortController();
@@ -105,7 +103,6 @@ export class Service {
       clock,
       log,
       metrics,
-      transfers: this.#transfers,
       isDraining,
     };
     this.#registry = createHttpServer(createRegistryApp(context));
@@ -134,7 +131,7 @@ export class Service {
     this.#draining = true;
     this.#stopping.abort();
     const closed = Promise.all(
-      [this.#registry, this.#admin].flatMap((server) => (server ? closeServer(server) : [])),
+      [this.#registry, this.#admin].flatMap((server) => (server ? closeHttpServer(server) : [])),
     );
     const idle = this.#fills.stop('idle');
     const timer = setTimeout(() => {
@@ -144,7 +141,6 @@ export class Service {
     await closed;
     clearTimeout(timer);
     await Promise.all([idle, this.#fills.stop('all')]);
-    this.#transfers.close();
     await this.#upstreams.close();
     await this.#reconciled;
     await this.#store.close();
@@ -210,24 +206,6 @@ function buildUpstreams(config: Config, clock: Clock, metrics: Metrics): Upstrea
   return new Upstreams(upstreams, config.defaultUpstream);
 }
 
-function createHttpServer(handler: RequestListener): Server {
-  const server = createServer(
-    {
-      // Longer than Go's clients keep idle connections: whoever closes first must not be us.
-      keepAliveTimeout: 130_000,
-      headersTimeout: 30_000,
-      requestTimeout: 60_000,
-      // Ranges of lazy pullers come in long headers.
-      maxHeaderSize: 64 * 1024,
-      noDelay: true,
-    },
-    handler,
-  );
-  // Whoever sends a body gets no invitation to go on: all that takes a body is refused.
-  server.on('checkContinue', handler);
-  return server;
-}
-
 async function listen(server: Server, { host, port }: Address): Promise<void> {
   server.listen({ host, port });
   try {
@@ -235,16 +213,6 @@ async function listen(server: Server, { host, port }: Address): Promise<void> {
   } catch (cause) {
     throw new Error(`cannot listen on ${host}:${port}: ${(cause as Error).message}`, { cause });
   }
-}
-
-/** Resolves when the last answer has been sent; connections that are kept alive for a next request are closed. */
-async function closeServer(server: Server): Promise<void> {
-  if (!server.listening) return;
-  const closed = once(server, 'close');
-  server.close();
-  const sweep = setInterval(() => server.closeIdleConnections(), closeIdleEveryMs);
-  await closed;
-  clearInterval(sweep);
 }
 
 function boundAddress(server: Server): Address {

@@ -61,7 +61,7 @@ export function parseManifest(bytes: Uint8Array, mediaType: string, what: string
   } catch (cause) {
     refuse('the manifest is not JSON', cause);
   }
-  if (typeof json !== 'object' || json === null || Object.keys(json).length === 0)
+  if (typeof json !== 'object' || json === null || Array.isArray(json) || Object.keys(json).length === 0)
     refuse('the manifest is no JSON object');
   if (!indexTypes.includes(mediaType) && !manifestTypes.includes(mediaType)) return [];
   const parsed = manifestBody.safeParse(json);

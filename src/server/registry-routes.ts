@@ -9,7 +9,6 @@ import type { Metrics } from '../util/metrics.ts';
 import { trace } from '../util/trace.ts';
 import { AccessRecord, finishAccess } from './access-log.ts';
 import { sendAnswer, sendFault, sendPing, type Exchange } from './send.ts';
-import type { Transfers } from './transfers.ts';
 
 export interface RegistryContext {
   readonly mirror: Mirror;
@@ -17,7 +16,6 @@ export interface RegistryContext {
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: Metrics;
-  readonly transfers: Transfers;
   readonly isDraining: () => boolean;
 }
 
@@ -28,11 +26,11 @@ export interface RegistryContext {
 export function createRegistryHandler(
   context: RegistryContext,
 ): (req: IncomingMessage, res: ServerResponse) => Promise<void> {
-  const { clock, log, metrics, transfers } = context;
+  const { clock, log, metrics } = context;
   const now = (): number => clock.monotonic();
   return async (req, res) => {
     const record = new AccessRecord(now());
-    const exchange: Exchange = { req, res, record, now, transfers };
+    const exchange: Exchange = { req, res, record, now };
     try {
       await trace.run(record, () => serve(exchange, context));
     } catch (error) {

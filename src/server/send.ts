@@ -5,7 +5,6 @@ import { parseRange, type ByteRange } from '../oci/range.ts';
 import { MirrorError, toMirrorError } from '../util/errors.ts';
 import type { Kind } from '../util/metrics.ts';
 import type { AccessRecord } from './access-log.ts';
-import type { Transfers } from './transfers.ts';
 
 /** Headers as writeHead takes them: names and values in turn. */
 type Headers = string[];
@@ -23,7 +22,6 @@ export interface Exchange {
   readonly record: AccessRecord;
   /** By the monotonic clock. */
   readonly now: () => number;
-  readonly transfers: Transfers;
 }
 
 export function sendPing({ req, res, record }: Exchange): void {
@@ -39,7 +37,7 @@ export async function sendAnswer(
   kind: Kind,
   ns: string | undefined,
 ): Promise<void> {
-  const { req, res, record, transfers } = exchange;
+  const { req, res, record } = exchange;
   const { digest, size, content } = answer;
   record.result = answer.result;
   record.reason = answer.reason;
@@ -56,14 +54,13 @@ export async function sendAnswer(
     headers.push('Content-Length', String(range.end - range.start));
   } else if (size !== undefined) headers.push('Content-Length', String(size));
   start(exchange, range ? 206 : 200, headers);
-  if (!content) res.end();
-  // Small content leaves together with its headers, at once.
-  else if (size !== undefined && size <= smallSize) await sendContent(res, content, range, record);
-  else {
-    // Its first byte may still be far away.
-    res.flushHeaders();
-    await transfers.watch(res, () => sendContent(res, content, range, record));
+  if (!content) {
+    res.end();
+    return;
   }
+  // Small content leaves together with its headers; of other content the first byte may still be far away.
+  if (size === undefined || size > smallSize) res.flushHeaders();
+  await sendContent(res, content, range, record);
 }
 
 /** Writes a fault as OCI JSON; once headers are out, a broken connection is the only truth left. */
@@ -108,6 +105,8 @@ async function sendContent(
   range: ByteRange | undefined,
   record: AccessRecord,
 ): Promise<void> {
+  // The copy is told of a broken connection by 'close'; an 'error' that nobody listens to would end the process.
+  res.on('error', ignore);
   const { socket } = res;
   const before = socket?.bytesWritten ?? 0;
   try {
@@ -140,6 +139,10 @@ function headersOf(
     headers.push('Warning', `299 - "layercache: served as it was, ${reason ?? 'upstream-down'}"`);
   if (ns !== undefined) headers.push('OCI-Namespace', ns);
   return headers;
+}
+
+function ignore(): void {
+  // Said elsewhere.
 }
 
 /** RFC 9110 section 13.1.2; bare digests come from clients that forget the quotes. */

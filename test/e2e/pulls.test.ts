@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { errorOf, sameBytes } from '../support/http.ts';
-import { imageOf, indexOf, ociIndex, randomBlob } from '../support/images.ts';
-import { TestMirror } from '../support/mirror.ts';
+import { imageOf, indexOf, manifestOf, ociIndex, ociManifest, randomBlob } from '../support/images.ts';
+import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream } from '../support/upstream.ts';
 
 describe('pulls', () => {
@@ -173,6 +173,28 @@ describe('pulls', () => {
       assert.equal(errorOf(reply).code, 'UNAVAILABLE');
       assert.equal(reply.headers['x-cache'], undefined);
     }
+  });
+
+  test('a foreign layer is never fetched from its urls, and not missed when the upstream is down', async () => {
+    const urls = [`${upstream.cdnUrl}/elsewhere`];
+    const foreign = randomBlob(10);
+    const manifest = manifestOf(
+      {
+        schemaVersion: 2,
+        config: { digest: image.config.digest, size: image.config.bytes.length },
+        layers: [{ digest: foreign.digest, size: 10, urls }],
+      },
+      ociManifest,
+    );
+    upstream.addManifest('library/alpine', manifest, 'foreign');
+    assert.equal((await mirror.get('/v2/library/alpine/manifests/foreign')).status, 200);
+    assert.equal((await mirror.get(`/v2/library/alpine/blobs/${image.config.digest}`)).status, 200);
+    assert.equal((await mirror.get(`/v2/library/alpine/blobs/${foreign.digest}`)).status, 404);
+    assert.ok(upstream.calls.every(({ url }) => !url.includes('elsewhere')));
+    await until(async () => (await mirror.files('blobs')).length === 2, 'all is stored');
+    await upstream.stop();
+    mirror.clock.advance(6 * 60_000);
+    assert.equal((await mirror.get('/v2/library/alpine/manifests/foreign')).headers['x-cache'], 'stale');
   });
 
   test('a moved tag whose new manifest cannot be had is served as it was', async () => {
