@@ -159,7 +159,7 @@ export interface ConfigSource {
 }
 
 const defaultFile = 'mirror.config.json';
-export const variablePrefix = 'LAYERCACHE_';
+const variablePrefix = 'LAYERCACHE_';
 /** Read by the command line, not by the schema. */
 export const fileVariable = 'LAYERCACHE_CONFIG';
 

@@ -68,7 +68,8 @@ export function sendFault({ req, res, record, now }: Exchange, error: unknown, h
   const fault = toMirrorError(error);
   const { status, code } = fault.row;
   record.fault = fault.fault;
-  record.result = 'error';
+  // A client that leaves early says nothing about our answer.
+  if (fault.fault !== 'client-gone') record.result = 'error';
   if (res.headersSent) {
     res.destroy();
     return;

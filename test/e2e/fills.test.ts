@@ -76,6 +76,11 @@ describe('fills', () => {
     assert.equal(one.headers['content-length'], String(big.bytes.length));
     for (const { body } of [one, two]) assert.ok(body.equals(big.bytes));
     assert.equal(upstream.count('blob'), 1);
+    assert.equal(
+      await mirror.metric('layercache_requests_total{registry="docker.io",kind="blob",result="error"}'),
+      0,
+    );
+    assert.equal(await mirror.metric('layercache_faults_total{fault="client-gone"}'), 1);
   });
 
   test('the fill completes when all its clients have left', async () => {

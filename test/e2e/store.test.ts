@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdir, rm, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { sameBytes, type Reply } from '../support/http.ts';
@@ -146,7 +146,7 @@ describe('store', () => {
     await writeFile(join(mirror.dataDirectory, 'ingest/7-half'), 'half');
     await rm(pathOf(lost));
     // Files of the last second are taken for new.
-    await new Promise((resolve) => setTimeout(resolve, 1100));
+    await until(async () => Date.now() - (await stat(stray)).ctimeMs > 1000, 'the file is old');
     await mirror.start();
     assert.deepEqual(
       (await mirror.files('blobs')).map(({ path }) => join(mirror.dataDirectory, path)),
