@@ -1,5 +1,6 @@
 import { blobMediaType, smallSize, type Content } from '../oci/content.ts';
-import { algorithmOf, digestOf, type Digest } from '../oci/digest.ts';
+import { hashesTo, type Digest } from '../oci/digest.ts';
+import type { ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Ingest } from '../store/ingest.ts';
@@ -176,8 +177,11 @@ class Fill {
     size: number,
     deadline: AbortSignal,
   ): Promise<void> {
-    const bytes = await client.bytes(`${this.repo.key} blob ${this.#digest}`, body, size, deadline);
-    if (digestOf(bytes, algorithmOf(this.#digest)) !== this.#digest) throw this.#mismatch();
+    const what = `GET ${this.repo.key} blob ${this.#digest}`;
+    const bytes = await client.bytes(what, body, size, deadline);
+    if (!hashesTo(bytes, this.#digest)) {
+      throw new MirrorError('digest-mismatch', `${what}: the bytes do not hash to it`);
+    }
     const content = this.#context.store.put(bytes, {
       digest: this.#digest,
       mediaType: blobMediaType,
@@ -231,7 +235,7 @@ class Fill {
     const context = {
       verifier: this.#context.store.verifier,
       slots: relaySlots,
-      fetch: (range: Parameters<RegistryClient['blob']>[2]) =>
+      fetch: (range: ByteRange | undefined) =>
         client.blob(this.repo, this.#digest, range, AbortSignal.timeout(this.#options.firstByteTimeoutMs)),
     };
     // The answer that is open already goes to the first who waits, if it may keep its connection.
@@ -280,12 +284,5 @@ class Fill {
       );
     }
     return giveBack;
-  }
-
-  #mismatch(): MirrorError {
-    return new MirrorError(
-      'digest-mismatch',
-      `GET ${this.repo.key} blob ${this.#digest}: the bytes do not hash to it`,
-    );
   }
 }

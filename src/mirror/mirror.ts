@@ -141,7 +141,7 @@ export class Mirror {
       const found = await this.#manifest(repo, row.digest, method).catch((error: unknown) =>
         this.#refetch(repo, tag, error),
       );
-      if (found.result !== 'hit') return { ...found, ageMs };
+      if (found.result !== 'hit') return { ageMs, ...found };
       return fresh ? { ...found, reason: 'tag-fresh', ageMs } : { ...found, result: 'revalidated', ageMs };
     } catch (error) {
       const row = tags.get(repo, tag);
@@ -181,7 +181,7 @@ export class Mirror {
     if (!row.definite && fault !== 'digest-mismatch' && fault !== 'upstream-invalid') throw error;
     const key = `GET ${repo.key}:${tag}`;
     const { digest } = await this.#revalidations.run(key, () => this.#getTag(repo, tag)).outcome;
-    return { ...(await this.#manifest(repo, digest, 'GET')), result: 'miss' };
+    return { ...(await this.#manifest(repo, digest, 'GET')), result: 'miss', ageMs: 0 };
   }
 
   async #fetch(repo: Repo, digest: Digest): Promise<Content> {
@@ -242,8 +242,9 @@ export class Mirror {
     if (opening?.repo.key === repo.key) return undefined;
     // Another repo's question: a no would not be ours, and a yes may make the content public.
     if (opening) return opening.settled.then(() => proven);
+    if (proven || access.grants(repo, digest)) return undefined;
     const isHeld = this.#store.describe(digest) !== undefined || fills.has(digest);
-    return isHeld && !proven && !access.grants(repo, digest) ? this.#prove(repo, digest, kind) : undefined;
+    return isHeld ? this.#prove(repo, digest, kind) : undefined;
   }
 
   /** Asks the upstream whether the repo has the digest; an old yes is enough while it cannot be asked. */

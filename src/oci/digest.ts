@@ -33,3 +33,8 @@ export function hexOf(digest: Digest): string {
 export function digestOf(bytes: Uint8Array, algorithm: Algorithm = 'sha256'): Digest {
   return `${algorithm}:${createHash(algorithm).update(bytes).digest('hex')}` as Digest;
 }
+
+/** For what is small: large content is hashed on a worker thread. */
+export function hashesTo(bytes: Uint8Array, digest: Digest): boolean {
+  return digestOf(bytes, algorithmOf(digest)) === digest;
+}

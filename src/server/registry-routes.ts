@@ -34,8 +34,9 @@ export function createRegistryHandler(
     try {
       await trace.run(record, () => serve(exchange, context));
     } catch (error) {
-      report(toMirrorError(error), record, context);
-      sendFault(exchange, error, faultHeaders(error, record));
+      const fault = toMirrorError(error);
+      report(fault, record, context);
+      sendFault(exchange, fault);
     }
     const { method, url = '', headers, socket } = req;
     const line = { method, url, client: socket.remoteAddress, agent: headers['user-agent'] };
@@ -71,11 +72,6 @@ async function serve(exchange: Exchange, { mirror, upstreams, isDraining }: Regi
 function referenceOf(route: Exclude<Route, { kind: 'ping' }>): string {
   if (route.kind === 'blob') return route.digest;
   return 'tag' in route.reference ? route.reference.tag : route.reference.digest;
-}
-
-function faultHeaders(error: unknown, { size }: AccessRecord): string[] {
-  const { fault } = toMirrorError(error);
-  return fault === 'range-unsatisfiable' && size !== undefined ? ['Content-Range', `bytes */${size}`] : [];
 }
 
 function report(error: MirrorError, record: AccessRecord, { log, metrics }: RegistryContext): void {

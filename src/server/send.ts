@@ -2,7 +2,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Answer } from '../mirror/mirror.ts';
 import { smallSize, type Content } from '../oci/content.ts';
 import { parseRange, type ByteRange } from '../oci/range.ts';
-import { MirrorError, toMirrorError } from '../util/errors.ts';
+import { MirrorError } from '../util/errors.ts';
 import type { Kind } from '../util/metrics.ts';
 import type { AccessRecord } from './access-log.ts';
 
@@ -64,8 +64,7 @@ export async function sendAnswer(
 }
 
 /** Writes a fault as OCI JSON; once headers are out, a broken connection is the only truth left. */
-export function sendFault({ req, res, record, now }: Exchange, error: unknown, headers: Headers = []): void {
-  const fault = toMirrorError(error);
+export function sendFault({ req, res, record, now }: Exchange, fault: MirrorError): void {
   const { status, code } = fault.row;
   record.fault = fault.fault;
   // A client that leaves early says nothing about our answer.
@@ -77,16 +76,10 @@ export function sendFault({ req, res, record, now }: Exchange, error: unknown, h
   const body = Buffer.from(
     JSON.stringify({ errors: [{ code, message: fault.message, detail: { fault: fault.fault } }] }),
   );
-  const all = [
-    ...commonHeaders,
-    ...headers,
-    'Content-Type',
-    'application/json',
-    'Content-Length',
-    String(body.length),
-  ];
+  const all = [...commonHeaders, 'Content-Type', 'application/json', 'Content-Length', String(body.length)];
   if (fault.retryAfterMs !== undefined) all.push('Retry-After', String(Math.ceil(fault.retryAfterMs / 1000)));
   if (fault.fault === 'method-unsupported') all.push('Allow', 'GET, HEAD', 'Connection', 'close');
+  if (fault.fault === 'range-unsatisfiable') all.push('Content-Range', `bytes */${record.size ?? '*'}`);
   if (fault.fault === 'draining') all.push('Connection', 'close');
   record.status = status;
   record.headersAt = now();

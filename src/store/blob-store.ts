@@ -152,8 +152,7 @@ export class BlobStore {
 
   /** A private, growing file; visible only by commit. */
   ingest(digest: Digest): Ingest {
-    const path = join(this.#root, 'ingest', `${this.#nextIngest++}-${hexOf(digest).slice(0, 12)}`);
-    const ingest = new Ingest(digest, path, {
+    const ingest = new Ingest(digest, this.#newPath(digest), {
       verifier: this.verifier,
       buffers: this.#buffers,
       writes: this.#writes,
@@ -221,6 +220,11 @@ export class BlobStore {
     return join(this.#root, 'catalog.db');
   }
 
+  /** Of a file that nobody can see yet. */
+  #newPath(digest: Digest): string {
+    return join(this.#root, 'ingest', `${this.#nextIngest++}-${hexOf(digest).slice(0, 12)}`);
+  }
+
   #held(digest: Digest): Held | undefined {
     return this.#memory.get(digest) ?? this.#settling.get(digest);
   }
@@ -259,7 +263,7 @@ export class BlobStore {
       return;
     }
     const reservation = this.#evictor.reservation();
-    const path = join(this.#root, 'ingest', `${this.#nextIngest++}-${hexOf(digest).slice(0, 12)}`);
+    const path = this.#newPath(digest);
     try {
       await reservation.growTo(size);
       await writeFile(path, bytes, { flag: 'wx' });

@@ -1,7 +1,7 @@
 import { open, readFile, type FileHandle } from 'node:fs/promises';
 import type { Writable } from 'node:stream';
 import { smallSize, type Content, type Descriptor } from '../oci/content.ts';
-import { algorithmOf, digestOf, type Digest } from '../oci/digest.ts';
+import { hashesTo, type Digest } from '../oci/digest.ts';
 import type { Child } from '../oci/manifest.ts';
 import type { ByteRange } from '../oci/range.ts';
 import { errorCode, isFault, MirrorError } from '../util/errors.ts';
@@ -153,7 +153,7 @@ export class SmallContent extends FileContent {
     this.#bytes = await this.file.inspect(async () => {
       const bytes = await readFile(this.file.path);
       this.file.checkSize(bytes.length);
-      if (digestOf(bytes, algorithmOf(this.digest)) !== this.digest) {
+      if (!hashesTo(bytes, this.digest)) {
         throw this.file.damaged('its file has other bytes');
       }
       return bytes;

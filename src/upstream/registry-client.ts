@@ -1,5 +1,5 @@
 import { smallSize, type Descriptor } from '../oci/content.ts';
-import { algorithmOf, digestOf, isDigest, type Digest } from '../oci/digest.ts';
+import { digestOf, hashesTo, isDigest, type Digest } from '../oci/digest.ts';
 import { acceptManifests, bareMediaType } from '../oci/manifest.ts';
 import { parseContentRange, type ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
@@ -8,9 +8,16 @@ import { errorCode, isFault, MirrorError } from '../util/errors.ts';
 import type { Metrics } from '../util/metrics.ts';
 import type { Body } from './body.ts';
 import { NetworkPolicy, type NetworkPolicyOptions } from './network-policy.ts';
-import { parseRetryAfter } from './retry-after.ts';
 import { Tokens, type Account, type Authorization } from './tokens.ts';
-import { one, toFault, Transport, type Call, type Response, type TransportOptions } from './transport.ts';
+import {
+  one,
+  statusFault,
+  toFault,
+  Transport,
+  type Call,
+  type Response,
+  type TransportOptions,
+} from './transport.ts';
 
 export interface UpstreamOptions extends NetworkPolicyOptions, TransportOptions {
   /** The name that clients and metrics know it by: `docker.io`. */
@@ -95,7 +102,7 @@ export class RegistryClient {
         throw new MirrorError('upstream-invalid', `${ask.what}: no usable Content-Type`);
       const said = one(response.headers, 'docker-content-digest') ?? '';
       const expected = isDigest(reference) ? reference : isDigest(said) ? said : digestOf(bytes);
-      if (digestOf(bytes, algorithmOf(expected)) !== expected) {
+      if (!hashesTo(bytes, expected)) {
         throw new MirrorError('digest-mismatch', `${ask.what}: the bytes do not hash to ${expected}`);
       }
       return { digest: expected, size: bytes.length, mediaType, bytes };
@@ -171,10 +178,7 @@ export class RegistryClient {
     if (response.status === 401) {
       response.body.discard();
       const next = await this.#tokens.challenged(response, ask.repo, ask.signal);
-      const isNew = next !== undefined && next.challenge !== authorization.challenge;
-      if (isNew) {
-        response = await this.#follow(ask, next);
-      }
+      if (next && next.challenge !== authorization.challenge) response = await this.#follow(ask, next);
     }
     const fault = this.#faultOf(ask, response);
     if (!fault) return response;
@@ -210,7 +214,8 @@ export class RegistryClient {
     }
   }
 
-  #faultOf({ what, kind, method }: Ask, { status, headers }: Response): MirrorError | undefined {
+  #faultOf({ what, kind, method }: Ask, response: Response): MirrorError | undefined {
+    const { status, headers } = response;
     if (status === 200 || status === 206) {
       const coding = one(headers, 'content-encoding');
       if (coding === undefined || coding === 'identity') return undefined;
@@ -225,12 +230,7 @@ export class RegistryClient {
         `${what}: not found, or not permitted (the upstream answered ${status})`,
       );
     }
-    const message = `${what}: the upstream answered ${status}`;
-    if (status === 429) {
-      const retryAfterMs = parseRetryAfter(one(headers, 'retry-after'), this.#clock.now());
-      return new MirrorError('upstream-limited', `${message}: its rate limit is reached`, { retryAfterMs });
-    }
-    return new MirrorError(status >= 500 ? 'upstream-down' : 'upstream-invalid', message);
+    return statusFault(response, `${what}: the upstream answered ${status}`, this.#clock.now());
   }
 
   async #bytes({ what, signal }: Pick<Ask, 'what' | 'signal'>, body: Body, limit: number): Promise<Buffer> {

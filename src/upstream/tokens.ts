@@ -6,8 +6,7 @@ import { isFault, MirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import { parseChallenges, type Challenge } from './challenge.ts';
 import type { NetworkPolicy } from './network-policy.ts';
-import { parseRetryAfter } from './retry-after.ts';
-import { one, toFault, type Response, type Transport } from './transport.ts';
+import { statusFault, toFault, type Response, type Transport } from './transport.ts';
 
 /** A set of upstream credentials. */
 export interface Account {
@@ -213,11 +212,7 @@ export class Tokens {
     if (status === 401 || status === 403) {
       return new MirrorError('repo-unknown', `${message}: not found, or not permitted`);
     }
-    if (status === 429) {
-      const retryAfterMs = parseRetryAfter(one(response.headers, 'retry-after'), this.#clock.now());
-      return new MirrorError('upstream-limited', message, { retryAfterMs });
-    }
-    return new MirrorError(status >= 500 ? 'upstream-down' : 'upstream-invalid', message);
+    return statusFault(response, message, this.#clock.now());
   }
 }
 

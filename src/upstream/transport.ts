@@ -4,6 +4,7 @@ import type { Metrics, UpstreamKind } from '../util/metrics.ts';
 import { trace } from '../util/trace.ts';
 import { Body } from './body.ts';
 import type { NetworkPolicy } from './network-policy.ts';
+import { parseRetryAfter } from './retry-after.ts';
 
 export interface TransportOptions {
   connectTimeoutMs: number;
@@ -146,6 +147,15 @@ export class Transport {
 export function one(headers: Headers, name: string): string | undefined {
   const value = headers[name];
   return Array.isArray(value) ? value[0] : value;
+}
+
+/** The fault behind a status that is no answer and no plain no. `now` in ms since the epoch. */
+export function statusFault({ status, headers }: Response, message: string, now: number): MirrorError {
+  if (status === 429) {
+    const retryAfterMs = parseRetryAfter(one(headers, 'retry-after'), now);
+    return new MirrorError('upstream-limited', `${message}: its rate limit is reached`, { retryAfterMs });
+  }
+  return new MirrorError(status >= 500 ? 'upstream-down' : 'upstream-invalid', message);
 }
 
 /** The fault behind what undici, the network or the deadline reports about `what`. */
