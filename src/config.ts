@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { closest, distance } from 'fastest-levenshtein';
 import { z } from 'zod';
+import { smallSize } from './oci/content.ts';
 import { errorCode, MirrorError } from './util/errors.ts';
 import { NetworkPolicy } from './upstream/network-policy.ts';
 import { parseDuration, parseSize } from './util/units.ts';
@@ -119,11 +120,19 @@ const schema = z.strictObject({
     .prefault({}),
   fetch: z
     .strictObject({
+      connectionsPerBlob: count.prefault(4),
+      spanBytes: scalar('a size above 64 KiB such as "16MiB"', (value) => {
+        const bytes = parseSize(value);
+        return bytes !== undefined && bytes > smallSize ? bytes : undefined;
+      }).prefault('16MiB'),
       maxConnections: count.prefault(64),
+      prefetch: z.enum(['chain', 'off']).default('chain'),
       connectTimeout: positiveDuration.prefault('5s'),
       headersTimeout: positiveDuration.prefault('20s'),
       idleTimeout: positiveDuration.prefault('30s'),
+      giveUpAfter: positiveDuration.prefault('30s'),
       firstByteTimeout: positiveDuration.prefault('25s'),
+      completeRanges: flag.prefault(true),
       maxManifestBytes: size.prefault('8MiB'),
     })
     .prefault({}),

@@ -4,8 +4,10 @@ import { hostname } from 'node:os';
 import type { AddressInfo } from 'node:net';
 import type { Address, Config } from './config.ts';
 import { Access } from './mirror/access.ts';
+import { Pool } from './mirror/connections.ts';
 import { Fills } from './mirror/fills.ts';
 import { Mirror } from './mirror/mirror.ts';
+import { Prefetch } from './mirror/prefetch.ts';
 import { Tags } from './mirror/tags.ts';
 import { Upstreams } from './mirror/upstreams.ts';
 import { createAdminApp } from './server/admin.ts';
@@ -35,6 +37,7 @@ export class Service {
   readonly #store: BlobStore;
   readonly #upstreams: Upstreams;
   readonly #fills: Fills;
+  readonly #prefetch: Prefetch | undefined;
   readonly #registry: Server;
   readonly #admin: Server | undefined;
   readonly #stopping = new AbortController();
@@ -74,16 +77,27 @@ export class Service {
     };
     const access = new Access(store.catalog, clock, log.events, policy);
     const firstByteTimeoutMs = config.fetch.firstByteTimeout;
+    const { maxConnections, connectionsPerBlob, spanBytes, completeRanges } = config.fetch;
+    const giveUpAfterMs = config.fetch.giveUpAfter;
     this.#fills = new Fills(
-      { maxConnections: config.fetch.maxConnections, firstByteTimeoutMs },
+      { maxConnections, connectionsPerBlob, spanBytes, completeRanges, giveUpAfterMs, firstByteTimeoutMs },
       {
         store,
         access,
+        clock,
         log: log.events,
         upstreams: this.#upstreams,
         onFault: ({ fault }) => metrics.faults.add(1, fault),
       },
     );
+    if (config.fetch.prefetch === 'chain') {
+      this.#prefetch = new Prefetch({
+        store,
+        fills: this.#fills,
+        receivedBytes: () => metrics.upstreamBytes.total,
+        onOutcome: (bytes, used) => metrics.prefetchedBytes.add(bytes, used ? 'yes' : 'no'),
+      });
+    }
     const mirror = new Mirror(
       { firstByteTimeoutMs, tags: policy },
       {
@@ -93,6 +107,7 @@ export class Service {
         fills: this.#fills,
         tags: new Tags(store.catalog, clock, log.events),
         upstreams: this.#upstreams,
+        prefetch: this.#prefetch,
       },
     );
     this.#describe(metrics);
@@ -133,6 +148,7 @@ export class Service {
     const closed = Promise.all(
       [this.#registry, this.#admin].flatMap((server) => (server ? closeHttpServer(server) : [])),
     );
+    this.#prefetch?.stop();
     const idle = this.#fills.stop('idle');
     const timer = setTimeout(() => {
       this.#registry.closeAllConnections();
@@ -190,7 +206,7 @@ function buildUpstreams(config: Config, clock: Clock, metrics: Metrics): Upstrea
   const upstreams = config.upstreams.map((upstream) => ({
     aliases: upstream.aliases,
     tagTtlMs: upstream.tags.ttl ?? config.tags.ttl,
-    slots: new Slots(upstream.maxConnections),
+    pool: new Pool(upstream.maxConnections),
     relaySlots: new Slots(upstream.maxConnections),
     client: new RegistryClient(
       {

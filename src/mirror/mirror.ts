@@ -1,6 +1,7 @@
 import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import { parseManifest } from '../oci/manifest.ts';
+import type { Want } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Reference } from '../oci/route.ts';
 import type { BlobStore } from '../store/blob-store.ts';
@@ -13,6 +14,7 @@ import type { Access } from './access.ts';
 import type { Fills } from './fills.ts';
 import { isFresh, isServableStale, type TagPolicy } from './freshness.ts';
 import { Negatives } from './negatives.ts';
+import type { Prefetch } from './prefetch.ts';
 import type { Tags } from './tags.ts';
 import type { Upstreams } from './upstreams.ts';
 
@@ -34,6 +36,13 @@ export interface Answer {
 
 export type Method = 'GET' | 'HEAD';
 
+/** A client's question. */
+export interface Asked {
+  readonly method: Method;
+  /** Who asks: an address. */
+  readonly client: string;
+}
+
 export interface MirrorOptions {
   firstByteTimeoutMs: number;
   tags: TagPolicy;
@@ -46,6 +55,8 @@ export interface MirrorContext {
   readonly access: Access;
   readonly tags: Tags;
   readonly upstreams: Upstreams;
+  /** Absent: nothing is fetched before somebody asks for it. */
+  readonly prefetch: Prefetch | undefined;
 }
 
 /**
@@ -69,12 +80,17 @@ export class Mirror {
     this.#negatives = new Negatives(options.tags.negativeTtlMs, context.clock);
   }
 
-  async manifest(repo: Repo, reference: Reference, method: Method): Promise<Answer> {
-    if ('digest' in reference) return this.#manifest(repo, reference.digest, method);
-    return this.#tag(repo, reference.tag, method);
+  async manifest(repo: Repo, reference: Reference, { method, client }: Asked): Promise<Answer> {
+    const found = await ('digest' in reference
+      ? this.#manifest(repo, reference.digest, method)
+      : this.#tag(repo, reference.tag, method));
+    if (method === 'GET') this.#context.prefetch?.served(client, repo, found.digest);
+    return found;
   }
 
-  async blob(repo: Repo, digest: Digest, method: Method): Promise<Answer> {
+  /** `want`: the part of it that is asked for. */
+  async blob(repo: Repo, digest: Digest, asked: Asked, want: Want): Promise<Answer> {
+    const { method } = asked;
     return this.#unlessKnownAbsent(`${repo.key} blob ${digest}`, async () => {
       for (let proven = false; ;) {
         const before = this.#before(repo, digest, 'blob', proven);
@@ -89,12 +105,19 @@ export class Mirror {
           return { digest, mediaType: blobMediaType, size, result: 'miss' };
         }
         if (!held) {
-          const { content, result } = this.#context.fills.join(repo, digest);
-          return answer(await content, result);
+          const { content, result } = this.#context.fills.join(repo, digest, want);
+          this.#askedFor(repo, digest, asked, want, result);
+          return answer(await prepared(await content), result);
         }
+        this.#askedFor(repo, digest, asked, want, 'hit');
         if (await isReadable(held)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
       }
     });
+  }
+
+  #askedFor(repo: Repo, digest: Digest, { method, client }: Asked, want: Want, result: Result): void {
+    if (method === 'GET' && want === 'whole')
+      this.#context.prefetch?.asked(client, repo, digest, result === 'miss');
   }
 
   async #manifest(repo: Repo, digest: Digest, method: Method): Promise<Answer> {
@@ -238,12 +261,15 @@ export class Mirror {
     proven: boolean,
   ): Promise<boolean> | undefined {
     const { access, fills } = this.#context;
+    const ending = fills.ending(digest);
+    if (ending) return ending.then(() => proven);
     const opening = fills.opening(digest);
     if (opening?.repo.key === repo.key) return undefined;
     // Another repo's question: a no would not be ours, and a yes may make the content public.
     if (opening) return opening.settled.then(() => proven);
     if (proven || access.grants(repo, digest)) return undefined;
-    const isHeld = this.#store.describe(digest) !== undefined || fills.has(digest);
+    const isHeld =
+      this.#store.describe(digest) !== undefined || fills.has(digest) || this.#store.hasPartial(digest);
     return isHeld ? this.#prove(repo, digest, kind) : undefined;
   }
 
@@ -295,6 +321,16 @@ export class Mirror {
 function answer(held: Content | Descriptor, result: Result): Answer {
   const { digest, mediaType, size } = held;
   return { digest, mediaType, size, result, ...('copyTo' in held && { content: held }) };
+}
+
+async function prepared(content: Content): Promise<Content> {
+  try {
+    await content.prepare();
+    return content;
+  } catch (error) {
+    content.release();
+    throw error;
+  }
 }
 
 /** What is damaged has been dropped from the store, and is to be looked for again. */

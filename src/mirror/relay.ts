@@ -1,114 +1,170 @@
-import type { Writable } from 'node:stream';
-import { blobMediaType, type Content } from '../oci/content.ts';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Digest } from '../oci/digest.ts';
-import type { ByteRange } from '../oci/range.ts';
 import type { Verification, Verifier } from '../store/verifier.ts';
-import type { Body } from '../upstream/body.ts';
-import type { UpstreamBlob } from '../upstream/registry-client.ts';
-import { MirrorError } from '../util/errors.ts';
-import { Outlet } from '../util/outlet.ts';
+import type { BlobSource, UpstreamBlob } from '../upstream/registry-client.ts';
+import { toFault } from '../upstream/transport.ts';
+import type { Clock } from '../util/clock.ts';
+import { MirrorError, toMirrorError } from '../util/errors.ts';
+import type { Outlet } from '../util/outlet.ts';
 import type { Slots } from '../util/slots.ts';
+import { Retries } from './retries.ts';
 
 /** An answer on its way; `done` gives its connection's place back. */
-export interface OpenBlob extends UpstreamBlob {
+export interface OpenBlob {
+  readonly blob: UpstreamBlob;
   readonly done: () => void;
 }
 
 export interface RelayContext {
   readonly verifier: Verifier;
+  readonly source: BlobSource;
+  readonly clock: Clock;
   /** Relays at once: they have connections of their own, since slow clients hold them. */
   readonly slots: Slots;
-  /** Asks the upstream for the bytes, or those of a range. */
-  readonly fetch: (range: ByteRange | undefined) => Promise<UpstreamBlob>;
+  /** Over everything before the first byte of an answer. */
+  readonly firstByteTimeoutMs: number;
+  readonly giveUpAfterMs: number;
+}
+
+/** What a relay has to bring. */
+export interface RelayRange {
+  readonly start: number;
+  /** Undefined while the size is not known. */
+  readonly end: number | undefined;
+  /** Continues the hash of what the reader has already had; undefined for a part, which is not held back. */
+  readonly prefix: { readonly length: number; readonly verification: Verification } | undefined;
 }
 
 /**
- * A blob that the store cannot take: each reader gets an upstream body of its own, at its own pace. Whoever reads the
- * whole does not get the last byte before the digest is verified, as from a stored one.
+ * What the store cannot take: an upstream body of its own for one reader, at that reader's pace. Whoever reads the whole
+ * does not get the last byte before the digest is verified, as from a file.
  */
-export class RelayContent implements Content {
-  readonly digest: Digest;
-  readonly size: number | undefined;
-  readonly mediaType = blobMediaType;
+export class Relay {
+  readonly #digest: Digest;
   readonly #context: RelayContext;
-  /** An answer that is open already, for the first who wants it. */
+  /** An answer that is open already. */
   #spare: OpenBlob | undefined;
+  #done: (() => void) | undefined;
 
-  constructor(digest: Digest, size: number | undefined, context: RelayContext, spare?: OpenBlob) {
-    this.digest = digest;
-    this.size = size;
+  constructor(digest: Digest, context: RelayContext, spare?: OpenBlob) {
+    this.#digest = digest;
     this.#context = context;
     this.#spare = spare;
+    this.#done = spare?.done;
   }
 
-  prepare(): Promise<void> {
-    return Promise.resolve();
+  /** Waits for a connection. Throws `upstream-busy`. */
+  async prepare(signal: AbortSignal): Promise<void> {
+    this.#done ??= await this.#context.slots.take(signal).catch((cause: unknown) => {
+      const what = `GET blob ${this.#digest}: no free connection past the store in time`;
+      throw new MirrorError('upstream-busy', what, { cause, retryAfterMs: 5000 });
+    });
   }
 
-  async copyTo(sink: Writable, range?: ByteRange): Promise<void> {
-    const whole = range === undefined || (range.start === 0 && range.end === this.size);
-    const outlet = new Outlet(sink);
-    const { body, size, done } = await this.#take(whole ? undefined : range);
-    const verification = whole ? this.#context.verifier.start(this.digest) : undefined;
-    try {
-      if (size !== this.size) throw this.#wrong(`its size changed from ${this.size} to ${size}`);
-      await this.#copy(body, outlet, whole ? size : range.end - range.start, verification);
-    } finally {
-      body.discard();
-      done();
-      outlet.close();
-      await verification?.end();
+  /** Writes what is to be brought, as often as its upstream breaks off. */
+  async copy(outlet: Outlet, range: RelayRange): Promise<void> {
+    const { gone } = outlet;
+    await this.prepare(gone);
+    const { clock, giveUpAfterMs } = this.#context;
+    const retries = new Retries(clock, giveUpAfterMs);
+    retries.progress();
+    const tail = new Tail(outlet, range);
+    for (;;) {
+      try {
+        await this.#once(tail, range, gone, retries);
+        break;
+      } catch (error) {
+        const delay = retries.after(toMirrorError(error));
+        if (delay === undefined || gone.aborted) throw error;
+        await sleep(delay, undefined, { signal: gone }).catch(() => undefined);
+      }
     }
+    await tail.flush(this.#digest);
   }
 
   release(): void {
-    this.#spare?.body.discard();
-    this.#spare?.done();
+    this.#spare?.blob.body.discard();
     this.#spare = undefined;
+    this.#done?.();
+    this.#done = undefined;
   }
 
-  async #take(range: ByteRange | undefined): Promise<OpenBlob> {
-    const spare = this.#spare;
-    if (spare && !range) {
-      this.#spare = undefined;
-      return spare;
+  async #once(tail: Tail, range: RelayRange, gone: AbortSignal, retries: Retries): Promise<void> {
+    const what = `GET blob ${this.#digest}`;
+    const end = range.end ?? Infinity;
+    if (tail.offset >= end) return;
+    const { body, start, end: promised, size } = await this.#fetch(tail.offset, end, gone);
+    if (size !== undefined && size < end && end !== Infinity) {
+      body.discard();
+      throw new MirrorError('upstream-invalid', `${what}: one of ${size} bytes, ${end} expected`);
     }
-    const done = await this.#context.slots.take();
-    try {
-      return { ...(await this.#context.fetch(range)), done };
-    } catch (error) {
-      done();
-      throw error;
-    }
-  }
-
-  /** `length`: how many bytes there must be; what was promised to the client is neither exceeded nor fallen short of. */
-  async #copy(
-    body: Body,
-    outlet: Outlet,
-    length: number | undefined,
-    verification: Verification | undefined,
-  ): Promise<void> {
-    let last: Uint8Array = new Uint8Array(0);
-    let received = 0;
-    await body.pipe(async (chunks) => {
-      for (const chunk of chunks) received += chunk.length;
-      if (length !== undefined && received > length) throw this.#wrong(`more than ${length} bytes came`);
-      const bytes = Buffer.concat([last, ...chunks]);
-      last = Buffer.from(bytes.subarray(-1));
-      const ready = bytes.subarray(0, -1);
-      // The worker takes its buffer over, so it gets a copy.
-      await Promise.all([outlet.write(ready), verification?.feed(new Uint8Array(ready))]);
+    let offset = start;
+    const take = async (chunks: Buffer[]): Promise<boolean> => {
+      const bytes = Buffer.concat(chunks);
+      const wanted = bytes.subarray(Math.max(0, tail.offset - offset), Math.max(0, end - offset));
+      offset += bytes.length;
+      if (wanted.length > 0) await tail.write(wanted);
+      retries.progress();
+      return offset < end;
+    };
+    await body.pipe(take, gone).catch((error: unknown) => {
+      throw toFault(what, error);
     });
-    if (length !== undefined && received < length) throw this.#wrong(`${received} of ${length} bytes came`);
-    await verification?.feed(new Uint8Array(last));
-    if (verification && !(await verification.matches())) {
-      throw new MirrorError('digest-mismatch', `blob ${this.digest}: the upstream's bytes do not hash to it`);
+    const expected = Math.min(end, promised ?? offset);
+    if (tail.offset < expected || (end !== Infinity && tail.offset < end)) {
+      throw new MirrorError('upstream-down', `${what}: ended after ${offset} of ${expected} bytes`);
     }
-    await outlet.end(last);
   }
 
-  #wrong(why: string): MirrorError {
-    return new MirrorError('upstream-invalid', `blob ${this.digest}: ${why}`);
+  async #fetch(start: number, end: number, gone: AbortSignal): Promise<UpstreamBlob> {
+    const spare = this.#spare;
+    this.#spare = undefined;
+    if (spare && spare.blob.start <= start) return spare.blob;
+    spare?.blob.body.discard();
+    const deadline = AbortSignal.any([AbortSignal.timeout(this.#context.firstByteTimeoutMs), gone]);
+    const whole = start === 0 && end === Infinity;
+    return this.#context.source.fetch(whole ? undefined : { start, end }, deadline);
+  }
+}
+
+/** Passes bytes on, one byte late, and hashes them. */
+class Tail {
+  /** Of the next byte that is to come. */
+  offset: number;
+  readonly #outlet: Outlet;
+  readonly #prefix: RelayRange['prefix'];
+  #last = Buffer.alloc(0);
+
+  constructor(outlet: Outlet, { start, prefix }: RelayRange) {
+    this.offset = start;
+    this.#outlet = outlet;
+    this.#prefix = prefix;
+  }
+
+  async write(bytes: Buffer): Promise<void> {
+    const ready = Buffer.concat([this.#last, bytes.subarray(0, -1)]);
+    this.#last = Buffer.from(bytes.subarray(-1));
+    const from = this.offset;
+    this.offset += bytes.length;
+    await Promise.all([this.#feed(from, bytes), this.#send(ready)]);
+  }
+
+  /** Everything has come: the last byte leaves if the digest is right. */
+  async flush(digest: Digest): Promise<void> {
+    if (this.#prefix && !(await this.#prefix.verification.matches())) {
+      throw new MirrorError('digest-mismatch', `blob ${digest}: the upstream's bytes do not hash to it`);
+    }
+    await this.#send(this.#last);
+  }
+
+  async #send(bytes: Buffer): Promise<void> {
+    if (bytes.length > 0) await this.#outlet.write(bytes);
+  }
+
+  async #feed(from: number, bytes: Buffer): Promise<void> {
+    if (!this.#prefix) return;
+    // The worker takes its buffer over, so it gets a copy.
+    const copy = new Uint8Array(bytes.subarray(Math.max(0, this.#prefix.length - from)));
+    if (copy.length > 0) await this.#prefix.verification.feed(copy);
   }
 }

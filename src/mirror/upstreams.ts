@@ -2,6 +2,7 @@ import { createRepo, type Repo } from '../oci/repo.ts';
 import type { RegistryClient } from '../upstream/registry-client.ts';
 import { MirrorError } from '../util/errors.ts';
 import type { Slots } from '../util/slots.ts';
+import type { Pool } from './connections.ts';
 
 /** A configured registry that we pull from. */
 export interface Upstream {
@@ -9,7 +10,7 @@ export interface Upstream {
   readonly aliases: readonly string[];
   readonly client: RegistryClient;
   /** Blob bodies from it at once. */
-  readonly slots: Slots;
+  readonly pool: Pool;
   /** And past the store: these are held by clients, who may be slow. */
   readonly relaySlots: Slots;
   readonly tagTtlMs: number;

@@ -4,28 +4,37 @@ export interface ByteRange {
   readonly end: number;
 }
 
-/** `whole`: there is no range that counts, the answer is 200. */
-export type RangeRequest = 'whole' | 'unsatisfiable' | 'several' | ByteRange;
+/**
+ * What is asked of content whose size may not be known yet: the end of a range may lie past it, or be Infinity, and
+ * `last` means that many bytes from its end.
+ */
+export type Want = 'whole' | ByteRange | { readonly last: number };
 
 const one = /^(\d*)-(\d*)$/;
 
 /**
- * What a `Range` header asks of content of `size` bytes. What is not a range of bytes, or is garbage, is ignored as
- * RFC 9110 section 14.2 wants; a backward range is unsatisfiable, as the OCI conformance suite wants.
+ * What a `Range` header asks for. What is not a range of bytes, or is garbage, is ignored as RFC 9110 section 14.2
+ * wants.
  */
-export function parseRange(header: string | undefined, size: number): RangeRequest {
+export function parseWant(header: string | undefined): Want | 'several' {
   if (!header?.startsWith('bytes=')) return 'whole';
   const specs = header.slice('bytes='.length);
   if (specs.includes(',')) return 'several';
   const [, first, last] = one.exec(specs.trim()) ?? [];
   if (first === undefined || last === undefined || (first === '' && last === '')) return 'whole';
-  if (first === '') {
-    const length = Math.min(Number(last), size);
-    return length === 0 ? 'unsatisfiable' : { start: size - length, end: size };
-  }
-  const start = Number(first);
-  const end = last === '' ? size : Math.min(Number(last) + 1, size);
-  return start >= end ? 'unsatisfiable' : { start, end };
+  if (first === '') return { last: Number(last) };
+  return { start: Number(first), end: last === '' ? Infinity : Number(last) + 1 };
+}
+
+/**
+ * The bytes that are wanted of content of `size` bytes; undefined when there are none such. A backward range is
+ * unsatisfiable, as the OCI conformance suite wants.
+ */
+export function resolveWant(want: Want, size: number): ByteRange | undefined {
+  if (want === 'whole') return { start: 0, end: size };
+  const start = 'last' in want ? Math.max(0, size - want.last) : want.start;
+  const end = 'last' in want ? size : Math.min(want.end, size);
+  return start < end ? { start, end } : undefined;
 }
 
 /** The range and total of a `Content-Range: bytes a-b/total` header; undefined when it says anything else. */
@@ -37,4 +46,10 @@ export function parseContentRange(
   const parsed = { range: { start: Number(first), end: Number(last) + 1 }, total: Number(total) };
   const { start, end } = parsed.range;
   return start < end && end <= parsed.total && Number.isSafeInteger(parsed.total) ? parsed : undefined;
+}
+
+/** The total that the `Content-Range` of a 416 tells: an asterisk in place of the range. */
+export function parseUnsatisfied(header: string | undefined): number | undefined {
+  const total = Number(/^bytes \*\/(\d+)$/.exec(header ?? '')?.[1] ?? NaN);
+  return Number.isSafeInteger(total) ? total : undefined;
 }

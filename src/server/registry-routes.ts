@@ -8,7 +8,7 @@ import type { Log } from '../util/log.ts';
 import type { Metrics } from '../util/metrics.ts';
 import { trace } from '../util/trace.ts';
 import { AccessRecord, finishAccess } from './access-log.ts';
-import { sendAnswer, sendFault, sendPing, type Exchange } from './send.ts';
+import { sendAnswer, sendFault, sendPing, wantOf, type Exchange } from './send.ts';
 
 export interface RegistryContext {
   readonly mirror: Mirror;
@@ -55,12 +55,13 @@ async function serve(exchange: Exchange, { mirror, upstreams, isDraining }: Regi
   }
   const repo = upstreams.repo(route.name, route.ns);
   const method = req.method === 'HEAD' ? 'HEAD' : 'GET';
+  const asked = { method, client: req.socket.remoteAddress ?? '' } as const;
   record.repo = repo;
   record.reference = referenceOf(route);
   const answer =
     route.kind === 'manifest'
-      ? await mirror.manifest(repo, route.reference, method)
-      : await mirror.blob(repo, route.digest, method);
+      ? await mirror.manifest(repo, route.reference, asked)
+      : await mirror.blob(repo, route.digest, asked, method === 'GET' ? wantOf(req, route.digest) : 'whole');
   record.size = answer.size;
   try {
     await sendAnswer(exchange, answer, route.kind, route.ns);

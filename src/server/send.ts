@@ -1,7 +1,8 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Answer } from '../mirror/mirror.ts';
 import { smallSize, type Content } from '../oci/content.ts';
-import { parseRange, type ByteRange } from '../oci/range.ts';
+import type { Digest } from '../oci/digest.ts';
+import { parseWant, resolveWant, type ByteRange, type Want } from '../oci/range.ts';
 import { MirrorError } from '../util/errors.ts';
 import type { Kind } from '../util/metrics.ts';
 import type { AccessRecord } from './access-log.ts';
@@ -151,21 +152,23 @@ function matches(header: string | undefined, digest: string): boolean {
   });
 }
 
-/** Throws `range-unsatisfiable` and `ranges-unsupported`. */
-function rangeOf(req: IncomingMessage, digest: string, size: number | undefined): ByteRange | undefined {
-  if (size === undefined) return undefined;
+/** What part of a blob is asked for, before its size may be known. Throws `ranges-unsupported`. */
+export function wantOf(req: IncomingMessage, digest: Digest): Want {
   const condition = req.headers['if-range'];
-  if (condition !== undefined && condition !== `"${digest}"`) return undefined;
-  const range = parseRange(req.headers.range, size);
-  if (range === 'whole') return undefined;
-  if (range === 'unsatisfiable') {
-    throw new MirrorError(
-      'range-unsatisfiable',
-      `blob ${digest}: Range asks for nothing within its ${size} bytes`,
-    );
-  }
-  if (range === 'several') {
-    throw new MirrorError('ranges-unsupported', `blob ${digest}: one range at a time, please`);
-  }
-  return range;
+  if (condition !== undefined && condition !== `"${digest}"`) return 'whole';
+  const want = parseWant(req.headers.range);
+  if (want !== 'several') return want;
+  throw new MirrorError('ranges-unsupported', `blob ${digest}: one range at a time, please`);
+}
+
+/** Throws `range-unsatisfiable`. */
+function rangeOf(req: IncomingMessage, digest: Digest, size: number | undefined): ByteRange | undefined {
+  const want = wantOf(req, digest);
+  if (want === 'whole' || size === undefined) return undefined;
+  const range = resolveWant(want, size);
+  if (range) return range;
+  throw new MirrorError(
+    'range-unsatisfiable',
+    `blob ${digest}: Range asks for nothing within its ${size} bytes`,
+  );
 }

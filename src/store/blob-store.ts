@@ -1,4 +1,5 @@
-import { mkdir, rm, statfs, unlink, writeFile } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
+import { mkdir, statfs, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LRUCache } from 'lru-cache';
 import { blobMediaType, smallSize, type Content, type Descriptor } from '../oci/content.ts';
@@ -14,6 +15,7 @@ import { Catalog } from './catalog.ts';
 import { Evictor, type EvictionReason, type EvictorOptions } from './evictor.ts';
 import { Ingest } from './ingest.ts';
 import { lockDirectory } from './lock.ts';
+import { Partials } from './partials.ts';
 import { reconcile } from './recovery.ts';
 import { MemoryContent, SharedFile, SmallContent, StoredContent, type Held } from './stored-content.ts';
 import { Verifier } from './verifier.ts';
@@ -58,12 +60,12 @@ export class BlobStore {
   readonly #leases = new Map<Digest, SharedFile>();
   readonly #deleting = new Map<Digest, Promise<void>>();
   readonly #ingests = new Set<Ingest>();
+  readonly #partials: Partials;
   /** Work that a close must wait for. */
   readonly #pending = new Set<Promise<unknown>>();
   readonly #timer: NodeJS.Timeout;
   /** By the file system's clock, whatever the injected one says. */
   readonly #startedAt = Date.now();
-  #nextIngest = 1;
   #dirty = false;
 
   /** Throws when the directory cannot be used, is in use, or is a newer program's. */
@@ -71,10 +73,15 @@ export class BlobStore {
     await mkdir(join(options.path, 'blobs'), { recursive: true });
     const unlock = lockDirectory(join(options.path, 'lock.db'));
     try {
-      // What is half-written belongs to fills that died with their process.
-      await rm(join(options.path, 'ingest'), { recursive: true, force: true });
-      await mkdir(join(options.path, 'ingest'));
-      return new BlobStore(options, context, unlock);
+      await mkdir(join(options.path, 'ingest'), { recursive: true });
+      const store = new BlobStore(options, context, unlock);
+      await store.#partials
+        .load(() => store.#evictor.reservation())
+        .catch(async (error: unknown) => {
+          await store.close();
+          throw error;
+        });
+      return store;
     } catch (error) {
       unlock();
       throw error;
@@ -86,6 +93,7 @@ export class BlobStore {
     this.#context = context;
     this.#unlock = unlock;
     this.catalog = new Catalog(this.#catalogFile);
+    this.#partials = new Partials(this.#ingestDirectory, { ...context, catalog: this.catalog });
     this.#evictor = new Evictor(
       options,
       {
@@ -95,6 +103,7 @@ export class BlobStore {
           return this.catalog.leastRecentlyUsed(count, after);
         },
         isLeased: (digest) => this.#isLeased(digest),
+        dropPartial: () => this.#partials.dropOldest(),
         evict: async (victim, reason) => {
           this.#context.onEvicted(reason);
           await this.#delete(victim);
@@ -114,9 +123,9 @@ export class BlobStore {
     return this.#evictor.bytes;
   }
 
-  /** Bytes on disk of unfinished fills. */
+  /** Bytes on disk of unfinished fills, running or kept. */
   get pendingBytes(): number {
-    let total = 0;
+    let total = this.#partials.bytes;
     for (const ingest of this.#ingests) total += ingest.pendingBytes;
     return total;
   }
@@ -128,6 +137,11 @@ export class BlobStore {
   /** The parts of a held manifest. */
   children(digest: Digest): readonly Child[] {
     return this.#held(digest)?.children ?? this.catalog.children(digest);
+  }
+
+  /** How large a manifest that is held says that the digest is. */
+  sizeOfChild(digest: Digest): number | undefined {
+    return this.catalog.sizeOfChild(digest);
   }
 
   /** Synchronous on purpose: looks up and leases in one tick. */
@@ -150,15 +164,35 @@ export class BlobStore {
     });
   }
 
-  /** A private, growing file; visible only by commit. */
+  /** An unfinished fill has left something of the digest. */
+  hasPartial(digest: Digest): boolean {
+    return this.#partials.has(digest);
+  }
+
+  /** A private, growing file, visible only by commit; it starts with what an earlier fill has left. */
   ingest(digest: Digest): Ingest {
-    const ingest = new Ingest(digest, this.#newPath(digest), {
+    const kept = this.#partials.take(digest);
+    const { path, reservation } = kept ?? {
+      path: this.#newPath(digest),
+      reservation: this.#evictor.reservation(),
+    };
+    const context = {
       verifier: this.verifier,
       buffers: this.#buffers,
       writes: this.#writes,
-      reservation: this.#evictor.reservation(),
+      reservation,
+      now: () => this.#context.clock.monotonic(),
+      journal: () => this.#partials.journal(digest, ingest),
+      sync: (fd: number): Promise<void> =>
+        this.#disk.call('datasync', { fd, directory: this.#ingestDirectory }),
+      keep: () => this.#partials.keep(ingest),
+      discard: async () => {
+        this.#partials.forget(digest);
+        await unlink(path).catch(() => undefined);
+      },
       onClosed: () => this.#ingests.delete(ingest),
-    });
+    };
+    const ingest: Ingest = new Ingest(digest, path, context, kept);
     this.#ingests.add(ingest);
     return ingest;
   }
@@ -171,6 +205,7 @@ export class BlobStore {
       throw new MirrorError('store-full', `blob ${digest}: cannot be stored`, { cause });
     });
     if (isNew) ingest.reservation.keep(size);
+    this.#partials.forget(digest);
     ingest.committed();
   }
 
@@ -220,9 +255,13 @@ export class BlobStore {
     return join(this.#root, 'catalog.db');
   }
 
+  get #ingestDirectory(): string {
+    return join(this.#root, 'ingest');
+  }
+
   /** Of a file that nobody can see yet. */
   #newPath(digest: Digest): string {
-    return join(this.#root, 'ingest', `${this.#nextIngest++}-${hexOf(digest).slice(0, 12)}`);
+    return join(this.#ingestDirectory, `${hexOf(digest).slice(0, 16)}-${randomBytes(4).toString('hex')}`);
   }
 
   #held(digest: Digest): Held | undefined {
@@ -348,6 +387,7 @@ export class BlobStore {
 
   #writeBehind(): void {
     this.#flushUses();
+    void this.#track(this.#partials.sweep());
     if (this.#dirty) void this.#track(this.#checkpoint());
   }
 

@@ -18,6 +18,19 @@ export interface Victim {
   readonly usedAt: number;
 }
 
+/** The journal of an unfinished fill. */
+export interface IngestRow {
+  readonly digest: Digest;
+  /** Its name in the directory of ingests. */
+  readonly file: string;
+  readonly size: number;
+  readonly present: string;
+  readonly synced: string;
+  readonly boot: string;
+  /** Milliseconds since the epoch. */
+  readonly updatedAt: number;
+}
+
 /** Files take whole blocks, and the cap is meant as `du` counts. */
 export function footprint(size: number): number {
   return Math.ceil(size / 4096) * 4096;
@@ -107,6 +120,23 @@ export class Catalog {
     return this.#statements.children.all(parent).map((row) => ({ ...row, foreign: row.foreign === 1 }));
   }
 
+  /** How large some manifest says that the digest is. */
+  sizeOfChild(digest: Digest): number | undefined {
+    return this.#statements.sizeOfChild.get(digest)?.size;
+  }
+
+  ingests(): IngestRow[] {
+    return this.#statements.ingests.all();
+  }
+
+  setIngest({ digest, file, size, present, synced, boot, updatedAt }: IngestRow): void {
+    this.#statements.setIngest.run(digest, file, size, present, synced, boot, updatedAt);
+  }
+
+  removeIngest(digest: Digest): void {
+    this.#statements.removeIngest.run(digest);
+  }
+
   /** When the digest was last confirmed for the repo; an empty repo stands for the whole registry. */
   link(digest: Digest, registry: string, repo: string): number | undefined {
     return this.#statements.link.get(digest, registry, repo)?.confirmedAt;
@@ -165,6 +195,12 @@ function prepareStatements(db: Database.Database) {
     ),
     addChild: db.prepare('INSERT INTO children VALUES (?, ?, ?, ?, ?, ?)'),
     removeChildren: db.prepare<[Digest]>('DELETE FROM children WHERE parent = ?'),
+    sizeOfChild: db.prepare<[Digest], { size: number }>('SELECT size FROM children WHERE digest = ? LIMIT 1'),
+    ingests: db.prepare<[], IngestRow>(
+      'SELECT digest, file, size, present, synced, boot, updated_at AS updatedAt FROM ingests',
+    ),
+    setIngest: db.prepare('INSERT OR REPLACE INTO ingests VALUES (?, ?, ?, ?, ?, ?, ?)'),
+    removeIngest: db.prepare<[Digest]>('DELETE FROM ingests WHERE digest = ?'),
     link: db.prepare<[Digest, string, string], { confirmedAt: number }>(
       'SELECT confirmed_at AS confirmedAt FROM links WHERE digest = ? AND registry = ? AND repo = ?',
     ),

@@ -1,62 +1,55 @@
 import type { FileHandle } from 'node:fs/promises';
-import type { Writable } from 'node:stream';
-import type { ByteRange } from '../oci/range.ts';
 import { MirrorError } from '../util/errors.ts';
+import type { Outlet } from '../util/outlet.ts';
 import type { Buffers } from './buffers.ts';
-import { Outlet } from '../util/outlet.ts';
 
-/** A file that is whole, or on its way. */
+/** A file that is whole, or on its way, as one reader sees it. */
 export interface Source {
   readonly what: string;
   readonly handle: FileHandle;
-  /** Known at the latest when everything is there. */
-  readonly size: number | undefined;
+  /** Where the reader stands. */
+  offset: number;
+  /** Where it wants to stop; undefined while the size is not known. */
+  readonly end: number | undefined;
   readonly fault: MirrorError | undefined;
-  /** How far a reader at `offset` may read now; a reader of the whole never gets the last byte unverified. */
-  readableTo(offset: number, whole: boolean): number;
+  /** What is not there will not come into this file any more. */
+  readonly isFull: boolean;
+  /** How far the reader may read now; a reader of the whole never gets the last byte unverified. */
+  readableTo(offset: number): number;
   /** Calls back once, at the next change; returns how to take that back. */
   onChange(wake: () => void): () => void;
 }
 
 /**
- * The serving loop: reads into one buffer while the other is being written, at the sink's pace, and ends the sink. A
- * reader looks for bytes and registers to wait in the same tick, and after any await looks again: else the last wake-up
- * is lost.
+ * The serving loop: reads into one buffer while the other is being written, at the sink's pace. A reader looks for
+ * bytes and registers to wait in the same tick, and after any await looks again: else the last wake-up is lost. Ends
+ * with the source's offset at its end, or before it if the file is full.
  */
-export async function copyFile(
-  source: Source,
-  sink: Writable,
-  range: ByteRange | undefined,
-  buffers: Buffers,
-): Promise<void> {
-  const whole = range === undefined || (range.start === 0 && range.end === source.size);
-  const outlet = new Outlet(sink);
-  let offset = range?.start ?? 0;
+export async function copyFile(source: Source, outlet: Outlet, buffers: Buffers): Promise<void> {
   let writing: Promise<void> | undefined;
   buffers.enter();
   try {
     for (;;) {
       if (source.fault) throw source.fault;
-      const end = range?.end ?? source.size;
+      const { offset, end } = source;
       if (end !== undefined && offset >= end) break;
-      const readable = Math.min(source.readableTo(offset, whole), end ?? Infinity);
+      const readable = Math.min(source.readableTo(offset), end ?? Infinity);
       if (readable <= offset) {
+        if (source.isFull) break;
         await outlet.until((wake) => source.onChange(wake));
         continue;
       }
       const buffer = buffers.take(readable - offset);
       const length = await readInto(source, buffer, offset, readable);
-      offset += length;
+      source.offset += length;
       await writing;
       writing = outlet.write(buffer.subarray(0, length)).then(() => buffers.give(buffer));
       // Awaited in the next turn; a rejection before that is not an unhandled one.
       writing.catch(() => undefined);
     }
     await writing;
-    await outlet.end();
   } finally {
     buffers.leave();
-    outlet.close();
   }
 }
 

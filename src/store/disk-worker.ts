@@ -25,6 +25,11 @@ answerCalls({
     renameSync(from, to);
     sync(directory, fsyncSync);
   },
+  /** Makes what has been written to an open file last, and its name. */
+  datasync({ fd, directory }: { fd: number; directory: string }) {
+    fdatasyncSync(fd);
+    sync(directory, fsyncSync);
+  },
   /** Passive: it waits for no reader, and no writer waits for it. */
   checkpoint({ file }: { file: string }) {
     let db = catalogs.get(file);

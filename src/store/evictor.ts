@@ -14,6 +14,8 @@ export interface EvictorOptions {
 export interface Evictable {
   leastRecentlyUsed(count: number, after: Victim | undefined): Victim[];
   isLeased(digest: Digest): boolean;
+  /** Drops what an unfinished fill has left, if there is such: it goes first. Resolves to whether there was. */
+  dropPartial(): Promise<boolean>;
   /** Resolves when the bytes are free again, and have been told to `removed`. */
   evict(victim: Victim, reason: EvictionReason): Promise<void>;
   freeBytes(): Promise<number>;
@@ -44,6 +46,18 @@ export class Reservation {
   async growTo(bytes: number): Promise<void> {
     const wanted = footprint(bytes) - this.#bytes;
     if (wanted > 0) await this.#evictor.makeRoom(wanted, () => (this.#bytes += wanted));
+  }
+
+  /** Less is needed; what was set aside is the others' again. */
+  shrinkTo(bytes: number): void {
+    this.#bytes = Math.min(this.#bytes, footprint(bytes));
+    this.#written = Math.min(this.#written, bytes);
+  }
+
+  /** Bytes that are on disk since before this process. */
+  adopt(bytes: number): void {
+    this.#bytes = footprint(bytes);
+    this.#written = bytes;
   }
 
   wrote(bytes: number): void {
@@ -110,20 +124,21 @@ export class Evictor {
   async #makeRoom(bytes: number, grant: () => void): Promise<void> {
     const { maxBytes, minFreeBytes } = this.#options;
     if (bytes > maxBytes) throw full(bytes, 'it is larger than store.maxBytes');
-    if (this.bytes - this.#stored + bytes > maxBytes) throw full(bytes, 'store.maxBytes is taken by fills');
     let last: Victim | undefined;
     let victims: Victim[] = [];
     for (;;) {
       const free = (await this.#store.freeBytes()) - this.#sum((reservation) => reservation.unwritten);
-      // Emptying the whole store for nothing helps nobody.
-      if (free + this.#stored - bytes < minFreeBytes) {
-        throw full(bytes, 'the file system has too little free space for store.minFreeBytes');
-      }
       const reason =
         this.bytes + bytes > maxBytes ? 'max-bytes' : free - bytes < minFreeBytes ? 'min-free' : undefined;
       if (reason === undefined) {
         grant();
         return;
+      }
+      if (await this.#store.dropPartial()) continue;
+      // Emptying the whole store for nothing helps nobody.
+      if (this.bytes - this.#stored + bytes > maxBytes) throw full(bytes, 'store.maxBytes is taken by fills');
+      if (free + this.#stored - bytes < minFreeBytes) {
+        throw full(bytes, 'the file system has too little free space for store.minFreeBytes');
       }
       if (victims.length === 0) {
         victims = this.#store.leastRecentlyUsed(64, last);

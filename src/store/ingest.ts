@@ -1,14 +1,14 @@
 import { open, unlink, type FileHandle } from 'node:fs/promises';
-import type { Writable } from 'node:stream';
-import type { Content } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { ByteRange } from '../oci/range.ts';
 import { MirrorError } from '../util/errors.ts';
+import type { Outlet } from '../util/outlet.ts';
 import type { Slots } from '../util/slots.ts';
 import type { Buffers } from './buffers.ts';
 import { copyFile, type Source } from './copy.ts';
 import type { Reservation } from './evictor.ts';
 import { Intervals } from './intervals.ts';
+import { withoutHoles, type Journalled } from './journal.ts';
 import type { Verification, Verifier } from './verifier.ts';
 
 /** What an ingest needs of its store. */
@@ -18,154 +18,331 @@ export interface IngestContext {
   /** Writes are few at a time, since those that the kernel throttles would block every read too. */
   readonly writes: Slots;
   readonly reservation: Reservation;
+  /** Milliseconds by the monotonic clock. */
+  readonly now: () => number;
+  /** Writes down what is there; never throws. */
+  readonly journal: () => void;
+  /** Resolves when what has been written is on the disk for good. */
+  readonly sync: (fd: number) => Promise<void>;
+  /** What is there stays for the next fill: the file and its reservation are the store's from now on. */
+  readonly keep: () => void;
+  /** Nothing stays. */
+  readonly discard: () => Promise<void>;
   /** All leases are back and the file is closed. */
   readonly onClosed: () => void;
 }
 
+/** Where a reader stands, and where it wants to stop; undefined while the size is not known. */
+export interface Reader {
+  readonly offset: number;
+  readonly end: number | undefined;
+}
+
+/** A lease on an ingest. */
+export interface IngestLease {
+  /**
+   * Writes what is wanted at the outlet's pace. Resolves to where it stopped: before the end only if the file can take
+   * no more. Rejects with the fill's fault.
+   */
+  copy(outlet: Outlet, range: ByteRange | undefined): Promise<number>;
+  /** The hash of the unbroken prefix, once it is computed, to be gone on with, and how long that prefix is. */
+  prefix(): Promise<{ length: number; verification: Verification }>;
+  /** Gives the lease back. Twice is fine. */
+  release(): void;
+}
+
 const unknownSizeStep = 16 * 1024 * 1024;
+/** As much may be lost to a kill -9. */
+const journalEveryBytes = 8 * 1024 * 1024;
+/** As much time's worth may be lost to a power cut. */
+const syncEveryMs = 1000;
+/** What is less is not worth a file that waits for the next fill. */
+const worthKeeping = 64 * 1024;
 
 /**
  * The growing file of a fill: sparse, with the set of intervals that are in it. Its readers follow it at their own pace;
  * whoever reads the whole does not get the last byte before the digest is verified. Nobody else can see it before it is
- * committed.
+ * committed. A fill that fails leaves it to the next one, with what is there.
  */
-export class Ingest {
+export class Ingest implements Journalled {
   readonly digest: Digest;
   readonly path: string;
   readonly reservation: Reservation;
+  /** Called when a reader has come or gone. */
+  onReaders: () => void = () => undefined;
   readonly #context: IngestContext;
-  readonly #present = new Intervals();
+  readonly #kept: Journalled | undefined;
+  readonly #readers = new Set<Reader>();
   readonly #waiting = new Set<() => void>();
+  #present = new Intervals();
+  #synced = new Intervals();
   #handle: FileHandle | undefined;
   #verification: Verification | undefined;
   #size: number | undefined;
+  #journalledBytes = 0;
+  #syncedAt = 0;
+  #syncing: Promise<void> | undefined;
   #verified = false;
-  #committed = false;
-  #failed = false;
+  #end: 'committed' | 'kept' | 'discarded' | undefined;
+  #full = false;
   #fault: MirrorError | undefined;
   /** The leases, and one for the fill until it commits or fails. */
   #holders = 1;
 
-  constructor(digest: Digest, path: string, context: IngestContext) {
+  /** `kept`: what an earlier fill has left. */
+  constructor(digest: Digest, path: string, context: IngestContext, kept?: Journalled) {
     this.digest = digest;
     this.path = path;
     this.reservation = context.reservation;
     this.#context = context;
+    this.#kept = kept;
   }
 
   get size(): number | undefined {
     return this.#size;
   }
 
+  get present(): Intervals {
+    return this.#present;
+  }
+
+  /** What is on the disk for good. */
+  get synced(): Intervals {
+    return this.#synced;
+  }
+
+  get readers(): ReadonlySet<Reader> {
+    return this.#readers;
+  }
+
+  /** All bytes are there. */
+  get isComplete(): boolean {
+    return this.#present.total === this.#size;
+  }
+
   /** Bytes on disk that are not in the store yet. */
   get pendingBytes(): number {
-    return this.#committed ? 0 : this.#present.total;
+    return this.#end === undefined ? this.#present.total : 0;
   }
 
   get isVerified(): boolean {
     return this.#verified;
   }
 
-  get hasReaders(): boolean {
-    return this.#holders > 1;
+  /** Opens the file that an earlier fill has left, if there is one and it holds what it is said to. */
+  async reopen(): Promise<void> {
+    const kept = this.#kept;
+    if (!kept || this.#handle) return;
+    try {
+      const handle = await open(this.path, 'r+');
+      this.#handle = handle;
+      this.#present = await withoutHoles(handle, kept.present, kept.synced);
+    } catch {
+      // Then it is as if there had been none.
+      await this.#handle?.close();
+      this.#handle = undefined;
+      await unlink(this.path).catch(() => undefined);
+      this.reservation.shrinkTo(0);
+      return;
+    }
+    this.#synced = kept.synced;
+    this.#journalledBytes = this.#present.total;
+    this.#size = kept.size;
+    this.#syncedAt = this.#context.now();
   }
 
-  /** Sets aside room and opens the file. Throws `store-full`, and then is of no further use. */
-  async begin(size: number | undefined): Promise<void> {
-    this.#size = size;
+  /**
+   * Sets aside room for `room` bytes in all and opens the file. What an earlier fill has left of another size is dropped.
+   * Throws `store-full`.
+   */
+  async begin(size: number | undefined, room: number | undefined): Promise<void> {
+    if (this.#size !== undefined && size !== undefined && size !== this.#size) {
+      await this.#open.truncate(0);
+      this.#present = new Intervals();
+      this.#synced = new Intervals();
+      this.#size = undefined;
+    }
+    this.#size ??= size;
     try {
-      await this.reservation.growTo(size ?? unknownSizeStep);
-      this.#handle = await open(this.path, 'wx+');
+      await this.reservation.growTo(room ?? unknownSizeStep);
+      this.#handle ??= await open(this.path, 'wx+');
     } catch (error) {
-      this.reservation.release();
-      this.#context.onClosed();
       throw writeFault(this.digest, error);
     }
-    this.#verification = this.#context.verifier.start(this.digest, this.#handle.fd);
+    this.#syncedAt ||= this.#context.now();
   }
 
-  /** Puts bytes at their place. Throws `store-full`, or `upstream-invalid` for more bytes than the size allows. */
-  async write(offset: number, chunks: readonly Uint8Array[]): Promise<void> {
-    const length = chunks.reduce((sum, chunk) => sum + chunk.byteLength, 0);
-    const end = offset + length;
+  /** Sets aside room for `bytes` in all. Throws `store-full`. */
+  async reserve(bytes: number): Promise<void> {
+    try {
+      await this.reservation.growTo(bytes);
+    } catch (error) {
+      throw writeFault(this.digest, error);
+    }
+  }
+
+  /**
+   * Puts bytes at their place; what is there already is passed over. Returns how many were new. Throws `store-full`, or
+   * `upstream-invalid` for more bytes than the size allows.
+   */
+  async write(offset: number, chunks: readonly Uint8Array[]): Promise<number> {
+    const end = chunks.reduce((sum, chunk) => sum + chunk.byteLength, offset);
     if (this.#size !== undefined && end > this.#size) {
       throw new MirrorError(
         'upstream-invalid',
         `blob ${this.digest}: more bytes than its size of ${this.#size}`,
       );
     }
+    const start = this.#present.endOfRun(offset);
+    if (start >= end) return 0;
     try {
-      if (end > this.reservation.bytes) await this.reservation.growTo(end + unknownSizeStep);
+      if (this.#size === undefined && end > this.reservation.bytes)
+        await this.reservation.growTo(end + unknownSizeStep);
       const done = await this.#context.writes.take();
       try {
-        await this.#writeAll(offset, chunks, length);
+        await this.#writeAll(
+          start,
+          start === offset ? chunks : [Buffer.concat(chunks).subarray(start - offset)],
+        );
       } finally {
         done();
       }
     } catch (error) {
       throw writeFault(this.digest, error);
     }
-    this.reservation.wrote(length);
-    this.#present.add(offset, end);
+    const before = this.#present.total;
+    this.#present.add(start, end);
+    const added = this.#present.total - before;
+    this.reservation.wrote(added);
     this.#verification?.advance(this.#present.endOfRun(0));
+    this.#wake();
+    if (this.#present.total - this.#journalledBytes >= journalEveryBytes) this.#journal();
+    return added;
+  }
+
+  /** The upstream has told the size late, or its answer has ended. */
+  setSize(size: number): void {
+    this.#size ??= size;
     this.#wake();
   }
 
-  /** Everything is there, `size` bytes: resolves when the digest is proven. Throws `digest-mismatch`. */
-  async verify(size: number): Promise<void> {
-    this.#size = size;
+  /** From now on the digest is computed, as far as the file is whole from its start. */
+  startVerifying(): void {
+    if (this.#verification) return;
+    this.#verification = this.#context.verifier.start(this.digest, this.#open.fd);
+    this.#verification.advance(this.#present.endOfRun(0));
+  }
+
+  /** Everything is there: resolves when the digest is proven. Throws `digest-mismatch`. */
+  async verify(): Promise<void> {
+    this.startVerifying();
     if (!(await this.#verification?.matches())) {
-      throw new MirrorError('digest-mismatch', `blob ${this.digest}: ${size} bytes that do not hash to it`);
+      throw new MirrorError(
+        'digest-mismatch',
+        `blob ${this.digest}: ${this.#present.total} bytes that do not hash to it`,
+      );
     }
     this.#verified = true;
     this.#wake();
   }
 
   /** Taken in this tick. */
-  lease(mediaType: string): Content {
+  lease(range: ByteRange | undefined): IngestLease {
     this.#holders += 1;
-    return new ArrivingContent(this.#source(), mediaType, this.digest, this.#context.buffers, () => {
-      this.#leave();
-    });
+    let reader: Reader = { offset: range?.start ?? 0, end: range?.end };
+    this.#readers.add(reader);
+    let released = false;
+    return {
+      copy: async (outlet, wanted) => {
+        const source = this.#source(wanted);
+        this.#readers.delete(reader);
+        reader = source;
+        this.#readers.add(reader);
+        await copyFile(source, outlet, this.#context.buffers);
+        return source.offset;
+      },
+      prefix: async () => {
+        this.startVerifying();
+        const length = this.#present.endOfRun(0);
+        const verification = this.#verification?.fork();
+        if (!verification) throw new Error(`ingest of ${this.digest} was not begun`);
+        return { length, verification: await verification };
+      },
+      release: () => {
+        if (released) return;
+        released = true;
+        this.#readers.delete(reader);
+        this.#leave();
+        this.onReaders();
+      },
+    };
   }
 
   /** The fill has committed: the file now belongs to the store. */
   committed(): void {
-    this.#committed = true;
+    this.#end = 'committed';
     this.#leave();
+  }
+
+  /** The file can take no more: the readers get what is there, and nothing is kept. */
+  async overflow(): Promise<void> {
+    this.#full = true;
+    await this.#finish('discarded');
   }
 
   /**
-   * Ends all readers with the same fault, and leaves nothing on disk. Those that read what is verified already are not
-   * disturbed: only the store has lost it.
+   * Ends all readers with the same fault. What is there stays for the next fill, unless it cannot be trusted. Those that
+   * read what is verified already are not disturbed: only the store has lost it.
    */
   async fail(error: MirrorError): Promise<void> {
-    if (this.#failed) return;
-    this.#failed = true;
     if (!this.#verified) this.#fault = error;
+    const isKept =
+      error.fault !== 'digest-mismatch' && !this.#verified && this.#present.total >= worthKeeping;
+    await this.#finish(isKept && this.#size !== undefined ? 'kept' : 'discarded');
+  }
+
+  /** Nobody wants more of it now. */
+  async suspend(): Promise<void> {
+    await this.#finish(this.#present.total >= worthKeeping ? 'kept' : 'discarded');
+  }
+
+  get #open(): FileHandle {
+    if (!this.#handle) throw new Error(`ingest of ${this.digest} was not begun`);
+    return this.#handle;
+  }
+
+  async #finish(end: 'kept' | 'discarded'): Promise<void> {
+    if (this.#end) return;
+    this.#end = end;
     this.#wake();
-    await unlink(this.path).catch(() => undefined);
+    if (end === 'kept') this.#context.keep();
+    // Small blobs come and go without a file.
+    else if (this.#handle || this.#kept) await this.#context.discard();
     this.#leave();
   }
 
-  #source(): Source {
-    const handle = this.#handle;
-    if (!handle) throw new Error(`ingest of ${this.digest} was not begun`);
+  #source(range: ByteRange | undefined): Source {
+    const whole = range === undefined || (range.start === 0 && range.end === this.#size);
+    // The getters are the source's; `this` in them is not the ingest.
     const size = (): number | undefined => this.#size;
     const fault = (): MirrorError | undefined => this.#fault;
+    const isFull = (): boolean => this.#full;
     return {
       what: `blob ${this.digest}`,
-      handle,
-      get size() {
-        return size();
+      handle: this.#open,
+      offset: range?.start ?? 0,
+      get end() {
+        return range?.end ?? size();
       },
       get fault() {
         return fault();
       },
-      readableTo: (offset, whole) => {
+      get isFull() {
+        return isFull();
+      },
+      readableTo: (offset) => {
         const end = this.#present.endOfRun(offset);
-        if (this.#verified || !whole) return end;
-        return Math.min(end, (this.#size ?? end) - 1);
+        return this.#verified || !whole ? end : Math.min(end, (this.#size ?? end) - 1);
       },
       onChange: (wake) => {
         this.#waiting.add(wake);
@@ -174,16 +351,36 @@ export class Ingest {
     };
   }
 
-  async #writeAll(offset: number, chunks: readonly Uint8Array[], length: number): Promise<void> {
-    const handle = this.#handle;
-    if (!handle) throw new Error(`ingest of ${this.digest} was not begun`);
-    let { bytesWritten } = await handle.writev(chunks, offset);
+  async #writeAll(offset: number, chunks: readonly Uint8Array[]): Promise<void> {
+    const length = chunks.reduce((sum, chunk) => sum + chunk.byteLength, 0);
+    let { bytesWritten } = await this.#open.writev(chunks, offset);
     if (bytesWritten === length) return;
     const rest = Buffer.concat(chunks);
     while (bytesWritten < length) {
-      const more = await handle.write(rest, bytesWritten, length - bytesWritten, offset + bytesWritten);
+      const more = await this.#open.write(rest, bytesWritten, length - bytesWritten, offset + bytesWritten);
       bytesWritten += more.bytesWritten;
     }
+  }
+
+  #journal(): void {
+    this.#journalledBytes = this.#present.total;
+    if (this.#size === undefined) return;
+    this.#context.journal();
+    if (!this.#syncing && this.#context.now() - this.#syncedAt >= syncEveryMs) {
+      this.#syncing = this.#sync().finally(() => (this.#syncing = undefined));
+    }
+  }
+
+  async #sync(): Promise<void> {
+    const present = new Intervals(this.#present.ranges);
+    try {
+      await this.#context.sync(this.#open.fd);
+      this.#synced = present;
+      if (this.#end === undefined) this.#context.journal();
+    } catch {
+      // Then less is sure to outlive a power cut.
+    }
+    this.#syncedAt = this.#context.now();
   }
 
   #wake(): void {
@@ -196,47 +393,16 @@ export class Ingest {
     this.#holders -= 1;
     if (this.#holders > 0) return;
     void (async () => {
+      await this.#syncing;
       await this.#verification?.end().catch(() => undefined);
       await this.#handle?.close();
     })()
       .catch(() => undefined)
       .finally(() => {
-        this.reservation.release();
+        // What is kept goes on counting.
+        if (this.#end !== 'kept') this.reservation.release();
         this.#context.onClosed();
       });
-  }
-}
-
-class ArrivingContent implements Content {
-  readonly digest: Digest;
-  readonly mediaType: string;
-  readonly #source: Source;
-  readonly #buffers: Buffers;
-  #giveBack: (() => void) | undefined;
-
-  constructor(source: Source, mediaType: string, digest: Digest, buffers: Buffers, giveBack: () => void) {
-    this.#source = source;
-    this.mediaType = mediaType;
-    this.digest = digest;
-    this.#buffers = buffers;
-    this.#giveBack = giveBack;
-  }
-
-  get size(): number | undefined {
-    return this.#source.size;
-  }
-
-  prepare(): Promise<void> {
-    return Promise.resolve();
-  }
-
-  copyTo(sink: Writable, range?: ByteRange): Promise<void> {
-    return copyFile(this.#source, sink, range, this.#buffers);
-  }
-
-  release(): void {
-    this.#giveBack?.();
-    this.#giveBack = undefined;
   }
 }
 

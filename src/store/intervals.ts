@@ -5,9 +5,17 @@ export class Intervals {
   #ranges: ByteRange[] = [];
   #total = 0;
 
+  constructor(ranges: Iterable<ByteRange> = []) {
+    for (const { start, end } of ranges) this.add(start, end);
+  }
+
   /** How many bytes are in the set. */
   get total(): number {
     return this.#total;
+  }
+
+  get ranges(): readonly ByteRange[] {
+    return this.#ranges;
   }
 
   add(start: number, end: number): void {
@@ -27,6 +35,16 @@ export class Intervals {
   endOfRun(offset: number): number {
     const range = this.#ranges[this.#firstEndingAtOrAfter(offset + 1)];
     return range && range.start <= offset ? range.end : offset;
+  }
+
+  /** The first byte at or after `offset` that is in the set; Infinity when there is none. */
+  next(offset: number): number {
+    const range = this.#ranges[this.#firstEndingAtOrAfter(offset + 1)];
+    return range ? Math.max(range.start, offset) : Infinity;
+  }
+
+  has({ start, end }: ByteRange): boolean {
+    return this.endOfRun(start) >= end;
   }
 
   #firstEndingAtOrAfter(offset: number): number {

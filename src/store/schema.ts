@@ -45,6 +45,23 @@ const migrations: readonly string[] = [
     PRIMARY KEY (parent, position)
   ) WITHOUT ROWID;
   `,
+  `
+  -- The journal of unfinished fills: what is in their files, as [start, end, start, end, ...].
+  CREATE TABLE ingests (
+    digest TEXT PRIMARY KEY,
+    file TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    present TEXT NOT NULL,
+    -- The part that outlives a power cut.
+    synced TEXT NOT NULL,
+    -- The run of the kernel whose page cache has the rest.
+    boot TEXT NOT NULL,
+    updated_at INTEGER NOT NULL
+  ) WITHOUT ROWID;
+
+  -- How large a blob is said to be, before anything of it is here.
+  CREATE INDEX children_by_digest ON children (digest, size);
+  `,
 ];
 
 /** Brings the catalog to this program's version. Throws when it is a newer program's. */

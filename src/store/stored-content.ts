@@ -5,7 +5,7 @@ import { hashesTo, type Digest } from '../oci/digest.ts';
 import type { Child } from '../oci/manifest.ts';
 import type { ByteRange } from '../oci/range.ts';
 import { errorCode, isFault, MirrorError } from '../util/errors.ts';
-import { Outlet } from '../util/outlet.ts';
+import { writeTo } from '../util/outlet.ts';
 import type { Buffers } from './buffers.ts';
 import { copyFile } from './copy.ts';
 
@@ -49,12 +49,7 @@ async function sendBytes(sink: Writable, all: Buffer, range: ByteRange | undefin
     sink.end(bytes);
     return;
   }
-  const outlet = new Outlet(sink);
-  try {
-    await outlet.end(bytes);
-  } finally {
-    outlet.close();
-  }
+  await writeTo(sink, (outlet) => outlet.write(bytes));
 }
 
 export interface SharedFileEvents {
@@ -186,15 +181,16 @@ export class StoredContent extends FileContent {
 
   copyTo(sink: Writable, range?: ByteRange): Promise<void> {
     if (!this.#handle) throw new Error('copyTo before prepare');
-    const { size } = this;
     const source = {
       what: `blob ${this.digest}`,
       handle: this.#handle,
-      size,
+      offset: range?.start ?? 0,
+      end: range?.end ?? this.size,
       fault: undefined,
-      readableTo: () => size,
+      isFull: false,
+      readableTo: () => this.size,
       onChange: () => () => undefined,
     };
-    return this.file.inspect(() => copyFile(source, sink, range, this.#buffers));
+    return this.file.inspect(() => writeTo(sink, (outlet) => copyFile(source, outlet, this.#buffers)));
   }
 }

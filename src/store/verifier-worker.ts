@@ -13,8 +13,8 @@ interface Job {
   offset: number;
   /** How far the file is whole. */
   readable: number;
-  finish?: ((hex: string) => void) | undefined;
-  fail?: (error: unknown) => void;
+  /** Who waits until all that is readable is hashed. */
+  waiting: { resolve: () => void; reject: (error: Error) => void }[];
 }
 
 const slice = Buffer.allocUnsafeSlow(4 * 1024 * 1024);
@@ -35,14 +35,10 @@ function turn(): void {
     try {
       if (job.offset < job.readable) hashSlice(job);
       if (job.offset < job.readable) run();
-      else if (job.finish) {
-        const { finish } = job;
-        job.finish = undefined;
-        finish(job.hash.digest('hex'));
-      }
+      else for (const { resolve } of job.waiting.splice(0)) resolve();
     } catch (error) {
       job.readable = job.offset;
-      job.fail?.(error);
+      for (const { reject } of job.waiting.splice(0)) reject(error as Error);
     }
   }
 }
@@ -53,9 +49,19 @@ function run(): void {
   setImmediate(turn);
 }
 
+async function caughtUp(id: number): Promise<Job> {
+  const job = jobs.get(id);
+  if (!job) throw new Error('no such job');
+  await new Promise<void>((resolve, reject) => {
+    job.waiting.push({ resolve, reject });
+    run();
+  });
+  return job;
+}
+
 answerCalls({
   open({ id, fd, algorithm }: { id: number; fd: number; algorithm: string }) {
-    jobs.set(id, { hash: createHash(algorithm), fd, offset: 0, readable: 0 });
+    jobs.set(id, { hash: createHash(algorithm), fd, offset: 0, readable: 0, waiting: [] });
   },
   advance({ id, to }: { id: number; to: number }) {
     const job = jobs.get(id);
@@ -66,14 +72,13 @@ answerCalls({
   feed({ id, bytes }: { id: number; bytes: Uint8Array }) {
     jobs.get(id)?.hash.update(bytes);
   },
-  digest({ id }: { id: number }) {
-    const job = jobs.get(id);
-    if (!job) throw new Error('no such job');
-    return new Promise<string>((resolve, reject) => {
-      job.finish = resolve;
-      job.fail = reject;
-      run();
-    });
+  async digest({ id }: { id: number }) {
+    return (await caughtUp(id)).hash.digest('hex');
+  },
+  /** Another job that has hashed the same bytes; more can be fed to it. */
+  async fork({ id, to }: { id: number; to: number }) {
+    const { hash } = await caughtUp(id);
+    jobs.set(to, { hash: hash.copy(), fd: -1, offset: 0, readable: 0, waiting: [] });
   },
   /** Once this has answered, the file descriptor is not touched again. */
   drop({ id }: { id: number }) {

@@ -32,9 +32,9 @@ export class Body {
 
   /**
    * Hands on what comes, in batches of 1 MiB or of what came in 10 ms, waiting for each to be taken while the next is
-   * gathered. Rejects as `take` does, as the connection ends, or with the signal's reason; the rest is then cut off.
+   * gathered; `false` from `take` says that it is enough. Rejects as `take` does, as the connection ends, or with the signal's reason; the rest is then cut off.
    */
-  async pipe(take: (chunks: Buffer[]) => Promise<void>, signal?: AbortSignal): Promise<void> {
+  async pipe(take: (chunks: Buffer[]) => Promise<unknown>, signal?: AbortSignal): Promise<void> {
     this.#piped = true;
     const abort = (): void => this.#cut(signal?.reason as Error);
     signal?.addEventListener('abort', abort);
@@ -43,8 +43,12 @@ export class Body {
     try {
       for (;;) {
         await this.#gathered();
-        if (this.#held > 0) await take(this.#takeHeld());
-        else if (this.#error) throw this.#error;
+        if (this.#held > 0) {
+          if ((await take(this.#takeHeld())) === false) {
+            this.discard();
+            return;
+          }
+        } else if (this.#error) throw this.#error;
         else if (this.#ended) return;
       }
     } catch (error) {

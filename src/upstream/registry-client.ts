@@ -1,7 +1,7 @@
 import { smallSize, type Descriptor } from '../oci/content.ts';
 import { digestOf, hashesTo, isDigest, type Digest } from '../oci/digest.ts';
 import { acceptManifests, bareMediaType } from '../oci/manifest.ts';
-import { parseContentRange, type ByteRange } from '../oci/range.ts';
+import { parseContentRange, parseUnsatisfied, type ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
 import { errorCode, isFault, MirrorError } from '../util/errors.ts';
@@ -38,8 +38,24 @@ export interface UpstreamManifest extends Descriptor {
 export interface UpstreamBlob {
   /** Of the whole blob; undefined when the upstream does not tell. */
   readonly size: number | undefined;
+  /** What the body holds: from 0 where the upstream ignores ranges; its end is undefined with the size. */
+  readonly start: number;
+  readonly end: number | undefined;
   readonly body: Body;
 }
+
+/** A source of one blob's bytes. */
+export interface BlobSource {
+  /**
+   * The bytes, or those of `range` (an end of Infinity leaves it open), as they come. The answer may be shorter than what
+   * was asked, or the whole, or, when the blob ends before the range, have no bytes. Throws `blob-unknown`. It does not
+   * try again.
+   */
+  fetch(range: ByteRange | undefined, signal: AbortSignal): Promise<UpstreamBlob>;
+}
+
+/** An answer, and where it came from in the end. */
+type Landed = Response & { readonly url: URL };
 
 type Ask = Omit<Call, 'url' | 'redirected'> & { readonly repo: Repo; readonly path: string };
 
@@ -123,20 +139,23 @@ export class RegistryClient {
     return sizeOf(probe);
   }
 
-  /** The bytes, or exactly those of `range`, as they come. Throws `blob-unknown`. */
-  async blob(
-    repo: Repo,
-    digest: Digest,
-    range: ByteRange | undefined,
-    signal: AbortSignal,
-  ): Promise<UpstreamBlob> {
-    const ask = askBlob('GET', repo, digest, signal, range);
-    const response = await this.#fetch(ask);
-    if (!isWebPage(response) && isPart(response, range))
-      return { size: sizeOf(response), body: response.body };
-    response.body.discard();
-    const what = isWebPage(response) ? 'a web page' : 'another range';
-    throw new MirrorError('upstream-invalid', `${ask.what}: the upstream sent ${what}`);
+  /** One blob as a source of its bytes. A signed link that it was redirected to is used until it is refused. */
+  blobSource(repo: Repo, digest: Digest): BlobSource {
+    let link: URL | undefined;
+    return {
+      fetch: async (range, signal) => {
+        const ask = askBlob('GET', repo, digest, signal, range);
+        const known = link;
+        const direct = known && (await this.#tryLink(ask, known).catch((error: unknown) => error as Error));
+        const isGood = direct !== undefined && !(direct instanceof Error);
+        if (!isGood && link === known) link = undefined;
+        if (direct instanceof Error) throw direct;
+        const response = direct ?? (await this.#once(ask));
+        const blob = readBlob(ask, response, range);
+        link = response.url.origin === this.#base.origin ? undefined : response.url;
+        return blob;
+      },
+    };
   }
 
   /** All bytes of a small blob's body. Throws when they are not `size`. */
@@ -164,8 +183,19 @@ export class RegistryClient {
     }
   }
 
-  /** Status 200, 206, or what a HEAD may also be answered with. */
-  async #once(ask: Ask): Promise<Response> {
+  /** Asks where the upstream has sent us before. Undefined: that link is not good any more. */
+  async #tryLink(ask: Ask, url: URL): Promise<Landed | undefined> {
+    const response = await this.#transport.send({ ...ask, url, redirected: true });
+    const { status } = response;
+    const fault = this.#faultOf(ask, response);
+    if (status < 300 && !fault) return { ...response, url };
+    response.body.discard();
+    if (fault && (status === 429 || status >= 500)) throw fault;
+    return undefined;
+  }
+
+  /** Status 200, 206, or what a HEAD or a range may also be answered with. */
+  async #once(ask: Ask): Promise<Landed> {
     let authorization = await this.#tokens.authorize(ask.repo, ask.signal);
     let response = await this.#follow(ask, authorization);
     if (response.status === 401 && !authorization.fresh && authorization.header !== undefined) {
@@ -186,7 +216,7 @@ export class RegistryClient {
     throw fault;
   }
 
-  async #follow(ask: Ask, authorization: Authorization): Promise<Response> {
+  async #follow(ask: Ask, authorization: Authorization): Promise<Landed> {
     let url = new URL(ask.path, this.#base);
     for (let hops = 0; ; hops++) {
       const own = url.origin === this.#base.origin && authorization.header !== undefined;
@@ -198,10 +228,10 @@ export class RegistryClient {
       ) {
         response.body.discard();
         // Signed links are often made for GET alone.
-        if (ask.method === 'HEAD') return { ...response, status: 403 };
+        if (ask.method === 'HEAD') return { ...response, url, status: 403 };
         throw new MirrorError('redirect-refused', `${ask.what}: ${url.host} answered ${response.status}`);
       }
-      if (!redirects.has(response.status)) return response;
+      if (!redirects.has(response.status)) return { ...response, url };
       response.body.discard();
       if (hops === maxRedirects)
         throw new MirrorError('upstream-invalid', `${ask.what}: more than ${maxRedirects} redirects`);
@@ -221,6 +251,7 @@ export class RegistryClient {
       if (coding === undefined || coding === 'identity') return undefined;
       return new MirrorError('upstream-invalid', `${what}: came coded as ${JSON.stringify(coding)}`);
     }
+    if (status === 416 && parseUnsatisfied(one(headers, 'content-range')) !== undefined) return undefined;
     if (status === 404)
       return new MirrorError(kind === 'blob' ? 'blob-unknown' : 'manifest-unknown', `${what}: not found`);
     if (method === 'HEAD' && headRefusals.has(status)) return undefined;
@@ -244,7 +275,9 @@ export class RegistryClient {
 
 /** The size of the whole, if the answer tells it. */
 function sizeOf({ status, headers }: Response): number | undefined {
-  if (status === 206) return parseContentRange(one(headers, 'content-range'))?.total;
+  const range = one(headers, 'content-range');
+  if (status === 206) return parseContentRange(range)?.total;
+  if (status === 416) return parseUnsatisfied(range);
   const length = Number(one(headers, 'content-length') ?? NaN);
   return Number.isSafeInteger(length) ? length : undefined;
 }
@@ -254,11 +287,25 @@ function isWebPage({ headers }: Response): boolean {
   return bareMediaType(one(headers, 'content-type')) === 'text/html';
 }
 
-/** Whether an answer is the part that was asked for, or the whole where no part was. */
-function isPart({ status, headers }: Response, range: ByteRange | undefined): boolean {
-  if (!range) return status === 200;
-  const part = status === 206 ? parseContentRange(one(headers, 'content-range')) : undefined;
-  return part?.range.start === range.start && part.range.end === Math.min(range.end, part.total);
+function readBlob({ what }: Ask, response: Response, range: ByteRange | undefined): UpstreamBlob {
+  const { status, headers, body } = response;
+  const size = sizeOf(response);
+  const invalid = (sent: string): MirrorError => {
+    body.discard();
+    return new MirrorError('upstream-invalid', `${what}: the upstream sent ${sent}`);
+  };
+  if (isWebPage(response)) throw invalid('a web page');
+  if (status === 200) return { size, start: 0, end: size, body };
+  if (status === 416) {
+    // It may refuse a range only where there is nothing.
+    if (!range || size === undefined || size > range.start) throw invalid('416');
+    body.discard();
+    return { size, start: size, end: size, body };
+  }
+  const part = parseContentRange(one(headers, 'content-range'));
+  if (!range || part?.range.start !== range.start || part.range.end > range.end)
+    throw invalid('another range');
+  return { size, ...part.range, body };
 }
 
 function askManifest(method: 'GET' | 'HEAD', repo: Repo, reference: string, signal: AbortSignal): Ask {
@@ -286,7 +333,7 @@ function askBlob(
     kind: 'blob',
     path: `/v2/${repo.name}/blobs/${digest}`,
     what: `${method} ${repo.key} blob ${digest}`,
-    headers: range ? { range: `bytes=${range.start}-${range.end - 1}` } : {},
+    headers: range ? { range: `bytes=${range.start}-${range.end === Infinity ? '' : range.end - 1}` } : {},
     signal,
   };
 }

@@ -1,7 +1,7 @@
 /**
  * The closed list of things that go wrong. Each row says what the client gets (HTTP status and OCI error code), how
- * loud the log is, whether the upstream call may be tried once more, whether it is the upstream's definite no, and
- * whether a tag that is held may be served as it was (`stale`). Everything else in the program speaks of faults by name.
+ * loud the log is, whether the upstream call may be tried once more (`retry`), also in the middle of a blob (`resume`),
+ * whether it is the upstream's definite no, and whether a tag that is held may be served as it was (`stale`). Everything else in the program speaks of faults by name.
  */
 export const faults = {
   'name-invalid': { status: 400, code: 'NAME_INVALID', level: 'debug' },
@@ -17,17 +17,24 @@ export const faults = {
   /** Unknown or private: the upstream does not tell which. */
   'repo-unknown': { status: 404, code: 'NAME_UNKNOWN', level: 'info', definite: true },
   /** The upstream cannot be reached, or answers with 5xx. */
-  'upstream-down': { status: 503, code: 'UNAVAILABLE', level: 'warn', retry: true, stale: true },
+  'upstream-down': {
+    status: 503,
+    code: 'UNAVAILABLE',
+    level: 'warn',
+    retry: true,
+    stale: true,
+    resume: true,
+  },
   /** The upstream was reached and kept silent; not tried again, since silence is dear. */
-  'upstream-timeout': { status: 504, code: 'UNAVAILABLE', level: 'warn', stale: true },
+  'upstream-timeout': { status: 504, code: 'UNAVAILABLE', level: 'warn', stale: true, resume: true },
   /** The upstream answers 429. */
-  'upstream-limited': { status: 429, code: 'TOOMANYREQUESTS', level: 'warn', stale: true },
+  'upstream-limited': { status: 429, code: 'TOOMANYREQUESTS', level: 'warn', stale: true, resume: true },
   /** The upstream answers with something that is not what was asked for. */
-  'upstream-invalid': { status: 502, code: 'UNKNOWN', level: 'error', stale: true },
+  'upstream-invalid': { status: 502, code: 'UNKNOWN', level: 'error', stale: true, resume: true },
   /** A signed link, or the answer behind a redirect, was refused: a fresh one may do. */
-  'redirect-refused': { status: 502, code: 'UNKNOWN', level: 'warn', retry: true, stale: true },
+  'redirect-refused': { status: 502, code: 'UNKNOWN', level: 'warn', retry: true, stale: true, resume: true },
   /** All connections to the upstream stayed busy until the deadline. */
-  'upstream-busy': { status: 503, code: 'UNAVAILABLE', level: 'warn', stale: true },
+  'upstream-busy': { status: 503, code: 'UNAVAILABLE', level: 'warn', stale: true, resume: true },
   /** The token server refuses the account that the configuration names. */
   'account-refused': { status: 503, code: 'UNAVAILABLE', level: 'error', stale: true },
   /** A realm, redirect or address that the network policy forbids. */
@@ -49,6 +56,7 @@ interface FaultRow {
   readonly code: string;
   readonly level: 'debug' | 'info' | 'warn' | 'error';
   readonly retry?: true;
+  readonly resume?: true;
   readonly stale?: true;
   readonly definite?: true;
 }

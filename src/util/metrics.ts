@@ -63,6 +63,12 @@ class Counter<L extends string[]> extends PlainMetric {
     return series;
   }
 
+  get total(): number {
+    let total = 0;
+    for (const { count } of this.#series.values()) total += count;
+    return total;
+  }
+
   samples(): Sample[] {
     return [...this.#series.values()].map(({ values, count }) => ({
       labels: Object.fromEntries(this.#labels.map((label, i) => [label, values[i] ?? ''])),
@@ -163,6 +169,12 @@ export class Metrics {
     this.#r,
     'layercache_fill_bytes_pending',
     'Bytes on disk of unfinished fills.',
+  );
+  readonly prefetchedBytes = new Counter<[used: 'yes' | 'no']>(
+    this.#r,
+    'layercache_prefetched_bytes_total',
+    'Bytes of layers fetched before a client asked for them, by whether one did within 5 minutes.',
+    ['used'],
   );
   readonly storeBytes = new Gauge(
     this.#r,

@@ -42,6 +42,15 @@ export class Outlet {
     }
   }
 
+  /** Aborts when the reader goes away. */
+  get gone(): AbortSignal {
+    const gone = new AbortController();
+    const abort = (): void => gone.abort(new MirrorError('client-gone', 'the client went away'));
+    if (this.#closed) abort();
+    else this.#waits.add(abort);
+    return gone.signal;
+  }
+
   close(): void {
     this.#sink.off('close', this.#closeListener);
   }
@@ -66,5 +75,16 @@ export class Outlet {
         resolve();
       });
     });
+  }
+}
+
+/** Runs `write` on the sink and then ends it; when `write` rejects, the sink is left unended. */
+export async function writeTo(sink: Writable, write: (outlet: Outlet) => Promise<void>): Promise<void> {
+  const outlet = new Outlet(sink);
+  try {
+    await write(outlet);
+    await outlet.end();
+  } finally {
+    outlet.close();
   }
 }

@@ -47,7 +47,8 @@ describe('pulls', () => {
   }
 
   test('cold: one token, one HEAD, two manifest GETs, each layer once', async () => {
-    assert.deepEqual(new Set(await pull()), new Set(['miss']));
+    // The last layer was fetched ahead, when the one before it was asked for.
+    assert.deepEqual(new Set((await pull()).slice(0, -1)), new Set(['miss']));
     assert.equal(upstream.count('token'), 1);
     assert.equal(upstream.count('manifest', { method: 'HEAD' }), 1);
     assert.equal(upstream.count('manifest', { method: 'GET' }), 2);

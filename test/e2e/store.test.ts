@@ -77,8 +77,15 @@ describe('store', () => {
       onData: () => go.then(() => undefined),
     });
     await started.promise;
-    for (const blob of [other, third]) sameBytes((await get(blob)).body, blob.bytes);
-    await until(stored(2), 'the third has taken the place of the second');
+    sameBytes((await get(other)).body, other.bytes);
+    await until(stored(2), 'the second is stored');
+    sameBytes((await get(third)).body, third.bytes);
+    await until(
+      async () =>
+        (await mirror.get(`/v2/library/x/blobs/${third.digest}`, { method: 'HEAD' })).headers['x-cache'] ===
+        'hit',
+      'the third has taken the place of the second',
+    );
     open(undefined);
     sameBytes((await reading).body, read.bytes);
     assert.equal((await get(read)).headers['x-cache'], 'hit');

@@ -122,7 +122,7 @@ describe('upstreams', () => {
     assert.equal(cdn?.headers['accept-encoding'], 'identity');
     assert.equal(
       await mirror.metric(
-        'layercache_upstream_requests_total{registry="docker.io",kind="redirect",status="200"}',
+        'layercache_upstream_requests_total{registry="docker.io",kind="redirect",status="206"}',
       ),
       1,
     );
@@ -261,7 +261,7 @@ describe('upstreams', () => {
     assert.equal((await get(`/v2/library/x/blobs/${image.config.digest}`)).status, 504);
   });
 
-  test('5xx is tried once more; 429 is not', async () => {
+  test('5xx is tried again, a blob up to four times; 429 is not', async () => {
     await start({});
     upstream.script('manifest', (_call, _req, res) => void res.writeHead(502).end(), { times: 1 });
     assert.equal((await get()).status, 200);
@@ -269,11 +269,11 @@ describe('upstreams', () => {
     upstream.forget();
     upstream.script('blob', (_call, _req, res) => void res.writeHead(500).end());
     assert.equal((await get(blobPath)).status, 503);
-    assert.equal(upstream.count('blob'), 2);
+    assert.equal(upstream.count('blob'), 4);
     upstream.behave();
     upstream.script('blob', (_call, _req, res) => void res.writeHead(429).end());
     assert.equal((await get(blobPath)).status, 429);
-    assert.equal(upstream.count('blob'), 3);
+    assert.equal(upstream.count('blob'), 5);
   });
 
   test('silence ends at the deadline over everything before the first byte', async () => {
@@ -288,15 +288,6 @@ describe('upstreams', () => {
     assert.equal(upstream.calls.length, 3);
   });
 
-  test('silence in the middle of a body breaks it off', async () => {
-    await start({}, { config: { fetch: { idleTimeout: '300ms' } } });
-    upstream.script(
-      'blob',
-      (_call, _req, res) => void res.writeHead(200, { 'content-length': 100_000 }).write('x'),
-    );
-    assert.ok((await get(blobPath)).broken);
-  });
-
   test('answers that are something else never become content', async () => {
     await start({});
     const answers: Record<string, string>[] = [
@@ -305,8 +296,9 @@ describe('upstreams', () => {
     ];
     for (const headers of answers) {
       upstream.script('blob', (_call, _req, res) => void res.writeHead(200, headers).end('<html>'), {
-        times: 1,
+        times: 2,
       });
+      // Once more without a range, in case it was that.
       assert.equal((await get(blobPath)).status, 502);
     }
     sameBytes((await get(blobPath)).body, layer.bytes);

@@ -330,6 +330,10 @@ function sendRange(call: Call, req: IncomingMessage, res: ServerResponse, bytes:
     return;
   }
   const start = Number(first);
+  if (start >= bytes.length) {
+    send(call, req, res, 416, Buffer.alloc(0), { ...headers, 'content-range': `bytes */${bytes.length}` });
+    return;
+  }
   const end = last ? Math.min(Number(last) + 1, bytes.length) : bytes.length;
   const range = `bytes ${start}-${end - 1}/${bytes.length}`;
   send(call, req, res, 206, bytes.subarray(start, end), { ...headers, 'content-range': range });

@@ -1,0 +1,303 @@
+import type { ByteRange } from '../oci/range.ts';
+import type { Ingest } from '../store/ingest.ts';
+import type { BlobSource, UpstreamBlob } from '../upstream/registry-client.ts';
+import { toFault } from '../upstream/transport.ts';
+import type { Clock } from '../util/clock.ts';
+import { MirrorError, toMirrorError } from '../util/errors.ts';
+import type { Claimant, Connections, Pool } from './connections.ts';
+import { Retries } from './retries.ts';
+import { nextSpan } from './spans.ts';
+
+export interface DownloadOptions {
+  /** For one blob at once, while somebody waits for it. */
+  connectionsPerBlob: number;
+  /** What one connection is asked for at a time, at least. */
+  spanBytes: number;
+  /** Over everything before the first byte of an answer. */
+  firstByteTimeoutMs: number;
+  /** As long every try may fail, once something has come. */
+  giveUpAfterMs: number;
+}
+
+export interface DownloadContext {
+  /** What is being done to what, for faults. */
+  readonly what: string;
+  readonly ingest: Ingest;
+  readonly source: BlobSource;
+  readonly connections: Connections;
+  readonly pool: Pool;
+  readonly clock: Clock;
+  /** Somebody waits for its bytes. */
+  readonly hasReaders: () => boolean;
+}
+
+/** A byte range that one upstream connection is fetching. */
+interface Span {
+  /** Where it stands. */
+  start: number;
+  end: number;
+  readonly stop: AbortController;
+}
+
+/** Added to the rank of what nobody waits for. */
+const background = 1000;
+const notNeeded = new Error('another span is needed more');
+
+/**
+ * Brings what is missing of one blob: asks for it in spans, several at once where that gains something, as often as it
+ * takes, and nearest to the readers first. What breaks off is asked for again from where it broke.
+ */
+export class Download implements Claimant {
+  /** The whole is wanted, not only what readers are waiting for. */
+  completing = false;
+  /** Room for the whole is set aside at once. */
+  reservesAll = false;
+  readonly retries: Retries;
+  readonly #options: DownloadOptions;
+  readonly #context: DownloadContext;
+  readonly #ingest: Ingest;
+  readonly #spans = new Set<Span>();
+  readonly #running = new Set<Promise<void>>();
+  readonly #outcome = Promise.withResolvers<'complete' | 'idle'>();
+  #connections = 0;
+  /** Whether the upstream takes ranges, as far as it has shown. */
+  #ranges = true;
+  #retryTimer: NodeJS.Timeout | undefined;
+  #isOver = false;
+
+  constructor(options: DownloadOptions, context: DownloadContext) {
+    this.#options = options;
+    this.#context = context;
+    this.#ingest = context.ingest;
+    this.retries = new Retries(context.clock, options.giveUpAfterMs);
+    this.#outcome.promise.catch(() => undefined);
+  }
+
+  /** All bytes are there, or nobody wants more of them. Rejects with the fault that ended it. */
+  get outcome(): Promise<'complete' | 'idle'> {
+    return this.#outcome.promise;
+  }
+
+  get isOver(): boolean {
+    return this.#isOver;
+  }
+
+  get rank(): number {
+    return this.#connections + (this.#context.hasReaders() ? 0 : background);
+  }
+
+  yield(): boolean {
+    // One stream from the start would be lost.
+    if (!this.#ranges) return false;
+    const spans = [...this.#spans];
+    if (spans.some(({ stop }) => stop.signal.aborted)) return true;
+    const span = spans.findLast((each) => !this.#isAwaited(each)) ?? spans.at(-1);
+    span?.stop.abort(notNeeded);
+    return span !== undefined;
+  }
+
+  /** The first question; its answer is to be given to `begin`, or discarded, and then the connection back. */
+  async ask(
+    range: ByteRange | undefined,
+    deadline: AbortSignal,
+  ): Promise<{ blob: UpstreamBlob; done: () => void }> {
+    const done = await this.#connect(deadline).catch((cause: unknown) => {
+      throw new MirrorError('upstream-busy', `${this.#context.what}: no free connection in time`, {
+        cause,
+        retryAfterMs: 5000,
+      });
+    });
+    try {
+      return { blob: await this.#context.source.fetch(range, deadline), done };
+    } catch (error) {
+      done();
+      throw error;
+    }
+  }
+
+  /** Uses the first answer; `proceed` goes on from it. Throws `store-full`: then the answer is still the caller's. */
+  async begin(blob: UpstreamBlob, done: () => void): Promise<void> {
+    const span = this.#span({ start: blob.start, end: blob.end ?? Infinity });
+    await this.#ingest.begin(blob.size, this.#room(span, blob.size));
+    this.#ranges = blob.size !== undefined && (blob.start > 0 || blob.end !== blob.size);
+    this.#run(span, () => this.#receive(span, blob).finally(done));
+  }
+
+  /** Looks for what there is to do: after every change in what is wanted, there, or on its way. */
+  proceed(): void {
+    const { hasReaders } = this.#context;
+    if (this.#isOver || this.#retryTimer) return;
+    if (this.#ingest.isComplete) {
+      this.#end(() => this.#outcome.resolve('complete'));
+      return;
+    }
+    if (!hasReaders() && !this.completing) {
+      this.#end(() => this.#outcome.resolve('idle'));
+      return;
+    }
+    for (let next = this.#next(); next; next = this.#next()) {
+      if (this.#spans.size >= this.#limit) {
+        if (next.urgent) this.#cutUnawaited();
+        return;
+      }
+      const { start, end } = next;
+      for (const span of this.#spans) if (span.start < start && start < span.end) span.end = start;
+      const span = this.#span({ start, end });
+      this.#run(span, () => this.#fetch(span));
+    }
+  }
+
+  /** Ends it with a fault, now. */
+  fail(error: MirrorError): void {
+    if (!this.#ingest.isComplete) this.#end(() => this.#outcome.reject(error));
+  }
+
+  /** Resolves when nothing of it is running any more. */
+  async settled(): Promise<void> {
+    await Promise.all(this.#running);
+  }
+
+  get #limit(): number {
+    return this.#ranges && this.#context.hasReaders() ? this.#options.connectionsPerBlob : 1;
+  }
+
+  #next(): { start: number; end: number; urgent: boolean } | undefined {
+    const { size, present, readers } = this.#ingest;
+    if (size === undefined || !this.#ranges) {
+      // One stream brings it all.
+      if (this.#spans.size > 0) return undefined;
+      return { start: present.endOfRun(0), end: size ?? Infinity, urgent: true };
+    }
+    const { completing } = this;
+    const { spanBytes } = this.#options;
+    return nextSpan({ size, present, running: [...this.#spans], readers, completing, spanBytes });
+  }
+
+  /** Somebody waits for just what this span will bring next. */
+  #isAwaited({ start, end }: Span): boolean {
+    for (const { offset } of this.#ingest.readers) {
+      const stands = this.#ingest.present.endOfRun(offset);
+      if (start <= stands && stands < end) return true;
+    }
+    return false;
+  }
+
+  #cutUnawaited(): void {
+    const spans = [...this.#spans];
+    if (spans.some(({ stop }) => stop.signal.aborted)) return;
+    spans.findLast((span) => !this.#isAwaited(span))?.stop.abort(notNeeded);
+  }
+
+  #span({ start, end }: ByteRange): Span {
+    return { start, end, stop: new AbortController() };
+  }
+
+  #run(span: Span, work: () => Promise<void>): void {
+    this.#spans.add(span);
+    const running = work()
+      .catch((error: unknown) => {
+        if (!span.stop.signal.aborted) this.#failed(toMirrorError(error));
+      })
+      .finally(() => {
+        this.#spans.delete(span);
+        this.#running.delete(running);
+        this.proceed();
+      });
+    this.#running.add(running);
+  }
+
+  async #fetch(span: Span): Promise<void> {
+    const { signal } = span.stop;
+    const done = await this.#connect(signal);
+    try {
+      await this.#ingest.reserve(this.#room(span, this.#ingest.size) ?? 0);
+      const deadline = AbortSignal.any([AbortSignal.timeout(this.#options.firstByteTimeoutMs), signal]);
+      const blob = await this.#context.source.fetch({ start: span.start, end: span.end }, deadline);
+      const { size } = this.#ingest;
+      if (size !== undefined && blob.size !== undefined && blob.size !== size) {
+        blob.body.discard();
+        throw this.#invalid(`the upstream sent one of ${blob.size} bytes, not ${size}`);
+      }
+      if (blob.size !== undefined) this.#ingest.setSize(blob.size);
+      this.#ranges = blob.start === span.start && blob.size !== undefined && (span.start > 0 || this.#ranges);
+      if (!this.#ranges) {
+        // It sends everything, and what is there already is passed over.
+        span.start = blob.start;
+        span.end = blob.end ?? Infinity;
+      }
+      await this.#receive(span, blob);
+    } finally {
+      done();
+    }
+  }
+
+  async #receive(span: Span, { body, start, end, size }: UpstreamBlob): Promise<void> {
+    const { what } = this.#context;
+    let offset = start;
+    const take = async (chunks: Buffer[]): Promise<boolean> => {
+      const added = await this.#ingest.write(offset, chunks);
+      for (const chunk of chunks) offset += chunk.length;
+      span.start = offset;
+      if (added > 0) this.retries.progress();
+      if (this.#ingest.isComplete && this.#spans.size > 1) this.proceed();
+      // Where a span was cut in two, the rest is the other one's.
+      return offset < span.end || span.end >= (end ?? Infinity);
+    };
+    if (start !== end) {
+      await body.pipe(take, span.stop.signal).catch((error: unknown) => {
+        throw toFault(what, error);
+      });
+    }
+    if (end !== undefined && offset < Math.min(end, span.end)) {
+      throw new MirrorError('upstream-down', `${what}: ended after ${offset} of ${end} bytes`);
+    }
+    if (size === undefined) this.#ingest.setSize(offset);
+  }
+
+  #failed(error: MirrorError): void {
+    // Spans that break off together are one failure.
+    if (this.#retryTimer || this.#isOver) return;
+    const delay = this.retries.after(error);
+    if (delay === undefined) {
+      this.fail(error);
+      return;
+    }
+    this.#retryTimer = setTimeout(() => {
+      this.#retryTimer = undefined;
+      this.proceed();
+    }, delay);
+  }
+
+  #end(settle: () => void): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    clearTimeout(this.#retryTimer);
+    for (const { stop } of this.#spans) stop.abort(notNeeded);
+    settle();
+  }
+
+  async #connect(signal: AbortSignal): Promise<() => void> {
+    const done = await this.#context.connections.take(this, this.#context.pool, signal);
+    this.#connections += 1;
+    let given = false;
+    return () => {
+      if (given) return;
+      given = true;
+      this.#connections -= 1;
+      done();
+    };
+  }
+
+  /** What the file will hold when all that is on its way has come; undefined if nobody knows. */
+  #room(span: Span, size: number | undefined): number | undefined {
+    const { present } = this.#ingest;
+    if (this.reservesAll || span.end === Infinity) return size;
+    let coming = span.end - span.start;
+    for (const each of this.#spans) if (each !== span) coming += each.end - each.start;
+    return present.total + coming;
+  }
+
+  #invalid(why: string): MirrorError {
+    return new MirrorError('upstream-invalid', `${this.#context.what}: ${why}`);
+  }
+}

@@ -1,0 +1,362 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { blobMediaType, smallSize, type Content } from '../oci/content.ts';
+import { hashesTo, type Digest } from '../oci/digest.ts';
+import { resolveWant, type ByteRange, type Want } from '../oci/range.ts';
+import type { Repo } from '../oci/repo.ts';
+import type { BlobStore } from '../store/blob-store.ts';
+import type { Ingest } from '../store/ingest.ts';
+import type { BlobSource, UpstreamBlob } from '../upstream/registry-client.ts';
+import type { Clock } from '../util/clock.ts';
+import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
+import type { Logger } from '../util/log.ts';
+import type { Access } from './access.ts';
+import { ArrivingContent } from './arriving.ts';
+import type { Connections } from './connections.ts';
+import { Download, type DownloadOptions } from './download.ts';
+import { Relay, type OpenBlob } from './relay.ts';
+import type { Upstream } from './upstreams.ts';
+
+export interface FillOptions extends DownloadOptions {
+  /** After ranges of a blob its rest follows. */
+  completeRanges: boolean;
+}
+
+export interface FillContext {
+  readonly store: BlobStore;
+  readonly access: Access;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly onFault: (error: MirrorError) => void;
+  readonly connections: Connections;
+}
+
+interface Waiter {
+  readonly want: Want;
+  readonly resolve: (content: Content) => void;
+  readonly reject: (error: MirrorError) => void;
+}
+
+/** Who asks for no more than this only wants to know what is there. */
+const probeBytes = 4096;
+
+/**
+ * One download in progress, owned by nobody's request: it opens with the upstream's first answer, and ends by commit or
+ * by fault, or when ranges were all that was wanted.
+ */
+export class Fill {
+  readonly repo: Repo;
+  /** Resolves once the upstream has answered, or not. */
+  readonly settled: Promise<unknown>;
+  ended: Promise<void> = Promise.resolve();
+  readonly #digest: Digest;
+  readonly #options: FillOptions;
+  readonly #context: FillContext;
+  readonly #upstream: Upstream;
+  readonly #leave: () => void;
+  readonly #what: string;
+  readonly #source: BlobSource;
+  readonly #ingest: Ingest;
+  readonly #download: Download;
+  readonly #waiting: Waiter[] = [];
+  readonly #settle: () => void;
+  readonly #stop = new AbortController();
+  #lease: ((want: Want) => Content) | undefined;
+  #isOver = false;
+  #asksPlainly = false;
+  /** Bytes that ranges have asked for. */
+  #asked = 0;
+
+  /** `leave`: from then on nobody finds this fill. */
+  constructor(
+    repo: Repo,
+    digest: Digest,
+    options: FillOptions,
+    { upstream, leave, ...context }: FillContext & { upstream: Upstream; leave: () => void },
+  ) {
+    this.repo = repo;
+    this.#digest = digest;
+    this.#options = options;
+    this.#context = context;
+    this.#upstream = upstream;
+    this.#leave = leave;
+    this.#what = `GET ${repo.key} blob ${digest}`;
+    this.#source = upstream.client.blobSource(repo, digest);
+    this.#ingest = context.store.ingest(digest);
+    this.#download = new Download(options, {
+      ...context,
+      what: this.#what,
+      ingest: this.#ingest,
+      source: this.#source,
+      pool: upstream.pool,
+      hasReaders: () => this.hasReaders,
+    });
+    this.#ingest.onReaders = () => this.#download.proceed();
+    const { promise, resolve } = Promise.withResolvers<undefined>();
+    this.settled = promise;
+    this.#settle = () => resolve(undefined);
+  }
+
+  get isOpen(): boolean {
+    return this.#lease !== undefined;
+  }
+
+  /** Nobody is to join any more, though something of it is still being ended. */
+  get isOver(): boolean {
+    return this.#isOver || (this.#download.isOver && !this.#ingest.isComplete);
+  }
+
+  get size(): number | undefined {
+    return this.#ingest.size;
+  }
+
+  get isVerified(): boolean {
+    return this.#ingest.isVerified;
+  }
+
+  get hasReaders(): boolean {
+    return this.#waiting.length > 0 || this.#ingest.readers.size > 0;
+  }
+
+  /** The whole, or all that ranges will ask for, is wanted, whoever waits for it. */
+  ask(want: Want): void {
+    const whole = want === 'whole' || ('start' in want && want.start === 0 && want.end === Infinity);
+    if (want !== 'whole') this.#asked += 'last' in want ? want.last : want.end - want.start;
+    if (whole) this.#download.reservesAll = true;
+    if (whole || (this.#options.completeRanges && this.#asked > probeBytes)) this.#download.completing = true;
+  }
+
+  /** A lease, taken in the tick in which the upstream answers, or in this one if it has. */
+  lease(want: Want): Promise<Content> {
+    this.ask(want);
+    if (!this.#lease) {
+      return new Promise((resolve, reject) => this.#waiting.push({ want, resolve, reject }));
+    }
+    const content = this.#lease(want);
+    this.#download.proceed();
+    return Promise.resolve(content);
+  }
+
+  start(): void {
+    this.ended = this.#run().catch((error: unknown) => this.#fail(toMirrorError(error)));
+  }
+
+  /** Ends it, except when it has all its bytes. */
+  stop(): void {
+    const why = new MirrorError('draining', `blob ${this.#digest}: shutting down`);
+    this.#stop.abort(why);
+    if (this.isOpen) this.#download.fail(why);
+  }
+
+  async #run(): Promise<void> {
+    const isComing = await this.#open();
+    if (!isComing) return;
+    const outcome = await this.#download.outcome;
+    if (outcome === 'idle') {
+      await this.#download.settled();
+      this.#leave();
+      await this.#ingest.suspend();
+      return;
+    }
+    await this.#ingest.verify();
+    await this.#context.store.commit(this.#ingest, blobMediaType);
+    this.#leave();
+  }
+
+  /** Until there is something to give. Resolves to whether more is to come. */
+  async #open(): Promise<boolean> {
+    const deadline = AbortSignal.any([
+      AbortSignal.timeout(this.#options.firstByteTimeoutMs),
+      this.#stop.signal,
+    ]);
+    await this.#ingest.reopen();
+    if (this.#hasAllWanted()) {
+      this.#opened((want) => this.#arriving(want));
+      this.#download.proceed();
+      return true;
+    }
+    for (;;) {
+      try {
+        return await this.#first(deadline);
+      } catch (error) {
+        if (isFault(error, 'upstream-invalid') && !this.#asksPlainly) {
+          // It may be the range that it cannot make sense of.
+          this.#asksPlainly = true;
+          continue;
+        }
+        const delay = deadline.aborted ? undefined : this.#download.retries.after(toMirrorError(error));
+        if (delay === undefined) throw error;
+        // A deadline that passes meanwhile leaves the fault as it is.
+        await sleep(delay, undefined, { signal: deadline }).catch(() => {
+          throw error;
+        });
+      }
+    }
+  }
+
+  /** Whether an earlier fill has left all that is wanted now. */
+  #hasAllWanted(): boolean {
+    const { size, present } = this.#ingest;
+    if (size === undefined || this.#waiting.length === 0) return false;
+    return this.#waiting.every(({ want }) => {
+      const range = resolveWant(want, size);
+      return range !== undefined && present.has(range);
+    });
+  }
+
+  /** The first answer shows whether the repo may have the blob, how large it is, and whether there are ranges. */
+  async #first(deadline: AbortSignal): Promise<boolean> {
+    const range = await this.#firstRange(deadline);
+    const { blob, done } = await this.#download.ask(range, deadline);
+    try {
+      this.#context.access.confirm(this.repo, this.#digest, this.#upstream.client.authenticated);
+      if (blob.size !== undefined && blob.size <= smallSize) {
+        await this.#takeSmall(blob, blob.size, deadline);
+        done();
+        return false;
+      }
+      await this.#download.begin(blob, done);
+    } catch (error) {
+      done();
+      if (!isFault(error, 'store-full')) {
+        blob.body.discard();
+        throw error;
+      }
+      this.#relay(blob, error);
+      await this.#ingest.suspend();
+      return false;
+    }
+    this.#opened((want) => this.#arriving(want));
+    this.#download.proceed();
+    if (this.#download.completing) this.#ingest.startVerifying();
+    return true;
+  }
+
+  /** What to ask for first; undefined for a plain GET. */
+  async #firstRange(deadline: AbortSignal): Promise<ByteRange | undefined> {
+    const { spanBytes } = this.#options;
+    const { present } = this.#ingest;
+    const want = this.#waiting[0]?.want ?? 'whole';
+    let size = this.#ingest.size ?? this.#context.store.sizeOfChild(this.#digest);
+    // What is verified as a whole is asked for as a whole.
+    const isOne = size !== undefined && size <= (want === 'whole' ? spanBytes : smallSize);
+    if (this.#asksPlainly || (isOne && present.total === 0)) return undefined;
+    if (want !== 'whole' && 'last' in want) {
+      size ??= await this.#upstream.client.headBlob(this.repo, this.#digest, deadline);
+    }
+    const open = { start: 0, end: Infinity };
+    const known = want !== 'whole' && 'start' in want ? want : open;
+    const range = (size === undefined ? undefined : resolveWant(want, size)) ?? known;
+    const start = present.endOfRun(range.start);
+    const end = Math.min(range.end, start + spanBytes, present.next(start));
+    return { start, end: Math.max(end, start + 1) };
+  }
+
+  /** Small enough to be verified before anything of it is shown. */
+  async #takeSmall(blob: UpstreamBlob, size: number, deadline: AbortSignal): Promise<void> {
+    let { body } = blob;
+    if (blob.start > 0 || blob.end !== size) {
+      body.discard();
+      ({ body } = await this.#source.fetch(undefined, deadline));
+    }
+    // An empty one may have come as the refusal of a range.
+    const bytes =
+      size === 0 ? Buffer.alloc(0) : await this.#upstream.client.bytes(this.#what, body, size, deadline);
+    if (!hashesTo(bytes, this.#digest)) {
+      throw new MirrorError('digest-mismatch', `${this.#what}: the bytes do not hash to it`);
+    }
+    const content = this.#context.store.put(bytes, {
+      digest: this.#digest,
+      mediaType: blobMediaType,
+      children: [],
+    });
+    this.#leave();
+    this.#opened(() => content);
+    await this.#ingest.suspend();
+  }
+
+  #arriving(want: Want): Content {
+    const { size } = this.#ingest;
+    const range = size === undefined ? undefined : resolveWant(want, size);
+    const none = want !== 'whole' && size !== undefined && range === undefined;
+    return new ArrivingContent({
+      digest: this.#digest,
+      size: () => this.#ingest.size,
+      verifier: this.#context.store.verifier,
+      lease: this.#ingest.lease(none ? { start: size, end: size } : range),
+      relay: new Relay(this.#digest, this.#relayContext()),
+      firstByteTimeoutMs: this.#options.firstByteTimeoutMs,
+    });
+  }
+
+  /** The store can take nothing of it: those who wait get it past the store, and newcomers see for themselves. */
+  #relay(blob: UpstreamBlob, why: MirrorError): void {
+    this.#warnOfRelay(why);
+    const { slots } = this.#relayContext();
+    // The answer that is open already goes to the first who waits for the whole, if it may keep its connection.
+    const isWhole = blob.start === 0 && blob.end === blob.size;
+    const done = isWhole ? slots.tryTake() : undefined;
+    const spare: OpenBlob[] = done ? [{ blob, done }] : [];
+    if (!done) blob.body.discard();
+    this.#leave();
+    this.#opened((want) => {
+      const open = want === 'whole' ? spare.pop() : undefined;
+      return new ArrivingContent({
+        digest: this.#digest,
+        size: () => blob.size,
+        verifier: this.#context.store.verifier,
+        lease: undefined,
+        relay: new Relay(this.#digest, this.#relayContext(), open),
+        firstByteTimeoutMs: this.#options.firstByteTimeoutMs,
+      });
+    });
+    for (const { blob: unused, done: give } of spare) {
+      unused.body.discard();
+      give();
+    }
+  }
+
+  #relayContext() {
+    return {
+      verifier: this.#context.store.verifier,
+      source: this.#source,
+      clock: this.#context.clock,
+      slots: this.#upstream.relaySlots,
+      firstByteTimeoutMs: this.#options.firstByteTimeoutMs,
+      giveUpAfterMs: this.#options.giveUpAfterMs,
+    };
+  }
+
+  #opened(lease: (want: Want) => Content): void {
+    this.#download.retries.progress();
+    this.#lease = lease;
+    for (const { want, resolve } of this.#waiting.splice(0)) resolve(lease(want));
+    this.#settle();
+  }
+
+  async #fail(error: MirrorError): Promise<void> {
+    this.#isOver = true;
+    await this.#download.settled();
+    this.#leave();
+    if (this.isOpen) {
+      // Nobody waits for its answer any more, so nobody else would tell.
+      this.#context.onFault(error);
+      if (error.fault === 'store-full' && !this.isVerified) this.#warnOfRelay(error);
+      else
+        this.#context.log[error.row.level](
+          { err: error, repo: this.repo.key, digest: this.#digest },
+          'a fill failed',
+        );
+    }
+    for (const { reject } of this.#waiting.splice(0)) reject(error);
+    this.#settle();
+    if (error.fault === 'store-full' && !this.isVerified) await this.#ingest.overflow();
+    else await this.#ingest.fail(error);
+  }
+
+  #warnOfRelay(why: MirrorError): void {
+    this.#context.log.warn(
+      { err: why, repo: this.repo.key, digest: this.#digest },
+      'a blob is passed through uncached',
+    );
+  }
+}

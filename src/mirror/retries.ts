@@ -1,0 +1,43 @@
+import type { Clock } from '../util/clock.ts';
+import type { MirrorError } from '../util/errors.ts';
+
+const firstDelayMs = 100;
+const longestDelayMs = 5000;
+/** Before anybody has been answered it is better to answer with a fault than to be silent. */
+const triesAtOpening = 4;
+
+/** When to try again, for as long as that makes sense: bounded by tries at first, later by the time in which
+ * every try has failed. */
+export class Retries {
+  readonly #clock: Clock;
+  readonly #giveUpAfterMs: number;
+  #failures = 0;
+  #opened = false;
+  /** Since when every try has failed, by the monotonic clock. */
+  #failingSince: number | undefined;
+
+  constructor(clock: Clock, giveUpAfterMs: number) {
+    this.#clock = clock;
+    this.#giveUpAfterMs = giveUpAfterMs;
+  }
+
+  /** Something has come. */
+  progress(): void {
+    this.#opened = true;
+    this.#failures = 0;
+    this.#failingSince = undefined;
+  }
+
+  /** How long to wait after this failure; undefined: give up. */
+  after({ row, retryAfterMs = 0 }: MirrorError): number | undefined {
+    this.#failures += 1;
+    this.#failingSince ??= this.#clock.monotonic();
+    const again = this.#opened
+      ? row.resume && this.#clock.monotonic() - this.#failingSince <= this.#giveUpAfterMs
+      : row.retry && this.#failures < triesAtOpening;
+    if (!again) return undefined;
+    const delay = Math.min(firstDelayMs * 2 ** (this.#failures - 1), longestDelayMs);
+    // Jitter: others have been cut off in the same moment.
+    return Math.max(delay * (0.5 + Math.random() / 2), Math.min(retryAfterMs, this.#giveUpAfterMs));
+  }
+}

@@ -1,0 +1,134 @@
+import { readdir, unlink } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import type { Digest } from '../oci/digest.ts';
+import type { Clock } from '../util/clock.ts';
+import type { Logger } from '../util/log.ts';
+import type { Catalog } from './catalog.ts';
+import type { Reservation } from './evictor.ts';
+import { bootId, readIntervals, writeIntervals, type Journalled } from './journal.ts';
+
+/** What nobody came back for goes after that time. */
+const keptForMs = 24 * 60 * 60 * 1000;
+
+/** What an unfinished fill has left. */
+export interface Partial extends Journalled {
+  readonly digest: Digest;
+  readonly reservation: Reservation;
+  /** Milliseconds since the epoch. */
+  readonly keptAt: number;
+}
+
+export interface PartialsContext {
+  readonly catalog: Catalog;
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+/**
+ * The unfinished fills that nobody works on: their files, and the journal of these and of the running ones. They outlive
+ * the process. They count against the cap, and are the first to go.
+ */
+export class Partials {
+  readonly #directory: string;
+  readonly #context: PartialsContext;
+  readonly #boot = bootId();
+  readonly #kept = new Map<Digest, Partial>();
+
+  constructor(directory: string, context: PartialsContext) {
+    this.#directory = directory;
+    this.#context = context;
+  }
+
+  /** Bytes on disk. */
+  get bytes(): number {
+    let total = 0;
+    for (const { present } of this.#kept.values()) total += present.total;
+    return total;
+  }
+
+  has(digest: Digest): boolean {
+    return this.#kept.has(digest);
+  }
+
+  /** Finds what earlier processes have left, and removes what no journal tells of. */
+  async load(reserve: () => Reservation): Promise<void> {
+    const files = new Set(await readdir(this.#directory));
+    for (const row of this.#context.catalog.ingests()) {
+      const { digest, size, updatedAt } = row;
+      const synced = readIntervals(row.synced);
+      // The page cache is intact after a kill -9; after a power cut it is gone.
+      const present = row.boot === this.#boot ? readIntervals(row.present) : synced;
+      if (files.has(row.file) && present.total > 0) {
+        files.delete(row.file);
+        const reservation = reserve();
+        reservation.adopt(present.total);
+        const path = join(this.#directory, row.file);
+        this.#kept.set(digest, { digest, path, size, present, synced, reservation, keptAt: updatedAt });
+      } else this.forget(digest);
+    }
+    await Promise.all([...files].map((file) => unlink(join(this.#directory, file))));
+    await this.sweep();
+  }
+
+  /** What is left of a fill is somebody's work again. */
+  take(digest: Digest): Partial | undefined {
+    const partial = this.#kept.get(digest);
+    this.#kept.delete(digest);
+    return partial;
+  }
+
+  /** Nobody works on it any more. */
+  keep({ digest, path, size, present, synced, reservation }: Omit<Partial, 'keptAt'>): void {
+    reservation.shrinkTo(present.total);
+    const keptAt = this.#context.clock.now();
+    const partial = { digest, path, size, present, synced, reservation, keptAt };
+    this.#kept.set(digest, partial);
+    this.journal(digest, partial);
+  }
+
+  journal(digest: Digest, { path, size, present, synced }: Journalled): void {
+    if (size === undefined) return;
+    this.#try(digest, () => {
+      this.#context.catalog.setIngest({
+        digest,
+        file: basename(path),
+        size,
+        present: writeIntervals(present),
+        synced: writeIntervals(synced),
+        boot: this.#boot,
+        updatedAt: this.#context.clock.now(),
+      });
+    });
+  }
+
+  forget(digest: Digest): void {
+    this.#try(digest, () => this.#context.catalog.removeIngest(digest));
+  }
+
+  /** Resolves to whether there was one to drop. */
+  async dropOldest(): Promise<boolean> {
+    const [oldest] = this.#kept.values();
+    if (oldest) await this.#drop(oldest);
+    return oldest !== undefined;
+  }
+
+  async sweep(): Promise<void> {
+    const limit = this.#context.clock.now() - keptForMs;
+    for (const partial of this.#kept.values()) if (partial.keptAt < limit) await this.#drop(partial);
+  }
+
+  async #drop({ digest, path, reservation }: Partial): Promise<void> {
+    this.#kept.delete(digest);
+    this.forget(digest);
+    await unlink(path).catch(() => undefined);
+    reservation.release();
+  }
+
+  #try(digest: Digest, write: () => void): void {
+    try {
+      write();
+    } catch (error) {
+      this.#context.log.warn({ err: error, digest }, 'the journal of a fill could not be written');
+    }
+  }
+}
