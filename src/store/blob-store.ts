@@ -141,6 +141,10 @@ export class BlobStore {
 
   /** How large a manifest that is held says that the digest is. */
   sizeOfChild(digest: Digest): number | undefined {
+    for (const { children } of this.#settling.values()) {
+      const child = children.find((each) => each.digest === digest);
+      if (child) return child.size;
+    }
     return this.catalog.sizeOfChild(digest);
   }
 

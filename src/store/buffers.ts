@@ -1,14 +1,15 @@
-const poolBytes = 64 * 1024 * 1024;
-const smallest = 64 * 1024;
+const poolBytes = 32 * 1024 * 1024;
+const smallest = 32 * 1024;
 const largest = 1024 * 1024;
 
 /**
  * The buffers that readers copy through. However many there are, their pairs fit into one pool: the more readers, the
- * smaller the buffers.
+ * smaller the buffers. What is free is kept for the next, within the same bound.
  */
 export class Buffers {
   readonly #free = new Map<number, Buffer[]>();
   #freeBytes = 0;
+  #usedBytes = 0;
   #readers = 0;
 
   enter(): void {
@@ -24,18 +25,34 @@ export class Buffers {
     const share = poolBytes / (2 * Math.max(1, this.#readers));
     let size = smallest;
     while (size < largest && size < wanted && size * 2 <= share) size *= 2;
+    this.#usedBytes += size;
     const kept = this.#free.get(size)?.pop();
-    if (!kept) return Buffer.allocUnsafeSlow(size);
-    this.#freeBytes -= size;
-    return kept;
+    if (kept) {
+      this.#freeBytes -= size;
+      return kept;
+    }
+    // Of other sizes than are wanted now.
+    if (this.#usedBytes + this.#freeBytes > poolBytes) this.#forget();
+    return Buffer.allocUnsafeSlow(size);
   }
 
   /** Only for a buffer that nothing reads from any more. */
   give(buffer: Buffer): void {
-    if (this.#freeBytes + buffer.length > poolBytes / 2) return;
+    this.drop(buffer);
+    if (this.#usedBytes + this.#freeBytes + buffer.length > poolBytes) return;
     this.#freeBytes += buffer.length;
     const kept = this.#free.get(buffer.length);
     if (kept) kept.push(buffer);
     else this.#free.set(buffer.length, [buffer]);
+  }
+
+  /** For a buffer that something may still read from: it is not used again. */
+  drop({ length }: Buffer): void {
+    this.#usedBytes -= length;
+  }
+
+  #forget(): void {
+    this.#free.clear();
+    this.#freeBytes = 0;
   }
 }

@@ -40,10 +40,22 @@ export async function copyFile(source: Source, outlet: Outlet, buffers: Buffers)
         continue;
       }
       const buffer = buffers.take(readable - offset);
-      const length = await readInto(source, buffer, offset, readable);
+      let length = 0;
+      try {
+        length = await readInto(source, buffer, offset, readable);
+        await writing;
+      } catch (error) {
+        buffers.give(buffer);
+        throw error;
+      }
       source.offset += length;
-      await writing;
-      writing = outlet.write(buffer.subarray(0, length)).then(() => buffers.give(buffer));
+      writing = outlet.write(buffer.subarray(0, length)).then(
+        () => buffers.give(buffer),
+        (error: unknown) => {
+          buffers.drop(buffer);
+          throw error;
+        },
+      );
       // Awaited in the next turn; a rejection before that is not an unhandled one.
       writing.catch(() => undefined);
     }
