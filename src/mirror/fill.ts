@@ -247,7 +247,8 @@ export class Fill {
     const known = want !== 'whole' && 'start' in want ? want : open;
     const range = (size === undefined ? undefined : resolveWant(want, size)) ?? known;
     const start = present.endOfRun(range.start);
-    const end = Math.min(range.end, start + spanBytes, present.next(start));
+    const to = this.#download.completing ? (size ?? Infinity) : range.end;
+    const end = Math.min(to, start + spanBytes, present.next(start));
     return { start, end: Math.max(end, start + 1) };
   }
 
