@@ -189,6 +189,7 @@ export class BlobStore {
       journal: () => this.#partials.journal(digest, ingest),
       sync: (fd: number): Promise<void> =>
         this.#disk.call('datasync', { fd, directory: this.#ingestDirectory }),
+      syncJournal: () => this.#checkpoint(),
       keep: () => this.#partials.keep(ingest),
       discard: async () => {
         this.#partials.forget(digest);

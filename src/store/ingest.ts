@@ -22,8 +22,10 @@ export interface IngestContext {
   readonly now: () => number;
   /** Writes down what is there; never throws. */
   readonly journal: () => void;
-  /** Resolves when what has been written is on the disk for good. */
+  /** Resolves when what has been written to the file is on the disk for good. */
   readonly sync: (fd: number) => Promise<void>;
+  /** The same for what has been written down. */
+  readonly syncJournal: () => Promise<void>;
   /** What is there stays for the next fill: the file and its reservation are the store's from now on. */
   readonly keep: () => void;
   /** Nothing stays. */
@@ -376,7 +378,9 @@ export class Ingest implements Journalled {
     try {
       await this.#context.sync(this.#open.fd);
       this.#synced = present;
-      if (this.#end === undefined) this.#context.journal();
+      if (this.#end !== undefined) return;
+      this.#context.journal();
+      await this.#context.syncJournal();
     } catch {
       // Then less is sure to outlive a power cut.
     }

@@ -1,47 +1,11 @@
 import assert from 'node:assert/strict';
-import { spawn, type ChildProcess } from 'node:child_process';
-import { once } from 'node:events';
 import { Agent } from 'node:http';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { ask, sameBytes } from '../support/http.ts';
 import { imageOf, largeBlob, randomBlob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
+import { inDirectory, Program } from '../support/programs.ts';
 import { Upstream } from '../support/upstream.ts';
-
-const main = join(import.meta.dirname, '../../src/main.js');
-
-/** The program as a process of its own, told what to do by a configuration file. */
-class Program {
-  readonly child: ChildProcess;
-  readonly exited: Promise<unknown>;
-  output = '';
-  errors = '';
-
-  constructor(args: string[], cwd: string) {
-    this.child = spawn(process.execPath, [main, ...args], { cwd, stdio: ['ignore', 'pipe', 'pipe'] });
-    this.exited = once(this.child, 'close');
-    this.child.stdout?.on('data', (chunk: Buffer) => (this.output += chunk.toString()));
-    this.child.stderr?.on('data', (chunk: Buffer) => (this.errors += chunk.toString()));
-  }
-
-  async port(): Promise<string> {
-    await until(() => this.output.includes('layercache is ready'), 'the program is ready');
-    return /"listen":"127\.0\.0\.1:(\d+)"/.exec(this.output)?.[1] ?? '';
-  }
-}
-
-async function inDirectory(config: object, work: (directory: string) => Promise<void>): Promise<void> {
-  const directory = await mkdtemp(join(tmpdir(), 'layercache-test-'));
-  try {
-    await writeFile(join(directory, 'mirror.config.json'), JSON.stringify(config));
-    await work(directory);
-  } finally {
-    await rm(directory, { recursive: true, force: true });
-  }
-}
 
 const loopback = { listen: '127.0.0.1:0', adminListen: 'off', store: { minFreeBytes: 0 } };
 

@@ -1,8 +1,9 @@
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { accessSync, constants } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { promisify } from 'node:util';
 import { ask } from './http.ts';
@@ -116,5 +117,38 @@ export class DockerRegistry {
 
   forget(): void {
     if (this.#daemon) this.#daemon.output = '';
+  }
+}
+
+const main = join(import.meta.dirname, '../../src/main.js');
+
+/** The program as a process of its own, told what to do by a configuration file. */
+export class Program {
+  readonly child: ChildProcess;
+  readonly exited: Promise<unknown>;
+  output = '';
+  errors = '';
+
+  constructor(args: string[], cwd: string) {
+    this.child = spawn(process.execPath, [main, ...args], { cwd, stdio: ['ignore', 'pipe', 'pipe'] });
+    this.exited = once(this.child, 'close');
+    this.child.stdout?.on('data', (chunk: Buffer) => (this.output += chunk.toString()));
+    this.child.stderr?.on('data', (chunk: Buffer) => (this.errors += chunk.toString()));
+  }
+
+  async port(): Promise<string> {
+    await until(() => this.output.includes('layercache is ready'), 'the program is ready');
+    return /"listen":"127\.0\.0\.1:(\d+)"/.exec(this.output)?.[1] ?? '';
+  }
+}
+
+/** Runs `work` in a directory with a configuration, and removes it. */
+export async function inDirectory(config: object, work: (directory: string) => Promise<void>): Promise<void> {
+  const directory = await mkdtemp(join(tmpdir(), 'layercache-test-'));
+  try {
+    await writeFile(join(directory, 'mirror.config.json'), JSON.stringify(config));
+    await work(directory);
+  } finally {
+    await rm(directory, { recursive: true, force: true });
   }
 }
