@@ -53,15 +53,16 @@ export class ArrivingContent implements Content {
 
   async #relay(outlet: Outlet, start: number, range: ByteRange | undefined): Promise<void> {
     const { digest, lease, relay, verifier } = this.#parts;
-    const end = range?.end ?? this.size;
+    const { size } = this;
+    const end = range?.end ?? size;
     const whole = range === undefined || (range.start === 0 && range.end === this.size);
     if (!whole) {
-      await relay.copy(outlet, { start, end, prefix: undefined });
+      await relay.copy(outlet, { start, end, size, prefix: undefined });
       return;
     }
     const prefix = (await lease?.prefix()) ?? { length: 0, verification: verifier.start(digest) };
     try {
-      await relay.copy(outlet, { start, end, prefix });
+      await relay.copy(outlet, { start, end, size, prefix });
     } finally {
       await prefix.verification.end();
     }

@@ -1,6 +1,6 @@
 /** Who takes connections, several at a time: a fill. */
 export interface Claimant {
-  /** The smaller, the sooner it gets its next connection. It may change while it waits. */
+  /** The smaller, the sooner it gets its next connection; it grows by one with each that it has and does not yield. */
   readonly rank: number;
   /** Gives a connection back soon, if it can go on without. Returns whether it will. */
   yield(): boolean;
@@ -63,19 +63,31 @@ export class Connections {
     return () => {
       this.#count(claimant, pool, -1);
       this.#grant();
+      const next = this.#best(() => true);
+      if (next) this.#makeRoom(next);
     };
+  }
+
+  /** The claimant counts for more than it did when it took its place in the line. */
+  changed(claimant: Claimant): void {
+    this.#grant();
+    for (const waiter of this.#waiting) if (waiter.claimant === claimant) this.#makeRoom(waiter);
   }
 
   #grant(): void {
     while (this.#used < this.#limit) {
-      let best: Waiter | undefined;
-      for (const waiter of this.#waiting) {
-        if (waiter.pool.used >= waiter.pool.limit) continue;
-        if (!best || waiter.claimant.rank < best.claimant.rank) best = waiter;
-      }
+      const best = this.#best(({ pool }) => pool.used < pool.limit);
       if (!best) return;
       best.grant();
     }
+  }
+
+  #best(may: (waiter: Waiter) => boolean): Waiter | undefined {
+    let best: Waiter | undefined;
+    for (const waiter of this.#waiting) {
+      if (may(waiter) && (!best || waiter.claimant.rank < best.claimant.rank)) best = waiter;
+    }
+    return best;
   }
 
   /** Asks for a connection back from who has most of them, if what it does with it counts for less. */

@@ -36,6 +36,7 @@ interface Span {
   /** Where it stands. */
   start: number;
   end: number;
+  isConnected: boolean;
   readonly stop: AbortController;
 }
 
@@ -63,7 +64,7 @@ export class Download implements Claimant {
   /** Whether the upstream takes ranges, as far as it has shown. */
   #ranges = true;
   #retryTimer: NodeJS.Timeout | undefined;
-  #isOver = false;
+  #over: 'complete' | 'idle' | 'failed' | undefined;
 
   constructor(options: DownloadOptions, context: DownloadContext) {
     this.#options = options;
@@ -78,19 +79,20 @@ export class Download implements Claimant {
     return this.#outcome.promise;
   }
 
+  /** It has ended without all bytes. */
   get isOver(): boolean {
-    return this.#isOver;
+    return this.#over === 'idle' || this.#over === 'failed';
   }
 
   get rank(): number {
-    return this.#connections + (this.#context.hasReaders() ? 0 : background);
+    const kept = this.#connections - this.#connected.filter(({ stop }) => stop.signal.aborted).length;
+    return kept + (this.#context.hasReaders() ? 0 : background);
   }
 
   yield(): boolean {
     // One stream from the start would be lost.
     if (!this.#ranges) return false;
-    const spans = [...this.#spans];
-    if (spans.some(({ stop }) => stop.signal.aborted)) return true;
+    const spans = this.#connected.filter(({ stop }) => !stop.signal.aborted);
     const span = spans.findLast((each) => !this.#isAwaited(each)) ?? spans.at(-1);
     span?.stop.abort(notNeeded);
     return span !== undefined;
@@ -117,7 +119,7 @@ export class Download implements Claimant {
 
   /** Uses the first answer; `proceed` goes on from it. Throws `store-full`: then the answer is still the caller's. */
   async begin(blob: UpstreamBlob, done: () => void): Promise<void> {
-    const span = this.#span({ start: blob.start, end: blob.end ?? Infinity });
+    const span = this.#span({ start: blob.start, end: blob.end ?? Infinity }, true);
     await this.#ingest.begin(blob.size, this.#room(span, blob.size));
     this.#ranges = blob.size !== undefined && (blob.start > 0 || blob.end !== blob.size);
     this.#run(span, () => this.#receive(span, blob).finally(done));
@@ -126,15 +128,16 @@ export class Download implements Claimant {
   /** Looks for what there is to do: after every change in what is wanted, there, or on its way. */
   proceed(): void {
     const { hasReaders } = this.#context;
-    if (this.#isOver || this.#retryTimer) return;
+    if (this.#over) return;
     if (this.#ingest.isComplete) {
-      this.#end(() => this.#outcome.resolve('complete'));
+      this.#end('complete', () => this.#outcome.resolve('complete'));
       return;
     }
     if (!hasReaders() && !this.completing) {
-      this.#end(() => this.#outcome.resolve('idle'));
+      this.#end('idle', () => this.#outcome.resolve('idle'));
       return;
     }
+    if (this.#retryTimer) return;
     for (let next = this.#next(); next; next = this.#next()) {
       if (this.#spans.size >= this.#limit) {
         if (next.urgent) this.#cutUnawaited();
@@ -149,7 +152,7 @@ export class Download implements Claimant {
 
   /** Ends it with a fault, now. */
   fail(error: MirrorError): void {
-    if (!this.#ingest.isComplete) this.#end(() => this.#outcome.reject(error));
+    if (!this.#ingest.isComplete) this.#end('failed', () => this.#outcome.reject(error));
   }
 
   /** Resolves when nothing of it is running any more. */
@@ -159,6 +162,10 @@ export class Download implements Claimant {
 
   get #limit(): number {
     return this.#ranges && this.#context.hasReaders() ? this.#options.connectionsPerBlob : 1;
+  }
+
+  get #connected(): Span[] {
+    return [...this.#spans].filter(({ isConnected }) => isConnected);
   }
 
   #next(): { start: number; end: number; urgent: boolean } | undefined {
@@ -188,15 +195,16 @@ export class Download implements Claimant {
     spans.findLast((span) => !this.#isAwaited(span))?.stop.abort(notNeeded);
   }
 
-  #span({ start, end }: ByteRange): Span {
-    return { start, end, stop: new AbortController() };
+  #span({ start, end }: ByteRange, isConnected = false): Span {
+    return { start, end, isConnected, stop: new AbortController() };
   }
 
   #run(span: Span, work: () => Promise<void>): void {
     this.#spans.add(span);
+    const { start } = span;
     const running = work()
       .catch((error: unknown) => {
-        if (!span.stop.signal.aborted) this.#failed(toMirrorError(error));
+        if (!span.stop.signal.aborted) this.#failed(toMirrorError(error), span.start > start);
       })
       .finally(() => {
         this.#spans.delete(span);
@@ -209,6 +217,7 @@ export class Download implements Claimant {
   async #fetch(span: Span): Promise<void> {
     const { signal } = span.stop;
     const done = await this.#connect(signal);
+    span.isConnected = true;
     try {
       await this.#ingest.reserve(this.#room(span, this.#ingest.size) ?? 0);
       const deadline = AbortSignal.any([AbortSignal.timeout(this.#options.firstByteTimeoutMs), signal]);
@@ -224,6 +233,7 @@ export class Download implements Claimant {
         // It sends everything, and what is there already is passed over.
         span.start = blob.start;
         span.end = blob.end ?? Infinity;
+        if (blob.size !== undefined) await this.#ingest.reserve(blob.size);
       }
       await this.#receive(span, blob);
     } finally {
@@ -234,11 +244,15 @@ export class Download implements Claimant {
   async #receive(span: Span, { body, start, end, size }: UpstreamBlob): Promise<void> {
     const { what } = this.#context;
     let offset = start;
+    let added = 0;
     const take = async (chunks: Buffer[]): Promise<boolean> => {
-      const added = await this.#ingest.write(offset, chunks);
-      for (const chunk of chunks) offset += chunk.length;
+      const length = chunks.reduce((sum, chunk) => sum + chunk.length, 0);
+      if (offset + length > (end ?? Infinity)) throw this.#invalid('more bytes came than were announced');
+      const fresh = await this.#ingest.write(offset, chunks);
+      offset += length;
+      added += fresh;
       span.start = offset;
-      if (added > 0) this.retries.progress();
+      if (fresh > 0) this.retries.progress();
       if (this.#ingest.isComplete && this.#spans.size > 1) this.proceed();
       // Where a span was cut in two, the rest is the other one's.
       return offset < span.end || span.end >= (end ?? Infinity);
@@ -252,12 +266,15 @@ export class Download implements Claimant {
       throw new MirrorError('upstream-down', `${what}: ended after ${offset} of ${end} bytes`);
     }
     if (size === undefined) this.#ingest.setSize(offset);
+    if (added === 0 && !this.#ingest.isComplete && offset >= span.end)
+      throw this.#invalid('nothing new came');
   }
 
-  #failed(error: MirrorError): void {
+  /** `hasBrought`: the try that failed had brought something. */
+  #failed(error: MirrorError, hasBrought: boolean): void {
     // Spans that break off together are one failure.
-    if (this.#retryTimer || this.#isOver) return;
-    const delay = this.retries.after(error);
+    if (this.#retryTimer || this.#over) return;
+    const delay = this.retries.after(error, hasBrought);
     if (delay === undefined) {
       this.fail(error);
       return;
@@ -268,9 +285,9 @@ export class Download implements Claimant {
     }, delay);
   }
 
-  #end(settle: () => void): void {
-    if (this.#isOver) return;
-    this.#isOver = true;
+  #end(how: 'complete' | 'idle' | 'failed', settle: () => void): void {
+    if (this.#over) return;
+    this.#over = how;
     clearTimeout(this.#retryTimer);
     for (const { stop } of this.#spans) stop.abort(notNeeded);
     settle();
@@ -293,7 +310,9 @@ export class Download implements Claimant {
     const { present } = this.#ingest;
     if (this.reservesAll || span.end === Infinity) return size;
     let coming = span.end - span.start;
-    for (const each of this.#spans) if (each !== span) coming += each.end - each.start;
+    for (const each of this.#spans) {
+      if (each !== span) coming += Math.min(each.end, size ?? each.start) - each.start;
+    }
     return present.total + coming;
   }
 

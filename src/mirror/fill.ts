@@ -30,10 +30,22 @@ export interface FillContext {
   readonly connections: Connections;
 }
 
+interface FillParts extends FillContext {
+  readonly upstream: Upstream;
+  /** The repo may have what an earlier fill has left. */
+  readonly isProven: boolean;
+  /** From then on nobody finds this fill. */
+  readonly leave: () => void;
+}
+
 interface Waiter {
   readonly want: Want;
   readonly resolve: (content: Content) => void;
   readonly reject: (error: MirrorError) => void;
+}
+
+function isWhole(want: Want): boolean {
+  return want === 'whole' || ('start' in want && want.start === 0 && want.end === Infinity);
 }
 
 /** Who asks for no more than this only wants to know what is there. */
@@ -52,6 +64,7 @@ export class Fill {
   readonly #options: FillOptions;
   readonly #context: FillContext;
   readonly #upstream: Upstream;
+  readonly #isProven: boolean;
   readonly #leave: () => void;
   readonly #what: string;
   readonly #source: BlobSource;
@@ -63,21 +76,18 @@ export class Fill {
   #lease: ((want: Want) => Content) | undefined;
   #isOver = false;
   #asksPlainly = false;
+  #openingTimer: NodeJS.Timeout | undefined;
   /** Bytes that ranges have asked for. */
   #asked = 0;
 
-  /** `leave`: from then on nobody finds this fill. */
-  constructor(
-    repo: Repo,
-    digest: Digest,
-    options: FillOptions,
-    { upstream, leave, ...context }: FillContext & { upstream: Upstream; leave: () => void },
-  ) {
+  constructor(repo: Repo, digest: Digest, options: FillOptions, parts: FillParts) {
+    const { upstream, isProven, leave, ...context } = parts;
     this.repo = repo;
     this.#digest = digest;
     this.#options = options;
     this.#context = context;
     this.#upstream = upstream;
+    this.#isProven = isProven;
     this.#leave = leave;
     this.#what = `GET ${repo.key} blob ${digest}`;
     this.#source = upstream.client.blobSource(repo, digest);
@@ -102,7 +112,7 @@ export class Fill {
 
   /** Nobody is to join any more, though something of it is still being ended. */
   get isOver(): boolean {
-    return this.#isOver || (this.#download.isOver && !this.#ingest.isComplete);
+    return this.#isOver || this.#download.isOver;
   }
 
   get size(): number | undefined {
@@ -117,19 +127,25 @@ export class Fill {
     return this.#waiting.length > 0 || this.#ingest.readers.size > 0;
   }
 
-  /** The whole, or all that ranges will ask for, is wanted, whoever waits for it. */
-  ask(want: Want): void {
-    const whole = want === 'whole' || ('start' in want && want.start === 0 && want.end === Infinity);
-    if (want !== 'whole') this.#asked += 'last' in want ? want.last : want.end - want.start;
-    if (whole) this.#download.reservesAll = true;
-    if (whole || (this.#options.completeRanges && this.#asked > probeBytes)) this.#download.completing = true;
+  /** The whole is wanted, whoever waits for it. */
+  askWhole(): void {
+    this.#download.reservesAll = true;
+    this.#download.completing = true;
   }
 
   /** A lease, taken in the tick in which the upstream answers, or in this one if it has. */
   lease(want: Want): Promise<Content> {
-    this.ask(want);
+    if (isWhole(want)) this.askWhole();
     if (!this.#lease) {
-      return new Promise((resolve, reject) => this.#waiting.push({ want, resolve, reject }));
+      const content = new Promise<Content>((resolve, reject) =>
+        this.#waiting.push({ want, resolve, reject }),
+      );
+      if (this.#waiting.length === 1) {
+        // What was fetched ahead is waited for now.
+        this.#openingTimer?.refresh();
+        this.#context.connections.changed(this.#download);
+      }
+      return content;
     }
     const content = this.#lease(want);
     this.#download.proceed();
@@ -150,12 +166,16 @@ export class Fill {
   async #run(): Promise<void> {
     const isComing = await this.#open();
     if (!isComing) return;
+    // It may have come to stop while room was being made.
+    if (this.#stop.signal.aborted) this.#download.fail(this.#stop.signal.reason as MirrorError);
     const outcome = await this.#download.outcome;
     if (outcome === 'idle') {
       await this.#download.settled();
-      this.#leave();
-      await this.#ingest.suspend();
-      return;
+      if (!this.#ingest.isComplete) {
+        this.#leave();
+        await this.#ingest.suspend();
+        return;
+      }
     }
     await this.#ingest.verify();
     await this.#context.store.commit(this.#ingest, blobMediaType);
@@ -164,10 +184,20 @@ export class Fill {
 
   /** Until there is something to give. Resolves to whether more is to come. */
   async #open(): Promise<boolean> {
-    const deadline = AbortSignal.any([
-      AbortSignal.timeout(this.#options.firstByteTimeoutMs),
-      this.#stop.signal,
-    ]);
+    const late = new AbortController();
+    this.#openingTimer = setTimeout(
+      () => late.abort(new DOMException('too late', 'TimeoutError')),
+      this.#options.firstByteTimeoutMs,
+    );
+    const deadline = AbortSignal.any([late.signal, this.#stop.signal]);
+    try {
+      return await this.#openBefore(deadline);
+    } finally {
+      clearTimeout(this.#openingTimer);
+    }
+  }
+
+  async #openBefore(deadline: AbortSignal): Promise<boolean> {
     await this.#ingest.reopen();
     if (this.#hasAllWanted()) {
       this.#opened((want) => this.#arriving(want));
@@ -183,7 +213,9 @@ export class Fill {
           this.#asksPlainly = true;
           continue;
         }
-        const delay = deadline.aborted ? undefined : this.#download.retries.after(toMirrorError(error));
+        const delay = deadline.aborted
+          ? undefined
+          : this.#download.retries.after(toMirrorError(error), false);
         if (delay === undefined) throw error;
         // A deadline that passes meanwhile leaves the fault as it is.
         await sleep(delay, undefined, { signal: deadline }).catch(() => {
@@ -196,7 +228,7 @@ export class Fill {
   /** Whether an earlier fill has left all that is wanted now. */
   #hasAllWanted(): boolean {
     const { size, present } = this.#ingest;
-    if (size === undefined || this.#waiting.length === 0) return false;
+    if (size === undefined || this.#waiting.length === 0 || !this.#isProven) return false;
     return this.#waiting.every(({ want }) => {
       const range = resolveWant(want, size);
       return range !== undefined && present.has(range);
@@ -247,7 +279,9 @@ export class Fill {
     const known = want !== 'whole' && 'start' in want ? want : open;
     const range = (size === undefined ? undefined : resolveWant(want, size)) ?? known;
     const start = present.endOfRun(range.start);
-    const to = this.#download.completing ? (size ?? Infinity) : range.end;
+    // What follows a range will be wanted too.
+    const follows = this.#options.completeRanges && range.end - range.start > probeBytes;
+    const to = this.#download.completing || follows ? (size ?? Infinity) : range.end;
     const end = Math.min(to, start + spanBytes, present.next(start));
     return { start, end: Math.max(end, start + 1) };
   }
@@ -279,6 +313,8 @@ export class Fill {
     const { size } = this.#ingest;
     const range = size === undefined ? undefined : resolveWant(want, size);
     const none = want !== 'whole' && size !== undefined && range === undefined;
+    if (range) this.#asked += range.end - range.start;
+    if (this.#options.completeRanges && this.#asked > probeBytes) this.#download.completing = true;
     return new ArrivingContent({
       digest: this.#digest,
       size: () => this.#ingest.size,

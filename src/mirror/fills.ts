@@ -68,7 +68,7 @@ export class Fills {
   ): { content: Promise<Content>; result: 'miss' | 'joined' | 'hit' } {
     const running = this.#running.get(digest);
     if (running) return { content: running.lease(want), result: running.isVerified ? 'hit' : 'joined' };
-    const fill = this.#create(repo, digest);
+    const fill = this.#create(repo, digest, true);
     const content = fill.lease(want);
     fill.start();
     return { content, result: 'miss' };
@@ -76,8 +76,8 @@ export class Fills {
 
   /** Starts what nobody waits for yet. Resolves when it has ended, one way or another. */
   prefetch(repo: Repo, digest: Digest): Promise<void> {
-    const fill = this.#create(repo, digest);
-    fill.ask('whole');
+    const fill = this.#create(repo, digest, false);
+    fill.askWhole();
     fill.start();
     return fill.ended;
   }
@@ -92,10 +92,11 @@ export class Fills {
     await Promise.all(fills.map((fill) => fill.ended));
   }
 
-  #create(repo: Repo, digest: Digest): Fill {
+  #create(repo: Repo, digest: Digest, isProven: boolean): Fill {
     const fill = new Fill(repo, digest, this.#options, {
       ...this.#context,
       upstream: this.#upstreams.of(repo),
+      isProven,
       leave: () => {
         if (this.#running.get(digest) === fill) this.#running.delete(digest);
       },

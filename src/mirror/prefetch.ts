@@ -66,8 +66,21 @@ export class Prefetch {
     if (layers.length > 0) this.#chains.set(`${client} ${repo.key}`, layers);
   }
 
-  /** A client wants the whole of a blob; `missed`: it was neither here nor on its way. */
+  /** A client wants the whole of a blob; `missed`: it was neither here nor on its way. Never throws. */
   asked(client: string, repo: Repo, digest: Digest, missed: boolean): void {
+    try {
+      this.#asked(client, repo, digest, missed);
+    } catch {
+      // A catalog that cannot be read is told of by those who need it.
+    }
+  }
+
+  stop(): void {
+    this.#queue.clear();
+    clearInterval(this.#timer);
+  }
+
+  #asked(client: string, repo: Repo, digest: Digest, missed: boolean): void {
     this.#queue.delete(digest);
     this.#ahead.delete(digest);
     if (this.#running.delete(digest)) this.#start();
@@ -76,14 +89,9 @@ export class Prefetch {
     const position = chain?.findIndex((layer) => layer.digest === digest) ?? -1;
     if (!chain || position < 0) return;
     for (const layer of chain.slice(position + 1)) {
-      if (!layer.foreign && !this.#isKnown(layer.digest)) this.#queue.set(layer.digest, { ...layer, repo });
+      if (!layer.foreign) this.#queue.set(layer.digest, { ...layer, repo });
     }
     this.#start();
-  }
-
-  stop(): void {
-    this.#queue.clear();
-    clearInterval(this.#timer);
   }
 
   #isKnown(digest: Digest): boolean {

@@ -31,6 +31,8 @@ export interface RelayRange {
   readonly start: number;
   /** Undefined while the size is not known. */
   readonly end: number | undefined;
+  /** Of the whole; undefined while it is not known. */
+  readonly size: number | undefined;
   /** Continues the hash of what the reader has already had; undefined for a part, which is not held back. */
   readonly prefix: { readonly length: number; readonly verification: Verification } | undefined;
 }
@@ -70,11 +72,12 @@ export class Relay {
     retries.progress();
     const tail = new Tail(outlet, range);
     for (;;) {
+      const before = tail.offset;
       try {
         await this.#once(tail, range, gone, retries);
         break;
       } catch (error) {
-        const delay = retries.after(toMirrorError(error));
+        const delay = retries.after(toMirrorError(error), tail.offset > before);
         if (delay === undefined || gone.aborted) throw error;
         await sleep(delay, undefined, { signal: gone }).catch(() => undefined);
       }
@@ -94,9 +97,9 @@ export class Relay {
     const end = range.end ?? Infinity;
     if (tail.offset >= end) return;
     const { body, start, end: promised, size } = await this.#fetch(tail.offset, end, gone);
-    if (size !== undefined && size < end && end !== Infinity) {
+    if (size !== undefined && range.size !== undefined && size !== range.size) {
       body.discard();
-      throw new MirrorError('upstream-invalid', `${what}: one of ${size} bytes, ${end} expected`);
+      throw new MirrorError('upstream-invalid', `${what}: one of ${size} bytes, ${range.size} expected`);
     }
     let offset = start;
     const take = async (chunks: Buffer[]): Promise<boolean> => {
@@ -107,9 +110,11 @@ export class Relay {
       retries.progress();
       return offset < end;
     };
-    await body.pipe(take, gone).catch((error: unknown) => {
-      throw toFault(what, error);
-    });
+    if (start !== promised) {
+      await body.pipe(take, gone).catch((error: unknown) => {
+        throw toFault(what, error);
+      });
+    }
     const expected = Math.min(end, promised ?? offset);
     if (tail.offset < expected || (end !== Infinity && tail.offset < end)) {
       throw new MirrorError('upstream-down', `${what}: ended after ${offset} of ${expected} bytes`);

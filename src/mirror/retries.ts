@@ -2,6 +2,7 @@ import type { Clock } from '../util/clock.ts';
 import type { MirrorError } from '../util/errors.ts';
 
 const firstDelayMs = 100;
+const firstDelayWhenLimitedMs = 1000;
 const longestDelayMs = 5000;
 /** Before anybody has been answered it is better to answer with a fault than to be silent. */
 const triesAtOpening = 4;
@@ -21,22 +22,22 @@ export class Retries {
     this.#giveUpAfterMs = giveUpAfterMs;
   }
 
-  /** Something has come. */
+  /** Something has come, by this try or another. */
   progress(): void {
     this.#opened = true;
-    this.#failures = 0;
     this.#failingSince = undefined;
   }
 
-  /** How long to wait after this failure; undefined: give up. */
-  after({ row, retryAfterMs = 0 }: MirrorError): number | undefined {
-    this.#failures += 1;
+  /** How long to wait after this failure of a try that had, or had not, brought something; undefined: give up. */
+  after({ row, fault, retryAfterMs = 0 }: MirrorError, hasBrought: boolean): number | undefined {
+    this.#failures = hasBrought ? 1 : this.#failures + 1;
     this.#failingSince ??= this.#clock.monotonic();
     const again = this.#opened
       ? row.resume && this.#clock.monotonic() - this.#failingSince <= this.#giveUpAfterMs
       : row.retry && this.#failures < triesAtOpening;
     if (!again) return undefined;
-    const delay = Math.min(firstDelayMs * 2 ** (this.#failures - 1), longestDelayMs);
+    const first = fault === 'upstream-limited' ? firstDelayWhenLimitedMs : firstDelayMs;
+    const delay = Math.min(first * 2 ** (this.#failures - 1), longestDelayMs);
     // Jitter: others have been cut off in the same moment.
     return Math.max(delay * (0.5 + Math.random() / 2), Math.min(retryAfterMs, this.#giveUpAfterMs));
   }

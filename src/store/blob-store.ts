@@ -59,6 +59,8 @@ export class BlobStore {
   readonly #settling = new Map<Digest, Held>();
   readonly #leases = new Map<Digest, SharedFile>();
   readonly #deleting = new Map<Digest, Promise<void>>();
+  /** Gone, though the catalog could not be told yet. */
+  readonly #lost = new Set<Digest>();
   readonly #ingests = new Set<Ingest>();
   readonly #partials: Partials;
   /** Work that a close must wait for. */
@@ -94,16 +96,20 @@ export class BlobStore {
     this.#unlock = unlock;
     this.catalog = new Catalog(this.#catalogFile);
     this.#partials = new Partials(this.#ingestDirectory, { ...context, catalog: this.catalog });
+    const partials = this.#partials;
     this.#evictor = new Evictor(
       options,
       {
+        get partialBytes() {
+          return partials.bytes;
+        },
         leastRecentlyUsed: (count, after) => {
           // Once a scan, so that what is in use does not run ahead of it.
           if (!after) this.#flushUses();
           return this.catalog.leastRecentlyUsed(count, after);
         },
         isLeased: (digest) => this.#isLeased(digest),
-        dropPartial: () => this.#partials.dropOldest(),
+        dropPartial: () => partials.dropOldest(),
         evict: async (victim, reason) => {
           this.#context.onEvicted(reason);
           await this.#delete(victim);
@@ -131,7 +137,7 @@ export class BlobStore {
   }
 
   describe(digest: Digest): Descriptor | undefined {
-    return this.#held(digest) ?? this.catalog.blob(digest);
+    return this.#held(digest) ?? this.#row(digest);
   }
 
   /** The parts of a held manifest. */
@@ -155,7 +161,7 @@ export class BlobStore {
       this.catalog.used(digest, this.#context.clock.now());
       return new MemoryContent(held);
     }
-    const row = this.catalog.blob(digest);
+    const row = this.#row(digest);
     if (!row) return undefined;
     this.catalog.used(digest, this.#context.clock.now());
     const file = this.#lease(row);
@@ -269,6 +275,10 @@ export class BlobStore {
     return join(this.#ingestDirectory, `${hexOf(digest).slice(0, 16)}-${randomBytes(4).toString('hex')}`);
   }
 
+  #row(digest: Digest): Descriptor | undefined {
+    return this.#lost.has(digest) ? undefined : this.catalog.blob(digest);
+  }
+
   #held(digest: Digest): Held | undefined {
     return this.#memory.get(digest) ?? this.#settling.get(digest);
   }
@@ -331,7 +341,9 @@ export class BlobStore {
       try {
         await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
         this.#dirty = true;
-        return this.catalog.addBlob(descriptor, children, this.#context.clock.now());
+        const isNew = this.catalog.addBlob(descriptor, children, this.#context.clock.now());
+        this.#lost.delete(digest);
+        return isNew;
       } catch (error) {
         // Without a row the file would be on nobody's account.
         if (!this.catalog.blob(digest)) await unlink(this.pathOf(digest)).catch(() => undefined);
@@ -348,8 +360,9 @@ export class BlobStore {
     try {
       wasThere = this.catalog.removeBlob(digest);
     } catch (error) {
-      // On a full disk the file has to go before a row can; whoever opens it then finds it missing.
+      // On a full disk the file has to go before a row can.
       log.warn({ err: error, digest }, 'the catalog could not forget a blob');
+      this.#lost.add(digest);
     }
     this.#memory.delete(digest);
     this.#dirty = true;

@@ -14,6 +14,8 @@ export interface EvictorOptions {
 export interface Evictable {
   leastRecentlyUsed(count: number, after: Victim | undefined): Victim[];
   isLeased(digest: Digest): boolean;
+  /** What unfinished fills have left that nobody works on. */
+  readonly partialBytes: number;
   /** Drops what an unfinished fill has left, if there is such: it goes first. Resolves to whether there was. */
   dropPartial(): Promise<boolean>;
   /** Resolves when the bytes are free again, and have been told to `removed`. */
@@ -44,8 +46,9 @@ export class Reservation {
 
   /** Sets aside room up to `bytes` in all; throws `store-full`. */
   async growTo(bytes: number): Promise<void> {
-    const wanted = footprint(bytes) - this.#bytes;
-    if (wanted > 0) await this.#evictor.makeRoom(wanted, () => (this.#bytes += wanted));
+    // Others may have it grow while it waits in line.
+    const wanted = (): number => footprint(bytes) - this.#bytes;
+    if (wanted() > 0) await this.#evictor.makeRoom(wanted, () => (this.#bytes = footprint(bytes)));
   }
 
   /** Less is needed; what was set aside is the others' again. */
@@ -106,8 +109,8 @@ export class Evictor {
   }
 
   /** `grant` is called in the same tick in which the room was found. */
-  makeRoom(bytes: number, grant: () => void): Promise<void> {
-    const turn = this.#line.then(() => this.#makeRoom(bytes, grant));
+  makeRoom(wanted: () => number, grant: () => void): Promise<void> {
+    const turn = this.#line.then(() => this.#makeRoom(wanted(), grant));
     this.#line = turn.catch(() => undefined);
     return turn;
   }
@@ -123,6 +126,7 @@ export class Evictor {
 
   async #makeRoom(bytes: number, grant: () => void): Promise<void> {
     const { maxBytes, minFreeBytes } = this.#options;
+    if (bytes <= 0) return;
     if (bytes > maxBytes) throw full(bytes, 'it is larger than store.maxBytes');
     let last: Victim | undefined;
     let victims: Victim[] = [];
@@ -134,12 +138,15 @@ export class Evictor {
         grant();
         return;
       }
-      if (await this.#store.dropPartial()) continue;
       // Emptying the whole store for nothing helps nobody.
-      if (this.bytes - this.#stored + bytes > maxBytes) throw full(bytes, 'store.maxBytes is taken by fills');
-      if (free + this.#stored - bytes < minFreeBytes) {
+      const partial = this.#store.partialBytes;
+      if (this.bytes - this.#stored - partial + bytes > maxBytes) {
+        throw full(bytes, 'store.maxBytes is taken by fills');
+      }
+      if (free + this.#stored + partial - bytes < minFreeBytes) {
         throw full(bytes, 'the file system has too little free space for store.minFreeBytes');
       }
+      if (await this.#store.dropPartial()) continue;
       if (victims.length === 0) {
         victims = this.#store.leastRecentlyUsed(64, last);
         if (victims.length === 0) throw full(bytes, 'everything that is stored is in use');

@@ -78,6 +78,8 @@ export class Ingest implements Journalled {
   readonly #waiting = new Set<() => void>();
   #present = new Intervals();
   #synced = new Intervals();
+  /** What is there or being written; a write that fails ends it all. */
+  #claimed = new Intervals();
   #handle: FileHandle | undefined;
   #verification: Verification | undefined;
   #size: number | undefined;
@@ -139,6 +141,7 @@ export class Ingest implements Journalled {
       const handle = await open(this.path, 'r+');
       this.#handle = handle;
       this.#present = await withoutHoles(handle, kept.present, kept.synced);
+      this.#claimed = new Intervals(this.#present.ranges);
     } catch {
       // Then it is as if there had been none.
       await this.#handle?.close();
@@ -162,7 +165,9 @@ export class Ingest implements Journalled {
       await this.#open.truncate(0);
       this.#present = new Intervals();
       this.#synced = new Intervals();
-      this.#size = undefined;
+      this.#claimed = new Intervals();
+      this.#size = size;
+      this.#journal();
     }
     this.#size ??= size;
     try {
@@ -195,26 +200,31 @@ export class Ingest implements Journalled {
         `blob ${this.digest}: more bytes than its size of ${this.#size}`,
       );
     }
-    const start = this.#present.endOfRun(offset);
-    if (start >= end) return 0;
+    const parts = this.#claim(offset, end);
+    if (parts.length === 0) return 0;
     try {
       if (this.#size === undefined && end > this.reservation.bytes)
         await this.reservation.growTo(end + unknownSizeStep);
       const done = await this.#context.writes.take();
       try {
-        await this.#writeAll(
-          start,
-          start === offset ? chunks : [Buffer.concat(chunks).subarray(start - offset)],
-        );
+        for (const { start, end: stop } of parts) {
+          const isAll = stop - start === end - offset;
+          await this.#writeAll(
+            start,
+            isAll ? chunks : [Buffer.concat(chunks).subarray(start - offset, stop - offset)],
+          );
+        }
       } finally {
         done();
       }
     } catch (error) {
       throw writeFault(this.digest, error);
     }
-    const before = this.#present.total;
-    this.#present.add(start, end);
-    const added = this.#present.total - before;
+    let added = 0;
+    for (const { start, end: stop } of parts) {
+      this.#present.add(start, stop);
+      added += stop - start;
+    }
     this.reservation.wrote(added);
     this.#verification?.advance(this.#present.endOfRun(0));
     this.#wake();
@@ -222,8 +232,18 @@ export class Ingest implements Journalled {
     return added;
   }
 
-  /** The upstream has told the size late, or its answer has ended. */
+  /**
+   * The upstream has told the size late, or its answer has ended. Throws `upstream-invalid` when there are more bytes
+   * already.
+   */
   setSize(size: number): void {
+    const end = this.#present.ranges.at(-1)?.end ?? 0;
+    if (end > (this.#size ?? size)) {
+      throw new MirrorError(
+        'upstream-invalid',
+        `blob ${this.digest}: ${size} bytes, though ${end} have come`,
+      );
+    }
     this.#size ??= size;
     this.#wake();
   }
@@ -351,6 +371,17 @@ export class Ingest implements Journalled {
         return () => this.#waiting.delete(wake);
       },
     };
+  }
+
+  /** What of a range nobody has written or is writing: each byte of the file is written once. */
+  #claim(start: number, end: number): ByteRange[] {
+    const parts: ByteRange[] = [];
+    for (let at = this.#claimed.endOfRun(start); at < end; at = this.#claimed.endOfRun(at)) {
+      const stop = Math.min(end, this.#claimed.next(at));
+      parts.push({ start: at, end: stop });
+      this.#claimed.add(at, stop);
+    }
+    return parts;
   }
 
   async #writeAll(offset: number, chunks: readonly Uint8Array[]): Promise<void> {

@@ -47,7 +47,8 @@ export async function withoutHoles(
   present: Intervals,
   synced: Intervals,
 ): Promise<Intervals> {
-  const found = new Intervals(synced.ranges);
+  const { size } = await handle.stat();
+  const found = new Intervals(synced.ranges.map(({ start, end }) => ({ start, end: Math.min(end, size) })));
   const buffer = Buffer.allocUnsafeSlow(stepBytes);
   for (const { start, end } of present.ranges) {
     let offset = start;

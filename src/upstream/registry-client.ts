@@ -148,7 +148,8 @@ export class RegistryClient {
         const known = link;
         const direct = known && (await this.#tryLink(ask, known).catch((error: unknown) => error as Error));
         const isGood = direct !== undefined && !(direct instanceof Error);
-        if (!isGood && link === known) link = undefined;
+        // A question that was given up proves nothing.
+        if (!isGood && link === known && !signal.aborted) link = undefined;
         if (direct instanceof Error) throw direct;
         const response = direct ?? (await this.#once(ask));
         const blob = readBlob(ask, response, range);

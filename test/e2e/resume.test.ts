@@ -136,8 +136,9 @@ describe('resumed fills', () => {
     upstream.script('blob', (_call, req) => void req.socket.destroy());
     const readers = [mirror.get(path), mirror.get(path)];
     await until(() => upstream.count('blob') > 6, 'it has tried often');
-    mirror.clock.advance(31_000);
+    const later = setInterval(() => mirror.clock.advance(31_000), 20);
     for (const reply of await Promise.all(readers)) assert.ok(reply.broken);
+    clearInterval(later);
     await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fill is over');
     assert.equal((await mirror.files('ingest')).length, 1);
     const pending = await mirror.metric('layercache_fill_bytes_pending');

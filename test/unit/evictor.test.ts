@@ -21,6 +21,7 @@ class Disk {
       { maxBytes, minFreeBytes },
       {
         leastRecentlyUsed: (count, after) => this.#order(after).slice(0, count),
+        partialBytes: 0,
         dropPartial: () => Promise.resolve(false),
         isLeased: (digest) => this.blobs.get(digest)?.leased ?? false,
         evict: async ({ digest, size }) => {
