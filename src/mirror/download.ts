@@ -36,6 +36,7 @@ interface Span {
   /** Where it stands. */
   start: number;
   end: number;
+  /** It has one of the connections that are counted. */
   isConnected: boolean;
   readonly stop: AbortController;
 }
@@ -122,7 +123,11 @@ export class Download implements Claimant {
     const span = this.#span({ start: blob.start, end: blob.end ?? Infinity }, true);
     await this.#ingest.begin(blob.size, this.#room(span, blob.size));
     this.#ranges = blob.size !== undefined && (blob.start > 0 || blob.end !== blob.size);
-    this.#run(span, () => this.#receive(span, blob).finally(done));
+    const release = (): void => {
+      span.isConnected = false;
+      done();
+    };
+    this.#run(span, () => this.#receive(span, blob).finally(release));
   }
 
   /** Looks for what there is to do: after every change in what is wanted, there, or on its way. */
@@ -237,6 +242,7 @@ export class Download implements Claimant {
       }
       await this.#receive(span, blob);
     } finally {
+      span.isConnected = false;
       done();
     }
   }

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
+import { sendBlob } from '../support/bodies.ts';
 import { errorOf, type Reply, sameBytes } from '../support/http.ts';
 import { blobOf, largeBlob, randomBlob, type Blob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
@@ -190,6 +191,26 @@ describe('fills', () => {
       assert.equal(errorOf(reply).code, 'BLOB_UNKNOWN');
     }
     assert.equal(upstream.count('blob'), 1);
+  });
+
+  test('small blobs do not wait for the end of a large one’s spans', async () => {
+    await mirror.close();
+    mirror = await TestMirror.start({
+      upstream: upstream.url,
+      upstreamConfig: { maxConnections: 4 },
+      config: { fetch: { spanBytes: '4MiB', firstByteTimeout: '3s' } },
+    });
+    upstream.script('blob', sendBlob(big, { bytesPerSecond: MiB / 2 }), {
+      match: ({ reference }) => reference === big.digest,
+    });
+    const large = mirror.get(path, { onData: (_chunk, total) => total < 3 * MiB });
+    await until(() => upstream.count('blob') === 4, 'the large one has all connections');
+    const small = [1, 2, 3].map((i) => largeBlob(MiB + i));
+    for (const blob of small) upstream.addBlob('library/x', blob);
+    const replies = await Promise.all(small.map(({ digest }) => mirror.get(`/v2/library/x/blobs/${digest}`)));
+    replies.forEach(({ body }, i) => sameBytes(body, small[i]!.bytes));
+    upstream.behave();
+    await large;
   });
 
   test('200 blobs at once stay within the cap on connections, and all complete', async () => {

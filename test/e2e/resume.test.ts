@@ -3,7 +3,7 @@ import { readdir, readlink } from 'node:fs/promises';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { sendBlob } from '../support/bodies.ts';
 import { errorOf, sameBytes } from '../support/http.ts';
-import { largeBlob } from '../support/images.ts';
+import { imageOf, largeBlob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream, type Call, type Script, type UpstreamOptions } from '../support/upstream.ts';
 
@@ -97,6 +97,21 @@ describe('resumed fills', () => {
     assert.equal(reply.broken, false);
     sameBytes(reply.body, blob.bytes);
     assert.equal(upstream.calls.filter(({ kind }) => kind === 'blob')[1]?.headers.range, `bytes=${2 * MiB}-`);
+  });
+
+  test('an unknown size that ends before what has come already is no end', async () => {
+    const answer = (from: number, to: number, isCut: boolean): Script => {
+      return (_call, req, res) => {
+        res.writeHead(200);
+        res.write(blob.bytes.subarray(from, to), () => (isCut ? req.socket.destroy() : res.end()));
+      };
+    };
+    upstream.script('blob', answer(0, 5 * MiB, true), { times: 1 });
+    upstream.script('blob', answer(0, 3 * MiB, false), { times: 2 });
+    const reply = await mirror.get(path);
+    assert.equal(reply.broken, false);
+    sameBytes(reply.body, blob.bytes);
+    assert.ok(upstream.count('blob') < 8);
   });
 
   const wrong: Record<string, Script> = {
@@ -224,6 +239,40 @@ describe('resumed fills', () => {
     const [again] = [await mirror.get(mine, { headers: { range: 'bytes=0-99' } })];
     assert.equal(again.status, 206);
     sameBytes(again.body, blob.bytes.subarray(0, 100));
+  });
+
+  test('a manifest that names what is left of a private blob gives nobody a byte of it', async () => {
+    await mirror.close();
+    await upstream.stop();
+    upstream = await Upstream.start({ auth: 'basic', login: { username: 'u', password: 'p' } });
+    const own = largeBlob(200_000);
+    const image = imageOf([own, blob]);
+    upstream.addImage('acme/y', image, '1');
+    upstream.script('blob', (_call, _req, res) => void res.writeHead(404).end(), {
+      match: ({ repo, reference }) => repo === 'acme/y' && reference === blob.digest,
+    });
+    upstream.addBlob('acme/x', blob);
+    mirror = await TestMirror.start({
+      upstream: upstream.url,
+      upstreamConfig: { accounts: [{ username: 'u', password: 'p' }] },
+      config: { fetch: { spanBytes: '1MiB' }, tags: { negativeTtl: 'off' } },
+    });
+    upstream.script('blob', sendBlob(blob, { bytesPerSecond: 4 * MiB }), {
+      match: ({ repo }) => repo === 'acme/x',
+    });
+    await mirror.get(`/v2/acme/x/blobs/${blob.digest}`, { onData: (_chunk, total) => total < 3 * MiB });
+    await mirror.restart();
+    await mirror.get('/v2/acme/y/manifests/1');
+    const replies = await Promise.all([
+      mirror.get(`/v2/acme/y/blobs/${own.digest}`),
+      ...Array.from({ length: 5 }, () =>
+        mirror.get(`/v2/acme/y/blobs/${blob.digest}`, { headers: { range: 'bytes=0-99999' } }),
+      ),
+    ]);
+    assert.deepEqual(
+      replies.map(({ status }) => status),
+      [200, 404, 404, 404, 404, 404],
+    );
   });
 
   test('no handle stays open when all is over', async () => {
