@@ -1,12 +1,11 @@
-import type { FileHandle } from 'node:fs/promises';
-import { MirrorError } from '../util/errors.ts';
+import type { MirrorError } from '../util/errors.ts';
 import type { Outlet } from '../util/outlet.ts';
 import type { Buffers } from './buffers.ts';
+import type { Reads } from './reads.ts';
 
 /** A file that is whole, or on its way, as one reader sees it. */
 export interface Source {
-  readonly what: string;
-  readonly handle: FileHandle;
+  readonly reads: Reads;
   /** Where the reader stands. */
   offset: number;
   /** Where it wants to stop; undefined while the size is not known. */
@@ -39,20 +38,18 @@ export async function copyFile(source: Source, outlet: Outlet, buffers: Buffers)
         await outlet.until((wake) => source.onChange(wake));
         continue;
       }
-      const buffer = buffers.take(readable - offset);
-      let length = 0;
+      const read = await source.reads.at(offset, readable);
       try {
-        length = await readInto(source, buffer, offset, readable);
         await writing;
       } catch (error) {
-        buffers.give(buffer);
+        read.release(true);
         throw error;
       }
-      source.offset += length;
-      writing = outlet.write(buffer.subarray(0, length)).then(
-        () => buffers.give(buffer),
+      source.offset += read.bytes.length;
+      writing = outlet.write(read.bytes).then(
+        () => read.release(true),
         (error: unknown) => {
-          buffers.drop(buffer);
+          read.release(false);
           throw error;
         },
       );
@@ -63,16 +60,4 @@ export async function copyFile(source: Source, outlet: Outlet, buffers: Buffers)
   } finally {
     buffers.leave();
   }
-}
-
-async function readInto(source: Source, buffer: Buffer, offset: number, end: number): Promise<number> {
-  const damaged = (cause?: unknown): MirrorError =>
-    new MirrorError('damaged', `${source.what}: cannot read byte ${offset} of its file`, { cause });
-  const { bytesRead } = await source.handle
-    .read(buffer, 0, Math.min(buffer.length, end - offset), offset)
-    .catch((error: unknown) => {
-      throw damaged(error);
-    });
-  if (bytesRead === 0) throw damaged();
-  return bytesRead;
 }

@@ -9,6 +9,7 @@ import { copyFile, type Source } from './copy.ts';
 import type { Reservation } from './evictor.ts';
 import { Intervals } from './intervals.ts';
 import { withoutHoles, type Journalled } from './journal.ts';
+import { Reads } from './reads.ts';
 import type { Verification, Verifier } from './verifier.ts';
 
 /** What an ingest needs of its store. */
@@ -81,6 +82,7 @@ export class Ingest implements Journalled {
   /** What is there or being written; a write that fails ends it all. */
   #claimed = new Intervals();
   #handle: FileHandle | undefined;
+  #sharedReads: Reads | undefined;
   #verification: Verification | undefined;
   #size: number | undefined;
   #journalledBytes = 0;
@@ -328,6 +330,11 @@ export class Ingest implements Journalled {
     await this.#finish(this.#present.total >= worthKeeping ? 'kept' : 'discarded');
   }
 
+  get #reads(): Reads {
+    this.#sharedReads ??= new Reads(`blob ${this.digest}`, this.#open, this.#context.buffers);
+    return this.#sharedReads;
+  }
+
   get #open(): FileHandle {
     if (!this.#handle) throw new Error(`ingest of ${this.digest} was not begun`);
     return this.#handle;
@@ -350,8 +357,7 @@ export class Ingest implements Journalled {
     const fault = (): MirrorError | undefined => this.#fault;
     const isFull = (): boolean => this.#full;
     return {
-      what: `blob ${this.digest}`,
-      handle: this.#open,
+      reads: this.#reads,
       offset: range?.start ?? 0,
       get end() {
         return range?.end ?? size();

@@ -8,6 +8,7 @@ import { errorCode, isFault, MirrorError } from '../util/errors.ts';
 import { writeTo } from '../util/outlet.ts';
 import type { Buffers } from './buffers.ts';
 import { copyFile } from './copy.ts';
+import { Reads } from './reads.ts';
 
 /** Content in memory: small, or not on disk yet. */
 export interface Held extends Descriptor {
@@ -63,6 +64,7 @@ export class SharedFile {
   readonly #row: Descriptor;
   readonly #events: SharedFileEvents;
   #handle: Promise<FileHandle> | undefined;
+  #reads: Reads | undefined;
   #users = 1;
 
   constructor(row: Descriptor, path: string, events: SharedFileEvents) {
@@ -87,6 +89,11 @@ export class SharedFile {
   open(): Promise<FileHandle> {
     this.#handle ??= open(this.path, 'r');
     return this.#handle;
+  }
+
+  reads(handle: FileHandle, buffers: Buffers): Reads {
+    this.#reads ??= new Reads(`blob ${this.#row.digest}`, handle, buffers);
+    return this.#reads;
   }
 
   /** Runs a look at the file; what it finds wrong with it makes the blob `damaged`. */
@@ -182,8 +189,7 @@ export class StoredContent extends FileContent {
   copyTo(sink: Writable, range?: ByteRange): Promise<void> {
     if (!this.#handle) throw new Error('copyTo before prepare');
     const source = {
-      what: `blob ${this.digest}`,
-      handle: this.#handle,
+      reads: this.file.reads(this.#handle, this.#buffers),
       offset: range?.start ?? 0,
       end: range?.end ?? this.size,
       fault: undefined,
