@@ -22,6 +22,8 @@ import { Slots } from './util/slots.ts';
 import { version } from './version.ts';
 
 const drainMs = 30_000;
+/** Each may hold two buffers of 32 KiB and two sockets. */
+const maxRequests = 4096;
 const unspecified = new Set(['0.0.0.0', '::']);
 
 export interface ServiceOptions {
@@ -119,6 +121,7 @@ export class Service {
       log,
       metrics,
       isDraining,
+      maxRequests,
     };
     this.#registry = createHttpServer(createRegistryApp(context));
     if (config.adminListen) {

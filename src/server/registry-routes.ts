@@ -17,6 +17,8 @@ export interface RegistryContext {
   readonly log: Log;
   readonly metrics: Metrics;
   readonly isDraining: () => boolean;
+  /** At once; what is more gets 503. */
+  readonly maxRequests: number;
 }
 
 /**
@@ -26,17 +28,25 @@ export interface RegistryContext {
 export function createRegistryHandler(
   context: RegistryContext,
 ): (req: IncomingMessage, res: ServerResponse) => Promise<void> {
-  const { clock, log, metrics } = context;
+  const { clock, log, metrics, maxRequests } = context;
   const now = (): number => clock.monotonic();
+  let running = 0;
   return async (req, res) => {
     const record = new AccessRecord(now());
     const exchange: Exchange = { req, res, record, now };
+    running += 1;
     try {
+      if (running > maxRequests) {
+        const why = `${maxRequests} requests are being answered`;
+        throw new MirrorError('overloaded', why, { retryAfterMs: 1000 });
+      }
       await trace.run(record, () => serve(exchange, context));
     } catch (error) {
       const fault = toMirrorError(error);
       report(fault, record, context);
       sendFault(exchange, fault);
+    } finally {
+      running -= 1;
     }
     const { method, url = '', headers, socket } = req;
     const line = { method, url, client: socket.remoteAddress, agent: headers['user-agent'] };

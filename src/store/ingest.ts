@@ -35,6 +35,12 @@ export interface IngestContext {
   readonly onClosed: () => void;
 }
 
+/** What an earlier fill has left. */
+export interface Kept extends Journalled {
+  /** It is this process's: the file holds what it is said to. */
+  readonly isOurs: boolean;
+}
+
 /** Where a reader stands, and where it wants to stop; undefined while the size is not known. */
 export interface Reader {
   readonly offset: number;
@@ -74,7 +80,7 @@ export class Ingest implements Journalled {
   /** Called when a reader has come or gone. */
   onReaders: () => void = () => undefined;
   readonly #context: IngestContext;
-  readonly #kept: Journalled | undefined;
+  readonly #kept: Kept | undefined;
   readonly #readers = new Set<Reader>();
   readonly #waiting = new Set<() => void>();
   #present = new Intervals();
@@ -95,8 +101,7 @@ export class Ingest implements Journalled {
   /** The leases, and one for the fill until it commits or fails. */
   #holders = 1;
 
-  /** `kept`: what an earlier fill has left. */
-  constructor(digest: Digest, path: string, context: IngestContext, kept?: Journalled) {
+  constructor(digest: Digest, path: string, context: IngestContext, kept?: Kept) {
     this.digest = digest;
     this.path = path;
     this.reservation = context.reservation;
@@ -142,7 +147,9 @@ export class Ingest implements Journalled {
     try {
       const handle = await open(this.path, 'r+');
       this.#handle = handle;
-      this.#present = await withoutHoles(handle, kept.present, kept.synced);
+      this.#present = kept.isOurs
+        ? new Intervals(kept.present.ranges)
+        : await withoutHoles(handle, kept.present, kept.synced);
       this.#claimed = new Intervals(this.#present.ranges);
     } catch {
       // Then it is as if there had been none.

@@ -5,13 +5,14 @@ import type { Clock } from '../util/clock.ts';
 import type { Logger } from '../util/log.ts';
 import type { Catalog } from './catalog.ts';
 import type { Reservation } from './evictor.ts';
+import type { Kept } from './ingest.ts';
 import { bootId, readIntervals, writeIntervals, type Journalled } from './journal.ts';
 
 /** What nobody came back for goes after that time. */
 const keptForMs = 24 * 60 * 60 * 1000;
 
 /** What an unfinished fill has left. */
-export interface Partial extends Journalled {
+export interface Partial extends Kept {
   readonly digest: Digest;
   readonly reservation: Reservation;
   /** Milliseconds since the epoch. */
@@ -63,7 +64,8 @@ export class Partials {
         const reservation = reserve();
         reservation.adopt(present.total);
         const path = join(this.#directory, row.file);
-        this.#kept.set(digest, { digest, path, size, present, synced, reservation, keptAt: updatedAt });
+        const kept = { digest, path, size, present, synced, reservation };
+        this.#kept.set(digest, { ...kept, isOurs: false, keptAt: updatedAt });
       } else this.forget(digest);
     }
     await Promise.all([...files].map((file) => unlink(join(this.#directory, file))));
@@ -78,10 +80,10 @@ export class Partials {
   }
 
   /** Nobody works on it any more. */
-  keep({ digest, path, size, present, synced, reservation }: Omit<Partial, 'keptAt'>): void {
+  keep({ digest, path, size, present, synced, reservation }: Omit<Partial, 'keptAt' | 'isOurs'>): void {
     reservation.shrinkTo(present.total);
     const keptAt = this.#context.clock.now();
-    const partial = { digest, path, size, present, synced, reservation, keptAt };
+    const partial = { digest, path, size, present, synced, reservation, isOurs: true, keptAt };
     this.#kept.set(digest, partial);
     this.journal(digest, partial);
   }

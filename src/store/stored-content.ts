@@ -101,7 +101,12 @@ export class SharedFile {
     try {
       return await look();
     } catch (error) {
-      const missing = errorCode(error) === 'ENOENT';
+      const code = errorCode(error);
+      if (code === 'EMFILE' || code === 'ENFILE') {
+        const what = `blob ${this.#row.digest}: too many open files`;
+        throw new MirrorError('overloaded', what, { cause: error, retryAfterMs: 1000 });
+      }
+      const missing = code === 'ENOENT';
       if (!missing && !isFault(error, 'damaged')) throw error;
       this.#events.onDamaged();
       throw missing ? this.damaged('its file is missing', error) : error;

@@ -47,6 +47,8 @@ export const faults = {
   'store-full': { status: 503, code: 'UNAVAILABLE', level: 'error' },
   /** The client went away, or took no byte for too long. */
   'client-gone': { status: 499, code: 'UNKNOWN', level: 'debug' },
+  /** More requests, or more open files, than this process can hold. */
+  overloaded: { status: 503, code: 'UNAVAILABLE', level: 'warn' },
   draining: { status: 503, code: 'UNAVAILABLE', level: 'debug' },
   internal: { status: 500, code: 'UNKNOWN', level: 'error' },
 } as const satisfies Record<string, FaultRow>;

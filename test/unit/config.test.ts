@@ -32,7 +32,19 @@ describe('configuration', () => {
     assert.equal(config.store.path, join(directory, 'nowhere/data'));
     assert.equal(config.store.maxBytes, 50e9);
     assert.equal(config.tags.ttl, 300_000);
-    assert.equal(config.fetch.maxManifestBytes, 8 * 1024 * 1024);
+    assert.deepEqual(config.fetch, {
+      connectionsPerBlob: 4,
+      spanBytes: 16 * 1024 * 1024,
+      maxConnections: 64,
+      prefetch: 'chain',
+      connectTimeout: 5000,
+      headersTimeout: 20_000,
+      idleTimeout: 30_000,
+      giveUpAfter: 30_000,
+      firstByteTimeout: 25_000,
+      completeRanges: true,
+      maxManifestBytes: 8 * 1024 * 1024,
+    });
     assert.equal(config.defaultUpstream, 'docker.io');
     assert.equal(config.upstreams[0]?.url.href, 'https://registry-1.docker.io/');
     assert.deepEqual(config.upstreams[0].aliases, ['index.docker.io', 'registry-1.docker.io']);
@@ -113,6 +125,8 @@ describe('configuration', () => {
     [{ tags: { ttl: '5 minutes or so' } }, /^tags\.ttl: found "5 minutes or so", expected a duration/],
     [{ tags: { ttl: -1 } }, /^tags\.ttl: found -1, expected a duration/],
     [{ fetch: { maxConnections: 0 } }, /^fetch\.maxConnections: found 0, expected a whole number above 0$/],
+    [{ fetch: { spanBytes: '64KiB' } }, /^fetch\.spanBytes: found "64KiB", expected a size above 64 KiB/],
+    [{ fetch: { prefetch: 'all' } }, /^fetch\.prefetch: found "all", expected one of "chain", "off"$/],
     [{ fetch: { idleTimeout: 0 } }, /^fetch\.idleTimeout: found 0, expected a duration above 0/],
     [{ log: { level: 'loud' } }, /^log\.level: found "loud", expected one of "fatal", "error"/],
     [{ listen: 5000 }, /^listen: found 5000, expected an address/],

@@ -1,0 +1,47 @@
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { test } from 'node:test';
+import { createRegistryHandler, type RegistryContext } from '../../src/server/registry-routes.ts';
+import { createRepo } from '../../src/oci/repo.ts';
+import { createLog } from '../../src/util/log.ts';
+import { Metrics } from '../../src/util/metrics.ts';
+import { ask, errorOf } from '../support/http.ts';
+import { TestClock, until } from '../support/mirror.ts';
+
+test('requests beyond what the process can hold get 503 and when to come again', async () => {
+  const { promise: held, resolve: go } = Promise.withResolvers<undefined>();
+  let asked = 0;
+  const log = createLog({ level: 'info' }, { write: () => true });
+  const context = {
+    mirror: {
+      manifest: async () => {
+        asked += 1;
+        await held;
+        return { digest: `sha256:${'0'.repeat(64)}`, mediaType: 'x/y', size: 1, result: 'hit' };
+      },
+    },
+    upstreams: { repo: (name: string) => createRepo('docker.io', name) },
+    clock: new TestClock(),
+    log,
+    metrics: new Metrics(),
+    isDraining: () => false,
+    maxRequests: 2,
+  } as unknown as RegistryContext;
+  const handler = createRegistryHandler(context);
+  const server = createServer((req, res) => void handler(req, res)).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/v2/x/manifests/1`;
+  const first = [ask(url, { method: 'HEAD' }), ask(url, { method: 'HEAD' })];
+  await until(() => asked === 2, 'two are being answered');
+  const refused = await ask(url);
+  assert.equal(refused.status, 503);
+  assert.equal(refused.headers['retry-after'], '1');
+  assert.equal(errorOf(refused).code, 'UNAVAILABLE');
+  go(undefined);
+  for (const reply of await Promise.all(first)) assert.equal(reply.status, 200);
+  assert.equal((await ask(url, { method: 'HEAD' })).status, 200);
+  server.close();
+  await log.close();
+});
