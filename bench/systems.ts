@@ -52,6 +52,8 @@ async function startLayercache(upstreamUrl: string, directory: string): Promise<
       upstreams: [{ registry: 'docker.io', url: upstreamUrl }],
     }),
   );
+  // As npm start has it.
+  process.env['MALLOC_ARENA_MAX'] = '1';
   return run(process.execPath, [join(root, 'src/main.js'), 'serve', '--config', config], port, directory);
 }
 

@@ -45,8 +45,8 @@ export async function copyFile(source: Source, outlet: Outlet, buffers: Buffers)
         read.release(true);
         throw error;
       }
-      source.offset += read.bytes.length;
-      writing = outlet.write(read.bytes).then(
+      source.offset += read.length;
+      writing = outlet.write(...read.bytes).then(
         () => read.release(true),
         (error: unknown) => {
           read.release(false);

@@ -236,6 +236,9 @@ export class Ingest implements Journalled {
     }
     this.reservation.wrote(added);
     this.#verification?.advance(this.#present.endOfRun(0));
+    const [part] = parts;
+    const isAll = part !== undefined && part.end - part.start === end - offset;
+    if (isAll && this.#waiting.size > 0) this.#reads.seed(offset, chunks, end - offset);
     this.#wake();
     if (this.#present.total - this.#journalledBytes >= journalEveryBytes) this.#journal();
     return added;

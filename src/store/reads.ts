@@ -4,14 +4,17 @@ import type { Buffers } from './buffers.ts';
 
 /** Bytes of a file, as long as somebody writes them to somewhere. */
 export interface Read {
-  readonly bytes: Buffer;
+  readonly bytes: readonly Uint8Array[];
+  readonly length: number;
   /** Nothing reads from `bytes` any more; `false` if something still may. */
   release(isDone: boolean): void;
 }
 
 interface Shared {
-  readonly buffer: Buffer;
-  readonly length: Promise<number>;
+  readonly parts: readonly Uint8Array[];
+  readonly length: number | Promise<number>;
+  /** To be given back to the pool. */
+  readonly buffer: Buffer | undefined;
   readers: number;
   isDone: boolean;
 }
@@ -37,9 +40,11 @@ export class Reads {
     const shared = this.#shared.get(offset) ?? this.#start(offset, end);
     shared.readers += 1;
     try {
-      const length = Math.min(await shared.length, end - offset);
+      const there = typeof shared.length === 'number' ? shared.length : await shared.length;
+      const length = Math.min(there, end - offset);
       return {
-        bytes: shared.buffer.subarray(0, length),
+        bytes: firstBytes(shared.parts, length),
+        length,
         release: (isDone) => this.#leave(offset, shared, isDone),
       };
     } catch (error) {
@@ -48,9 +53,20 @@ export class Reads {
     }
   }
 
+  /** Bytes that have just been written there: whoever waits for them need not read them back. */
+  seed(offset: number, parts: readonly Uint8Array[], length: number): void {
+    if (this.#shared.has(offset)) return;
+    const shared = { parts, length, buffer: undefined, readers: 0, isDone: true };
+    this.#shared.set(offset, shared);
+    setImmediate(() => {
+      if (shared.readers === 0) this.#forget(offset, shared);
+    });
+  }
+
   #start(offset: number, end: number): Shared {
     const buffer = this.#buffers.take(end - offset);
     const shared = {
+      parts: [buffer],
       buffer,
       length: this.#read(buffer, offset, Math.min(buffer.length, end - offset)),
       readers: 0,
@@ -64,9 +80,14 @@ export class Reads {
     shared.readers -= 1;
     shared.isDone &&= isDone;
     if (shared.readers > 0) return;
-    if (this.#shared.get(offset) === shared) this.#shared.delete(offset);
+    this.#forget(offset, shared);
+    if (!shared.buffer) return;
     if (shared.isDone) this.#buffers.give(shared.buffer);
     else this.#buffers.drop(shared.buffer);
+  }
+
+  #forget(offset: number, shared: Shared): void {
+    if (this.#shared.get(offset) === shared) this.#shared.delete(offset);
   }
 
   async #read(buffer: Buffer, offset: number, length: number): Promise<number> {
@@ -78,4 +99,15 @@ export class Reads {
     if (bytesRead === 0) throw damaged();
     return bytesRead;
   }
+}
+
+function firstBytes(parts: readonly Uint8Array[], length: number): Uint8Array[] {
+  const found: Uint8Array[] = [];
+  let left = length;
+  for (const part of parts) {
+    if (left <= 0) break;
+    found.push(part.byteLength <= left ? part : part.subarray(0, left));
+    left -= part.byteLength;
+  }
+  return found;
 }

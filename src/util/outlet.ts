@@ -22,8 +22,13 @@ export class Outlet {
   }
 
   /** Resolves when the bytes have left: their buffer may then be used again. */
-  write(bytes: Uint8Array): Promise<void> {
-    return this.#wait((done) => void this.#sink.write(bytes, done));
+  write(...parts: readonly Uint8Array[]): Promise<void> {
+    const last = parts.length - 1;
+    return this.#wait((done) => {
+      if (last > 0) this.#sink.cork();
+      parts.forEach((part, i) => void this.#sink.write(part, i === last ? done : undefined));
+      if (last > 0) this.#sink.uncork();
+    });
   }
 
   end(bytes?: Uint8Array): Promise<void> {
