@@ -180,16 +180,21 @@ describe('faults at every moment of a fill', () => {
     return { reached: reached.promise, go: () => resolve(undefined) };
   }
 
+  /** A client that asks, and goes away then. */
+  async function leaveAfter(then: Promise<unknown>): Promise<void> {
+    const leaving = new AbortController();
+    const left = fetch(`${mirror.url}${path}`, { signal: leaving.signal })
+      .then((response) => response.arrayBuffer())
+      .catch(() => undefined);
+    await then;
+    leaving.abort();
+    await left;
+  }
+
   for (const [moment, match] of Object.entries(moments)) {
     test(`the client that leaves in ${moment} changes nothing`, async () => {
       const { reached, go } = hold(match);
-      const leaving = new AbortController();
-      const left = fetch(`${mirror.url}${path}`, { signal: leaving.signal })
-        .then((response) => response.arrayBuffer())
-        .catch(() => undefined);
-      await reached;
-      leaving.abort();
-      await left;
+      await leaveAfter(reached);
       go();
       await until(async () => (await mirror.files('blobs')).length === 1, 'it is stored');
       await assertClean(0);
@@ -198,13 +203,7 @@ describe('faults at every moment of a fill', () => {
 
     test(`a stop in ${moment} without readers keeps what is there`, async () => {
       const { reached } = hold(match);
-      const leaving = new AbortController();
-      const left = fetch(`${mirror.url}${path}`, { signal: leaving.signal })
-        .then((response) => response.arrayBuffer())
-        .catch(() => undefined);
-      await reached;
-      leaving.abort();
-      await left;
+      await leaveAfter(reached);
       const started = performance.now();
       await mirror.stop();
       assert.ok(performance.now() - started < 5000);
