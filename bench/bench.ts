@@ -5,6 +5,7 @@ import { Agent, get as httpGet, type IncomingMessage } from 'node:http';
 import { availableParallelism, cpus, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { format, resolveConfig } from 'prettier';
 import { systems, versionOf, type Running, type System } from './systems.ts';
 
 /**
@@ -296,7 +297,9 @@ async function main(words: readonly string[]): Promise<void> {
   process.stdout.write(`${result}\n`);
   if (!write) return;
   const text = readFileSync(document, 'utf8');
-  writeFileSync(document, text.replace(/(<!-- run -->\n)[\s\S]*(<!-- end of run -->)/, `$1\n${result}\n$2`));
+  const updated = text.replace(/(<!-- run -->\n)[\s\S]*(<!-- end of run -->)/, `$1\n${result}\n$2`);
+  const options = await resolveConfig(document);
+  writeFileSync(document, await format(updated, { ...options, filepath: document }));
 }
 
 await main(process.argv.slice(2));
