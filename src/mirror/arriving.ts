@@ -14,7 +14,6 @@ export interface ArrivingParts {
   /** Absent where the store can take nothing of it. */
   readonly lease: IngestLease | undefined;
   readonly relay: Relay;
-  readonly firstByteTimeoutMs: number;
 }
 
 /** Content that is on its way: out of the file of its fill, and past the store from where that can take no more. */
@@ -33,8 +32,8 @@ export class ArrivingContent implements Content {
   }
 
   async prepare(): Promise<void> {
-    const { lease, relay, firstByteTimeoutMs } = this.#parts;
-    if (!lease) await relay.prepare(AbortSignal.timeout(firstByteTimeoutMs));
+    const { lease, relay } = this.#parts;
+    if (!lease) await relay.prepare();
   }
 
   copyTo(sink: Writable, range?: ByteRange): Promise<void> {

@@ -4,7 +4,7 @@ import { hashesTo, type Digest } from '../oci/digest.ts';
 import { resolveWant, type ByteRange, type Want } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
-import type { Ingest } from '../store/ingest.ts';
+import type { Ingest, IngestLease } from '../store/ingest.ts';
 import type { BlobSource, UpstreamBlob } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
 import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
@@ -315,36 +315,22 @@ export class Fill {
     const none = want !== 'whole' && size !== undefined && range === undefined;
     if (range) this.#asked += range.end - range.start;
     if (this.#options.completeRanges && this.#asked > probeBytes) this.#download.completing = true;
-    return new ArrivingContent({
-      digest: this.#digest,
-      size: () => this.#ingest.size,
-      verifier: this.#context.store.verifier,
-      lease: this.#ingest.lease(none ? { start: size, end: size } : range),
-      relay: new Relay(this.#digest, this.#relayContext()),
-      firstByteTimeoutMs: this.#options.firstByteTimeoutMs,
-    });
+    const lease = this.#ingest.lease(none ? { start: size, end: size } : range);
+    return this.#content(lease, () => this.#ingest.size);
   }
 
   /** The store can take nothing of it: those who wait get it past the store, and newcomers see for themselves. */
   #relay(blob: UpstreamBlob, why: MirrorError): void {
     this.#warnOfRelay(why);
-    const { slots } = this.#relayContext();
     // The answer that is open already goes to the first who waits for the whole, if it may keep its connection.
-    const isWhole = blob.start === 0 && blob.end === blob.size;
-    const done = isWhole ? slots.tryTake() : undefined;
+    const hasAll = blob.start === 0 && blob.end === blob.size;
+    const done = hasAll ? this.#upstream.relaySlots.tryTake() : undefined;
     const spare: OpenBlob[] = done ? [{ blob, done }] : [];
     if (!done) blob.body.discard();
     this.#leave();
     this.#opened((want) => {
       const open = want === 'whole' ? spare.pop() : undefined;
-      return new ArrivingContent({
-        digest: this.#digest,
-        size: () => blob.size,
-        verifier: this.#context.store.verifier,
-        lease: undefined,
-        relay: new Relay(this.#digest, this.#relayContext(), open),
-        firstByteTimeoutMs: this.#options.firstByteTimeoutMs,
-      });
+      return this.#content(undefined, () => blob.size, open);
     });
     for (const { blob: unused, done: give } of spare) {
       unused.body.discard();
@@ -352,15 +338,14 @@ export class Fill {
     }
   }
 
-  #relayContext() {
-    return {
-      verifier: this.#context.store.verifier,
-      source: this.#source,
-      clock: this.#context.clock,
-      slots: this.#upstream.relaySlots,
-      firstByteTimeoutMs: this.#options.firstByteTimeoutMs,
-      giveUpAfterMs: this.#options.giveUpAfterMs,
-    };
+  /** `lease`: absent where the store can take nothing of it; `open`: an answer that is on its way already. */
+  #content(lease: IngestLease | undefined, size: () => number | undefined, open?: OpenBlob): Content {
+    const { clock, store } = this.#context;
+    const { firstByteTimeoutMs, giveUpAfterMs } = this.#options;
+    const slots = this.#upstream.relaySlots;
+    const context = { source: this.#source, clock, slots, firstByteTimeoutMs, giveUpAfterMs };
+    const relay = new Relay(this.#digest, context, open);
+    return new ArrivingContent({ digest: this.#digest, size, verifier: store.verifier, lease, relay });
   }
 
   #opened(lease: (want: Want) => Content): void {

@@ -337,10 +337,9 @@ async function prepared(content: Content): Promise<Content> {
 async function isReadable(held: Content | Descriptor): Promise<boolean> {
   if (!('copyTo' in held)) return true;
   try {
-    await held.prepare();
+    await prepared(held);
     return true;
   } catch (error) {
-    held.release();
     if (isFault(error, 'damaged')) return false;
     throw error;
   }

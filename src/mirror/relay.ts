@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Digest } from '../oci/digest.ts';
-import type { Verification, Verifier } from '../store/verifier.ts';
+import type { Verification } from '../store/verifier.ts';
 import type { BlobSource, UpstreamBlob } from '../upstream/registry-client.ts';
 import { toFault } from '../upstream/transport.ts';
 import type { Clock } from '../util/clock.ts';
@@ -16,7 +16,6 @@ export interface OpenBlob {
 }
 
 export interface RelayContext {
-  readonly verifier: Verifier;
   readonly source: BlobSource;
   readonly clock: Clock;
   /** Relays at once: they have connections of their own, since slow clients hold them. */
@@ -55,8 +54,8 @@ export class Relay {
     this.#done = spare?.done;
   }
 
-  /** Waits for a connection. Throws `upstream-busy`. */
-  async prepare(signal: AbortSignal): Promise<void> {
+  /** Waits for a connection, not longer than a client waits for its first byte. Throws `upstream-busy`. */
+  async prepare(signal = AbortSignal.timeout(this.#context.firstByteTimeoutMs)): Promise<void> {
     this.#done ??= await this.#context.slots.take(signal).catch((cause: unknown) => {
       const what = `GET blob ${this.#digest}: no free connection past the store in time`;
       throw new MirrorError('upstream-busy', what, { cause, retryAfterMs: 5000 });

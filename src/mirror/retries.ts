@@ -7,8 +7,10 @@ const longestDelayMs = 5000;
 /** Before anybody has been answered it is better to answer with a fault than to be silent. */
 const triesAtOpening = 4;
 
-/** When to try again, for as long as that makes sense: bounded by tries at first, later by the time in which
- * every try has failed. */
+/**
+ * When to try again, for as long as that makes sense: bounded by tries at first, later by the time in which every try has
+ * failed.
+ */
 export class Retries {
   readonly #clock: Clock;
   readonly #giveUpAfterMs: number;

@@ -179,8 +179,8 @@ export class Ingest implements Journalled {
       this.#journal();
     }
     this.#size ??= size;
+    await this.reserve(room ?? unknownSizeStep);
     try {
-      await this.reservation.growTo(room ?? unknownSizeStep);
       this.#handle ??= await open(this.path, 'wx+');
     } catch (error) {
       throw writeFault(this.digest, error);
@@ -210,18 +210,20 @@ export class Ingest implements Journalled {
       );
     }
     const parts = this.#claim(offset, end);
-    if (parts.length === 0) return 0;
+    const added = parts.reduce((sum, part) => sum + part.end - part.start, 0);
+    if (added === 0) return 0;
+    const isAll = added === end - offset && parts.length === 1;
     try {
       if (this.#size === undefined && end > this.reservation.bytes)
         await this.reservation.growTo(end + unknownSizeStep);
       const done = await this.#context.writes.take();
       try {
-        for (const { start, end: stop } of parts) {
-          const isAll = stop - start === end - offset;
-          await this.#writeAll(
-            start,
-            isAll ? chunks : [Buffer.concat(chunks).subarray(start - offset, stop - offset)],
-          );
+        if (isAll) await this.#writeAll(offset, chunks, added);
+        else {
+          const bytes = Buffer.concat(chunks);
+          for (const { start, end: stop } of parts) {
+            await this.#writeAll(start, [bytes.subarray(start - offset, stop - offset)], stop - start);
+          }
         }
       } finally {
         done();
@@ -229,16 +231,10 @@ export class Ingest implements Journalled {
     } catch (error) {
       throw writeFault(this.digest, error);
     }
-    let added = 0;
-    for (const { start, end: stop } of parts) {
-      this.#present.add(start, stop);
-      added += stop - start;
-    }
+    for (const { start, end: stop } of parts) this.#present.add(start, stop);
     this.reservation.wrote(added);
     this.#verification?.advance(this.#present.endOfRun(0));
-    const [part] = parts;
-    const isAll = part !== undefined && part.end - part.start === end - offset;
-    if (isAll && this.#waiting.size > 0) this.#reads.seed(offset, chunks, end - offset);
+    if (isAll && this.#waiting.size > 0) this.#reads.seed(offset, chunks, added);
     this.#wake();
     if (this.#present.total - this.#journalledBytes >= journalEveryBytes) this.#journal();
     return added;
@@ -330,14 +326,18 @@ export class Ingest implements Journalled {
    */
   async fail(error: MirrorError): Promise<void> {
     if (!this.#verified) this.#fault = error;
-    const isKept =
-      error.fault !== 'digest-mismatch' && !this.#verified && this.#present.total >= worthKeeping;
-    await this.#finish(isKept && this.#size !== undefined ? 'kept' : 'discarded');
+    const isSound = error.fault !== 'digest-mismatch' && !this.#verified;
+    await this.#finish(isSound && this.#isWorthKeeping ? 'kept' : 'discarded');
   }
 
   /** Nobody wants more of it now. */
   async suspend(): Promise<void> {
-    await this.#finish(this.#present.total >= worthKeeping ? 'kept' : 'discarded');
+    await this.#finish(this.#isWorthKeeping ? 'kept' : 'discarded');
+  }
+
+  /** Of an unknown size nobody could tell later whether what is there is too much. */
+  get #isWorthKeeping(): boolean {
+    return this.#size !== undefined && this.#present.total >= worthKeeping;
   }
 
   get #reads(): Reads {
@@ -400,8 +400,7 @@ export class Ingest implements Journalled {
     return parts;
   }
 
-  async #writeAll(offset: number, chunks: readonly Uint8Array[]): Promise<void> {
-    const length = chunks.reduce((sum, chunk) => sum + chunk.byteLength, 0);
+  async #writeAll(offset: number, chunks: readonly Uint8Array[], length: number): Promise<void> {
     let { bytesWritten } = await this.#open.writev(chunks, offset);
     if (bytesWritten === length) return;
     const rest = Buffer.concat(chunks);

@@ -32,7 +32,8 @@ export class Body {
 
   /**
    * Hands on what comes, in batches of 1 MiB or of what came in 10 ms, waiting for each to be taken while the next is
-   * gathered; `false` from `take` says that it is enough. Rejects as `take` does, as the connection ends, or with the signal's reason; the rest is then cut off.
+   * gathered; `false` from `take` says that it is enough. Rejects as `take` does, as the connection ends, or with the
+   * signal's reason; the rest is then cut off.
    */
   async pipe(take: (chunks: Buffer[]) => Promise<unknown>, signal?: AbortSignal): Promise<void> {
     this.#piped = true;

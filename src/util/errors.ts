@@ -1,7 +1,8 @@
 /**
  * The closed list of things that go wrong. Each row says what the client gets (HTTP status and OCI error code), how
  * loud the log is, whether the upstream call may be tried once more (`retry`), also in the middle of a blob (`resume`),
- * whether it is the upstream's definite no, and whether a tag that is held may be served as it was (`stale`). Everything else in the program speaks of faults by name.
+ * whether it is the upstream's definite no, and whether a tag that is held may be served as it was (`stale`). Everything
+ * else in the program speaks of faults by name.
  */
 export const faults = {
   'name-invalid': { status: 400, code: 'NAME_INVALID', level: 'debug' },

@@ -208,6 +208,21 @@ describe('ingest', () => {
     });
   });
 
+  test('of an unknown size nothing is kept: nobody could tell later whether it is too much', async () => {
+    await inDirectory(async (directory) => {
+      const model = new Model(directory);
+      await model.start();
+      await model.ingest.suspend();
+      const unknown = model.store.ingest(randomBlob(1).digest);
+      await unknown.begin(undefined, undefined);
+      await unknown.write(0, [model.blob.bytes]);
+      await unknown.suspend();
+      assert.equal(model.store.hasPartial(unknown.digest), false);
+      assert.deepEqual(await readdir(join(directory, 'ingest')), []);
+      await model.close();
+    });
+  });
+
   test('what was not synced and reads as zeros, or lies past the end, does not count', async () => {
     await inDirectory(async (directory) => {
       const path = join(directory, 'file');
