@@ -1,8 +1,10 @@
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
+import { homedir } from 'node:os';
 import { dirname, resolve } from 'node:path';
 import { closest, distance } from 'fastest-levenshtein';
 import { z } from 'zod';
 import { smallSize } from './oci/content.ts';
+import { Pattern } from './oci/pattern.ts';
 import { errorCode, MirrorError } from './util/errors.ts';
 import { NetworkPolicy } from './upstream/network-policy.ts';
 import { parseDuration, parseSize } from './util/units.ts';
@@ -79,14 +81,32 @@ const registryName = z
 
 const secret = z.union([text, z.strictObject({ env: text }), z.strictObject({ file: text })]);
 
+const account = z
+  .strictObject({
+    username: text.optional(),
+    password: secret.optional(),
+    anonymous: z.literal(true).optional(),
+  })
+  .refine(
+    ({ username, password, anonymous }) =>
+      anonymous ? !username && !password : username !== undefined && password !== undefined,
+    'username and password, or { "anonymous": true }',
+  );
+
+const patternText = z.string().refine((value) => Pattern.parse(value) !== undefined, {
+  message: 'a pattern such as "docker.io/library/*:3.*" or "ghcr.io/acme/**"',
+});
+
 const upstream = z.strictObject({
   registry: registryName,
   url: origin.optional(),
   aliases: z.array(registryName).optional(),
-  accounts: z
-    .array(z.strictObject({ username: text, password: secret }))
-    .max(1, 'at most one account')
-    .default([]),
+  accounts: z.array(account).default([]),
+  dockerConfig: text.optional(),
+  credentialHelper: z
+    .string()
+    .regex(/^[\w.-]+$/, 'the name of a credential helper such as "ecr-login"')
+    .optional(),
   realms: z.array(z.url()).default([]),
   allowPrivateNetwork: flag.prefault(false),
   tags: z.strictObject({ ttl: duration.optional() }).prefault({}),
@@ -116,6 +136,9 @@ const schema = z.strictObject({
       ttl: duration.prefault('5m'),
       staleIfError: durationOrOff.prefault('30d'),
       negativeTtl: durationOrOff.prefault('10s'),
+      revalidate: z.enum(['wait', 'behind']).default('wait'),
+      whenGone: z.enum(['404', 'keep']).default('404'),
+      rules: z.array(z.strictObject({ match: patternText, ttl: duration })).default([]),
     })
     .prefault({}),
   fetch: z
@@ -136,15 +159,31 @@ const schema = z.strictObject({
       maxManifestBytes: size.prefault('8MiB'),
     })
     .prefault({}),
+  quota: z
+    .strictObject({
+      reserve: scalar('a whole number', (value) => {
+        const figure = typeof value === 'string' && /^\d+$/.test(value) ? Number(value) : value;
+        return Number.isSafeInteger(figure) && Number(figure) >= 0 ? Number(figure) : undefined;
+      }).prefault(10),
+      whenSpent: scalar<429 | 503>('"429" or "503"', (value) =>
+        String(value) === '429' ? 429 : String(value) === '503' ? 503 : undefined,
+      ).prefault('429'),
+    })
+    .prefault({}),
 });
 
 type Parsed = z.infer<typeof schema>;
 type ParsedUpstream = Parsed['upstreams'][number];
 
+/** A user name with its password, or with the file that has it; or nobody. */
+export type AccountConfig =
+  | { readonly username: string; readonly password: string | { readonly file: string } }
+  | { readonly anonymous: true };
+
 export interface UpstreamConfig extends Omit<ParsedUpstream, 'url' | 'aliases' | 'accounts'> {
   readonly url: URL;
   readonly aliases: readonly string[];
-  readonly account: { readonly username: string; readonly password: string } | undefined;
+  readonly accounts: readonly AccountConfig[];
 }
 
 /** The configuration, checked and with every default in place: durations in ms, sizes in bytes, paths absolute. */
@@ -218,11 +257,14 @@ function complete(
       ...rest,
       url: url ?? new URL(preset?.url ?? `https://${rest.registry}`),
       aliases: aliases ?? preset?.aliases ?? [],
-      account: accounts[0] && {
-        username: accounts[0].username,
-        password: readSecret(accounts[0].password, directory, env, `${at}.accounts[0].password`, problems),
-      },
+      accounts: accounts.map(({ username, password }, j): AccountConfig => {
+        if (username === undefined || password === undefined) return { anonymous: true };
+        const path = `${at}.accounts[${j}].password`;
+        return { username, password: readSecret(password, directory, env, path, problems) };
+      }),
+      ...(rest.dockerConfig !== undefined && { dockerConfig: resolvePath(directory, rest.dockerConfig) }),
     };
+    checkAccounts(completed, at, problems);
     for (const name of [rest.registry, ...completed.aliases]) {
       if (names.has(name)) problems.push(`${at}: found ${show(name)} a second time, expected each name once`);
       names.add(name);
@@ -244,13 +286,31 @@ function complete(
   return { ...parsed, store, upstreams, defaultUpstream };
 }
 
+function checkAccounts(
+  { accounts, dockerConfig }: Pick<UpstreamConfig, 'accounts' | 'dockerConfig'>,
+  at: string,
+  problems: string[],
+): void {
+  const names = accounts.map((each) => ('username' in each ? each.username : 'anonymous'));
+  const twice = names.find((name, i) => names.indexOf(name) < i);
+  if (twice !== undefined)
+    problems.push(`${at}.accounts: found ${show(twice)} a second time, expected each account once`);
+  if (dockerConfig !== undefined && !existsSync(dockerConfig))
+    problems.push(`${at}.dockerConfig: the file ${dockerConfig} does not exist`);
+}
+
+function resolvePath(directory: string, path: string): string {
+  return resolve(directory, path.replace(/^~(?=\/|$)/, homedir()));
+}
+
+/** A file is only tried here: it is read again whenever its content is needed. */
 function readSecret(
   value: z.infer<typeof secret>,
   directory: string,
   env: ConfigSource['env'],
   at: string,
   problems: string[],
-): string {
+): string | { file: string } {
   if (typeof value === 'string') return value;
   if ('env' in value) {
     const content = env[value.env];
@@ -258,12 +318,13 @@ function readSecret(
       problems.push(`${at}: the environment variable ${value.env} is not set`);
     return content ?? '';
   }
+  const file = resolvePath(directory, value.file);
   try {
-    return readFileSync(resolve(directory, value.file), 'utf8').trimEnd();
+    readFileSync(file);
   } catch (error) {
     problems.push(`${at}: the file ${value.file} cannot be read (${errorCode(error) ?? 'unknown'})`);
-    return '';
   }
+  return { file };
 }
 
 /**
@@ -339,7 +400,7 @@ function describe(issue: z.core.$ZodIssue): string[] {
       return `${at === '' ? key : `${at}.${key}`}: unknown key${hint || `; known here: ${known.join(', ')}`}`;
     });
   }
-  const isSecret = at.endsWith('password');
+  const isSecret = at.endsWith('password') || /\.accounts\[\d+\]$/.test(at);
   const found = issue.input === undefined ? 'nothing' : isSecret ? 'something else' : show(issue.input);
   return [`${at === '' ? 'the configuration' : at}: found ${found}, expected ${expectation(issue)}`];
 }

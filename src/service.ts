@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import type { RequestListener, Server } from 'node:http';
 import { hostname } from 'node:os';
 import type { AddressInfo } from 'node:net';
-import type { Address, Config } from './config.ts';
+import type { Address, Config, UpstreamConfig } from './config.ts';
 import { Access } from './mirror/access.ts';
 import { Pool } from './mirror/connections.ts';
 import { Fills } from './mirror/fills.ts';
@@ -10,18 +10,30 @@ import { Mirror } from './mirror/mirror.ts';
 import { Prefetch } from './mirror/prefetch.ts';
 import { Tags } from './mirror/tags.ts';
 import { Upstreams } from './mirror/upstreams.ts';
+import { Pattern } from './oci/pattern.ts';
+import type { Repo } from './oci/repo.ts';
 import { createAdminApp } from './server/admin.ts';
 import { createRegistryApp } from './server/app.ts';
 import { closeHttpServer, createHttpServer } from './server/http-server.ts';
 import { BlobStore } from './store/blob-store.ts';
+import { Admission } from './upstream/admission.ts';
+import {
+  anonymous,
+  dockerCredentials,
+  fixedCredentials,
+  helperCredentials,
+  type CredentialSource,
+} from './upstream/credentials.ts';
 import { RegistryClient } from './upstream/registry-client.ts';
 import { systemClock, type Clock } from './util/clock.ts';
+import { Ledger } from './util/ledger.ts';
 import { createLog, type LineSink, type Log } from './util/log.ts';
 import { Metrics } from './util/metrics.ts';
 import { Slots } from './util/slots.ts';
 import { version } from './version.ts';
 
 const drainMs = 30_000;
+const writeBehindMs = 5000;
 /** Each may hold two buffers of 32 KiB and two sockets. */
 const maxRequests = 4096;
 const unspecified = new Set(['0.0.0.0', '::']);
@@ -42,6 +54,8 @@ export class Service {
   readonly #prefetch: Prefetch | undefined;
   readonly #registry: Server;
   readonly #admin: Server | undefined;
+  readonly #ledger: Ledger;
+  readonly #writer: NodeJS.Timeout;
   readonly #stopping = new AbortController();
   #draining = false;
   #reconciled: Promise<void> = Promise.resolve();
@@ -71,9 +85,12 @@ export class Service {
     this.#config = config;
     this.log = log;
     this.#store = store;
-    this.#upstreams = buildUpstreams(config, clock, metrics);
+    this.#ledger = new Ledger(clock, store.catalog, (error) => this.#notWritten(error));
+    this.#upstreams = this.#buildUpstreams(clock, metrics);
+    this.#writer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
     const policy = {
-      ttlMs: config.tags.ttl,
+      revalidate: config.tags.revalidate,
+      whenGone: config.tags.whenGone,
       staleIfErrorMs: config.tags.staleIfError,
       negativeTtlMs: config.tags.negativeTtl,
     };
@@ -107,7 +124,7 @@ export class Service {
         store,
         access,
         fills: this.#fills,
-        tags: new Tags(store.catalog, clock, log.events),
+        tags: new Tags(store.catalog, clock, log.events, (digest) => store.describe(digest) !== undefined),
         upstreams: this.#upstreams,
         prefetch: this.#prefetch,
       },
@@ -120,8 +137,10 @@ export class Service {
       clock,
       log,
       metrics,
+      ledger: this.#ledger,
       isDraining,
       maxRequests,
+      whenSpent: config.quota.whenSpent,
     };
     this.#registry = createHttpServer(createRegistryApp(context));
     if (config.adminListen) {
@@ -162,6 +181,8 @@ export class Service {
     await Promise.all([idle, this.#fills.stop('all')]);
     await this.#upstreams.close();
     await this.#reconciled;
+    clearInterval(this.#writer);
+    this.#writeBehind();
     await this.#store.close();
     this.log.events.info('stopped');
     await this.log.close();
@@ -195,7 +216,63 @@ export class Service {
     );
   }
 
+  /** What was spent, and what is left. */
+  #writeBehind(): void {
+    this.#ledger.flush();
+    const { catalog } = this.#store;
+    for (const { registry, admission } of this.#upstreams.all) {
+      try {
+        admission.save((account, state) => {
+          if (state) catalog.setQuota(registry, account, state);
+          else catalog.removeQuota(registry, account);
+        });
+      } catch (error) {
+        this.#notWritten(error);
+      }
+    }
+  }
+
+  #notWritten(error: unknown): void {
+    this.log.events.warn({ err: error }, 'what was spent could not be written down; it is tried again');
+  }
+
+  #buildUpstreams(clock: Clock, metrics: Metrics): Upstreams {
+    const config = this.#config;
+    const { catalog } = this.#store;
+    const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
+    const upstreams = config.upstreams.map((upstream) => {
+      const { registry, aliases, maxConnections } = upstream;
+      const credentials = credentialsOf(upstream, clock);
+      const savedQuota = (account: string) => catalog.quota(registry, account);
+      const admission = new Admission(
+        { registry, credentials, reserve: config.quota.reserve },
+        { clock, log: this.log.events, metrics, savedQuota },
+      );
+      const client = new RegistryClient(
+        {
+          ...upstream,
+          connectTimeoutMs: connectTimeout,
+          headersTimeoutMs: headersTimeout,
+          idleTimeoutMs: idleTimeout,
+          maxManifestBytes,
+        },
+        { clock, metrics, admission, ledger: this.#ledger },
+      );
+      return {
+        aliases,
+        client,
+        pool: new Pool(maxConnections),
+        relaySlots: new Slots(maxConnections),
+        ttlOf: ttlOf(upstream, config.tags),
+      };
+    });
+    return new Upstreams(upstreams, config.defaultUpstream);
+  }
+
   #describe(metrics: Metrics): void {
+    describeUpstreams(metrics, this.#upstreams);
+    metrics.ledger.read = () =>
+      this.#ledger.totals().map(([registry, item, total]) => [registry, snakeCase(item), total]);
     metrics.buildInfo.add(1, version, process.version);
     metrics.fillsActive.read = () => this.#fills.active;
     metrics.fillBytesPending.read = () => this.#store.pendingBytes;
@@ -204,25 +281,54 @@ export class Service {
   }
 }
 
-function buildUpstreams(config: Config, clock: Clock, metrics: Metrics): Upstreams {
-  const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
-  const upstreams = config.upstreams.map((upstream) => ({
-    aliases: upstream.aliases,
-    tagTtlMs: upstream.tags.ttl ?? config.tags.ttl,
-    pool: new Pool(upstream.maxConnections),
-    relaySlots: new Slots(upstream.maxConnections),
-    client: new RegistryClient(
-      {
-        ...upstream,
-        connectTimeoutMs: connectTimeout,
-        headersTimeoutMs: headersTimeout,
-        idleTimeoutMs: idleTimeout,
-        maxManifestBytes,
-      },
-      { clock, metrics },
+function snakeCase(name: string): string {
+  return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+}
+
+function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void {
+  const accounts = upstreams.all.flatMap(({ registry, admission }) =>
+    admission.accounts.map((account) => ({ registry, account })),
+  );
+  const counted = () => accounts.filter(({ account }) => account.quota.limit !== undefined);
+  type Series = [registry: string, account: string, value: number][];
+  metrics.accountsAside.read = (): Series =>
+    accounts.map(({ registry, account }) => [registry, account.name, account.aside ? 1 : 0]);
+  metrics.quotaLimit.read = (): Series =>
+    counted().map(({ registry, account }) => [registry, account.name, account.quota.limit ?? 0]);
+  metrics.quotaRemaining.read = (): Series =>
+    counted().map(({ registry, account }) => [registry, account.name, account.quota.remaining ?? 0]);
+  metrics.quotaResetSeconds.read = (): Series =>
+    counted().map(({ registry, account }) => [registry, account.name, (account.quota.backInMs ?? 0) / 1000]);
+  metrics.quotaExhaustionSeconds.read = (): Series =>
+    counted().map(({ registry, account }) => [registry, account.name, account.quota.exhaustedInMs / 1000]);
+  metrics.hostsShut.read = () =>
+    upstreams.all.flatMap(({ registry, shut }): [string, 'registry' | 'other', number][] => [
+      [registry, 'registry', shut.own],
+      [registry, 'other', shut.others],
+    ]);
+}
+
+/** The accounts that an upstream's configuration names, in its order. */
+function credentialsOf(upstream: UpstreamConfig, clock: Clock): CredentialSource[] {
+  const { registry, accounts, dockerConfig, credentialHelper } = upstream;
+  return [
+    ...accounts.map((each) =>
+      'username' in each ? fixedCredentials(each.username, each.password) : anonymous,
     ),
-  }));
-  return new Upstreams(upstreams, config.defaultUpstream);
+    ...(dockerConfig === undefined ? [] : [dockerCredentials(dockerConfig, registry, clock)]),
+    ...(credentialHelper === undefined ? [] : [helperCredentials(credentialHelper, registry, clock)]),
+  ];
+}
+
+/** The first rule that matches, else the upstream's own key, else the general one. */
+function ttlOf({ tags }: UpstreamConfig, general: Config['tags']): (repo: Repo, tag: string) => number {
+  const base = tags.ttl ?? general.ttl;
+  const rules = general.rules.flatMap(({ match, ttl }) => {
+    const pattern = Pattern.parse(match);
+    return pattern ? [{ pattern, ttl }] : [];
+  });
+  if (rules.length === 0) return () => base;
+  return (repo, tag) => rules.find(({ pattern }) => pattern.matches(repo, tag))?.ttl ?? base;
 }
 
 async function listen(server: Server, { host, port }: Address): Promise<void> {

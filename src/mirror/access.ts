@@ -2,6 +2,7 @@ import { LRUCache } from 'lru-cache';
 import type { Digest } from '../oci/digest.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Catalog } from '../store/catalog.ts';
+import type { Given } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
 import type { Logger } from '../util/log.ts';
 import { isFresh, isServableStale, type TagPolicy } from './freshness.ts';
@@ -31,11 +32,11 @@ export class Access {
   }
 
   /** The upstream has given the digest for the repo, or confirmed that it is there. */
-  confirm(repo: Repo, digest: Digest, authenticated: boolean): void {
+  confirm(repo: Repo, digest: Digest, { isPublic }: Given): void {
     const now = this.#clock.now();
-    this.#granted.set(`${repo.key}@${digest}`, authenticated ? now : Infinity);
+    this.#granted.set(`${repo.key}@${digest}`, isPublic ? Infinity : now);
     this.#write(repo, digest, () => {
-      this.#catalog.addLink(digest, repo.registry, authenticated ? repo.name : everywhere, now);
+      this.#catalog.addLink(digest, repo.registry, isPublic ? everywhere : repo.name, now);
     });
   }
 

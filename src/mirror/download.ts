@@ -226,7 +226,7 @@ export class Download implements Claimant {
     try {
       await this.#ingest.reserve(this.#room(span, this.#ingest.size) ?? 0);
       const deadline = AbortSignal.any([AbortSignal.timeout(this.#options.firstByteTimeoutMs), signal]);
-      const blob = await this.#context.source.fetch({ start: span.start, end: span.end }, deadline);
+      const blob = await this.#context.source.fetch({ start: span.start, end: span.end }, deadline, true);
       const { size } = this.#ingest;
       if (size !== undefined && blob.size !== undefined && blob.size !== size) {
         blob.body.discard();

@@ -240,7 +240,7 @@ export class Fill {
     const range = await this.#firstRange(deadline);
     const { blob, done } = await this.#download.ask(range, deadline);
     try {
-      this.#context.access.confirm(this.repo, this.#digest, this.#upstream.client.authenticated);
+      this.#context.access.confirm(this.repo, this.#digest, blob);
       if (blob.size !== undefined && blob.size <= smallSize) {
         await this.#takeSmall(blob, blob.size, deadline);
         done();
@@ -273,7 +273,10 @@ export class Fill {
     const isOne = size !== undefined && size <= (want === 'whole' ? spanBytes : smallSize);
     if (this.#asksPlainly || (isOne && present.total === 0)) return undefined;
     if (want !== 'whole' && 'last' in want) {
-      size ??= await this.#upstream.client.headBlob(this.repo, this.#digest, deadline);
+      ({ size } =
+        size === undefined
+          ? await this.#upstream.client.headBlob(this.repo, this.#digest, deadline)
+          : { size });
     }
     const open = { start: 0, end: Infinity };
     const known = want !== 'whole' && 'start' in want ? want : open;

@@ -1,16 +1,31 @@
 /** How long what the upstream once said is believed. All in milliseconds. */
 export interface TagPolicy {
-  /** 0: ask every time. */
-  ttlMs: number;
   /** While the upstream cannot be asked; 0: never. */
   staleIfErrorMs: number;
   /** How long a definite no is remembered. */
   negativeTtlMs: number;
+  /** `behind`: what has just run out is served at once, and asked about after that. */
+  revalidate: 'wait' | 'behind';
+  /** What becomes of a tag that is held and that the upstream has deleted: a definite no, or it is kept. */
+  whenGone: '404' | 'keep';
 }
+
+/** How long after it has run out a tag may still be served before it is asked about. */
+const behindForMs = 24 * 60 * 60_000;
 
 /** Times are ms since the epoch; a clock that was set back makes nothing fresh. */
 export function isFresh(checkedAt: number, now: number, ttlMs: number): boolean {
   return now >= checkedAt && now - checkedAt < ttlMs;
+}
+
+/** Whether it may be served now and be asked about behind the answer. */
+export function isFreshEnough(
+  checkedAt: number,
+  now: number,
+  ttlMs: number,
+  { revalidate }: TagPolicy,
+): boolean {
+  return revalidate === 'behind' && isFresh(checkedAt, now, ttlMs + behindForMs);
 }
 
 /** Whether it may still be served while the upstream cannot be asked. */

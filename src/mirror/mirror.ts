@@ -6,13 +6,13 @@ import type { Repo } from '../oci/repo.ts';
 import type { Reference } from '../oci/route.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { TagRow } from '../store/catalog.ts';
-import type { RegistryClient, UpstreamManifest } from '../upstream/registry-client.ts';
+import type { Given, RegistryClient, UpstreamManifest } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
 import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Access } from './access.ts';
 import type { Fills } from './fills.ts';
-import { isFresh, isServableStale, type TagPolicy } from './freshness.ts';
+import { isFresh, isFreshEnough, isServableStale, type TagPolicy } from './freshness.ts';
 import { Negatives } from './negatives.ts';
 import type { Prefetch } from './prefetch.ts';
 import type { Tags } from './tags.ts';
@@ -101,7 +101,7 @@ export class Mirror {
         // From here to the lease nothing waits: the content is in one of the two, or in neither.
         const held = this.#lease(digest, method);
         if (!held && method === 'HEAD') {
-          const size = await this.#upstreamOf(repo).headBlob(repo, digest, this.#deadline());
+          const { size } = await this.#upstreamOf(repo).headBlob(repo, digest, this.#deadline());
           return { digest, mediaType: blobMediaType, size, result: 'miss' };
         }
         if (!held) {
@@ -134,7 +134,7 @@ export class Mirror {
       if (method === 'HEAD') {
         // A GET would cost a pull, and the client has not asked for the bytes.
         const said = await this.#upstreamOf(repo).head(repo, digest, this.#deadline());
-        if (said) return { ...said, digest, result: 'miss' };
+        if (said) return { digest, mediaType: said.mediaType, size: said.size, result: 'miss' };
       }
       const { outcome, joined } = this.#manifests.run(`${repo.key}@${digest}`, () =>
         this.#fetch(repo, digest),
@@ -145,18 +145,24 @@ export class Mirror {
 
   async #tag(repo: Repo, tag: string, method: Method): Promise<Answer> {
     const { clock, tags, upstreams } = this.#context;
-    const key = `${repo.key}:${tag}`;
     const known = tags.get(repo, tag);
-    const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), upstreams.of(repo).tagTtlMs);
+    const ttlMs = upstreams.of(repo).ttlOf(repo, tag);
+    const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), ttlMs);
     try {
-      const row = fresh
-        ? known
-        : await this.#unlessKnownAbsent(
-            key,
-            () => this.#revalidations.run(key, () => this.#revalidate(repo, tag)).outcome,
-          );
+      if (known && !fresh && isFreshEnough(known.checkedAt, clock.now(), ttlMs, this.#options.tags)) {
+        const found = await this.#pointedTo(repo, known, method);
+        if (found) {
+          this.#refresh(repo, tag);
+          return { ...found, reason: 'revalidated-behind', ageMs: clock.now() - known.checkedAt };
+        }
+      }
+      const row = fresh ? known : await this.#askTag(repo, tag);
       const ageMs = clock.now() - row.checkedAt;
       if (method === 'HEAD' && !this.#holdsManifest(row.digest)) {
+        // Whoever is told of what cannot be pulled now would not take what is held.
+        const spent = this.#upstreamOf(repo).admission.spent(`${repo.key}:${tag}`);
+        const stale = spent && (await this.#stale(repo, row, method, spent));
+        if (stale) return stale;
         // The row has all that a HEAD wants, and a pull is spent only on who asks for the bytes.
         const { digest, mediaType, size } = row;
         return { digest, mediaType, size, result: fresh ? 'hit' : 'miss', ageMs };
@@ -174,6 +180,30 @@ export class Mirror {
     }
   }
 
+  /** What the tag is known to point to, if it is here and the repo may have it. */
+  async #pointedTo(repo: Repo, { digest }: TagRow, method: Method): Promise<Answer | undefined> {
+    if (!this.#holdsManifest(digest) || !this.#context.access.grants(repo, digest)) return undefined;
+    const held = this.#lease(digest, method);
+    return held && (await isReadable(held)) ? answer(held, 'hit') : undefined;
+  }
+
+  /** Behind the answer: what the tag points to now, and that manifest, if a pull can be spared. */
+  #refresh(repo: Repo, tag: string): void {
+    const refreshed = async (): Promise<void> => {
+      const { digest } = await this.#askTag(repo, tag);
+      if (this.#holdsManifest(digest) || !this.#upstreamOf(repo).admission.mayPullAhead()) return;
+      (await this.#manifests.run(`${repo.key}@${digest}`, () => this.#fetch(repo, digest)).outcome).release();
+    };
+    // Who asks next hears of what went wrong.
+    refreshed().catch(() => undefined);
+  }
+
+  #askTag(repo: Repo, tag: string): Promise<TagRow> {
+    const key = `${repo.key}:${tag}`;
+    const ask = (): Promise<TagRow> => this.#revalidate(repo, tag);
+    return this.#unlessKnownAbsent(key, () => this.#revalidations.run(key, ask).outcome);
+  }
+
   /** Asks what the tag points to: a HEAD costs no pull; the manifest follows by digest, if it is not held. */
   async #revalidate(repo: Repo, tag: string): Promise<TagRow> {
     const { tags, access } = this.#context;
@@ -181,12 +211,13 @@ export class Mirror {
     try {
       const said = await upstream.head(repo, tag, this.#deadline());
       if (said) {
-        access.confirm(repo, said.digest, upstream.authenticated);
+        access.confirm(repo, said.digest, said);
         return tags.set(repo, tag, said);
       }
       return await this.#getTag(repo, tag);
     } catch (error) {
-      if (toMirrorError(error).row.definite) tags.remove(repo, tag);
+      const isGone = toMirrorError(error).row.definite && this.#options.tags.whenGone === '404';
+      if (isGone) tags.remove(repo, tag);
       throw error;
     }
   }
@@ -194,7 +225,7 @@ export class Mirror {
   async #getTag(repo: Repo, tag: string): Promise<TagRow> {
     const upstream = this.#upstreamOf(repo);
     const manifest = await upstream.manifest(repo, tag, this.#deadline());
-    this.#keep(repo, manifest, upstream);
+    this.#keep(repo, manifest);
     return this.#context.tags.set(repo, tag, manifest);
   }
 
@@ -208,36 +239,46 @@ export class Mirror {
   }
 
   async #fetch(repo: Repo, digest: Digest): Promise<Content> {
-    const upstream = this.#upstreamOf(repo);
-    return this.#keep(repo, await upstream.manifest(repo, digest, this.#deadline()), upstream);
+    return this.#keep(repo, await this.#upstreamOf(repo).manifest(repo, digest, this.#deadline()));
   }
 
-  #keep(repo: Repo, manifest: UpstreamManifest, upstream: RegistryClient): Content {
+  #keep(repo: Repo, manifest: UpstreamManifest): Content {
     const { digest, mediaType, bytes } = manifest;
     const children = parseManifest(bytes, mediaType, `${repo.key} manifest ${digest}`);
-    this.#context.access.confirm(repo, digest, upstream.authenticated);
+    this.#context.access.confirm(repo, digest, manifest);
     return this.#store.put(bytes, { digest, mediaType, children });
   }
 
   /** The tag as it was, if the upstream cannot be asked now and the image can be pulled without it. */
   async #stale(repo: Repo, row: TagRow, method: Method, error: MirrorError): Promise<Answer | undefined> {
     const now = this.#context.clock.now();
-    if (!error.row.stale || !isServableStale(row.checkedAt, now, this.#options.tags)) return undefined;
-    const digest = [row.digest, row.previous].find((each) => each !== null && this.#isWhole(repo, each));
+    const isGone = error.row.definite === true;
+    if (!this.#mayKeep(error.row)) return undefined;
+    if (!isGone && !isServableStale(row.checkedAt, now, this.#options.tags)) return undefined;
+    // Blobs can still be had while it is the pulls alone that are spent.
+    const isEnough = (digest: Digest): boolean =>
+      this.#isWhole(repo, digest, error.fault === 'quota-spent' ? 'manifests' : 'all');
+    const digest = [row.digest, row.previous].find((each) => each !== null && isEnough(each));
     const held = digest && this.#lease(digest, method);
     if (!held || !(await isReadable(held))) return undefined;
-    return { ...answer(held, 'stale'), reason: error.fault, ageMs: now - row.checkedAt };
+    const reason = isGone ? 'tag-gone' : error.fault;
+    return { ...answer(held, 'stale'), reason, ageMs: now - row.checkedAt };
+  }
+
+  /** Whether what is held may still be served after this fault. */
+  #mayKeep({ stale, definite }: MirrorError['row']): boolean {
+    return stale === true || (definite === true && this.#options.tags.whenGone === 'keep');
   }
 
   /** Whether the image can be pulled from the store alone: whoever has got its manifest can no longer change host. */
-  #isWhole(repo: Repo, digest: Digest): boolean {
+  #isWhole(repo: Repo, digest: Digest, what: 'all' | 'manifests'): boolean {
     const has = (part: Digest): boolean =>
       this.#store.describe(part) !== undefined && this.#context.access.grantedOnce(repo, part);
     if (!has(digest)) return false;
     const children = this.#store.children(digest);
     const images = children.filter(({ kind }) => kind === 'manifest');
-    if (images.length > 0) return images.some((image) => this.#isWhole(repo, image.digest));
-    return children.every((child) => child.foreign || has(child.digest));
+    if (images.length > 0) return images.some((image) => this.#isWhole(repo, image.digest, what));
+    return what === 'manifests' || children.every((child) => child.foreign || has(child.digest));
   }
 
   #holdsManifest(digest: Digest): boolean {
@@ -278,24 +319,29 @@ export class Mirror {
     const { access, fills } = this.#context;
     const upstream = this.#upstreamOf(repo);
     const ask = async (): Promise<true> => {
-      if (kind === 'blob') {
-        const size = await upstream.headBlob(repo, digest, this.#deadline());
-        const held = this.#store.describe(digest)?.size ?? fills.sizeOf(digest) ?? size;
-        if (size !== held)
-          throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${held}`);
-      } else if (!(await upstream.head(repo, digest, this.#deadline()))) {
-        await upstream.manifest(repo, digest, this.#deadline());
-      }
-      access.confirm(repo, digest, upstream.authenticated);
+      access.confirm(
+        repo,
+        digest,
+        kind === 'blob'
+          ? await hasBlob()
+          : ((await upstream.head(repo, digest, this.#deadline())) ?? (await get())),
+      );
       return true;
     };
+    const hasBlob = async (): Promise<Given> => {
+      const { size, isPublic } = await upstream.headBlob(repo, digest, this.#deadline());
+      const held = this.#store.describe(digest)?.size ?? fills.sizeOf(digest) ?? size;
+      if (size === held) return { isPublic };
+      throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${held}`);
+    };
+    const get = (): Promise<Given> => upstream.manifest(repo, digest, this.#deadline());
     try {
       return await this.#proofs.run(`${repo.key} ${kind} ${digest}`, ask).outcome;
     } catch (error) {
       const { row } = toMirrorError(error);
+      if (this.#mayKeep(row) && access.grantedOnce(repo, digest)) return true;
       if (row.definite) access.revoke(repo, digest);
-      if (!row.stale || !access.grantedOnce(repo, digest)) throw error;
-      return true;
+      throw error;
     }
   }
 

@@ -127,7 +127,7 @@ export class Relay {
     spare?.blob.body.discard();
     const deadline = AbortSignal.any([AbortSignal.timeout(this.#context.firstByteTimeoutMs), gone]);
     const whole = start === 0 && end === Infinity;
-    return this.#context.source.fetch(whole ? undefined : { start, end }, deadline);
+    return this.#context.source.fetch(whole ? undefined : { start, end }, deadline, true);
   }
 }
 

@@ -1,5 +1,6 @@
 import { LRUCache } from 'lru-cache';
 import type { Descriptor } from '../oci/content.ts';
+import type { Digest } from '../oci/digest.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Catalog, TagRow } from '../store/catalog.ts';
 import type { Clock } from '../util/clock.ts';
@@ -10,12 +11,15 @@ const maxRemembered = 20_000;
 /** What the tags point to, as the upstream last said: in memory for those in use, in the catalog for all. */
 export class Tags {
   readonly #catalog: Catalog;
+  readonly #isHeld: (digest: Digest) => boolean;
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #rows = new LRUCache<string, TagRow>({ max: maxRemembered });
 
-  constructor(catalog: Catalog, clock: Clock, log: Logger) {
+  /** `isHeld`: whether that manifest can be served. */
+  constructor(catalog: Catalog, clock: Clock, log: Logger, isHeld: (digest: Digest) => boolean) {
     this.#catalog = catalog;
+    this.#isHeld = isHeld;
     this.#clock = clock;
     this.#log = log;
   }
@@ -32,7 +36,9 @@ export class Tags {
   /** The upstream says now that the tag points there. */
   set(repo: Repo, tag: string, { digest, size, mediaType }: Descriptor): TagRow {
     const before = this.get(repo, tag);
-    const previous = before && before.digest !== digest ? before.digest : (before?.previous ?? null);
+    // The last one that can be served, however often the tag has moved since.
+    const isNews = before !== undefined && before.digest !== digest && this.#isHeld(before.digest);
+    const previous = isNews ? before.digest : (before?.previous ?? null);
     const row = { digest, size, mediaType, checkedAt: this.#clock.now(), previous };
     this.#rows.set(`${repo.key}:${tag}`, row);
     this.#write(repo, tag, () => this.#catalog.setTag(repo, tag, row));

@@ -13,7 +13,8 @@ export interface Upstream {
   readonly pool: Pool;
   /** And past the store: these are held by clients, who may be slow. */
   readonly relaySlots: Slots;
-  readonly tagTtlMs: number;
+  /** How long what it says of a tag is believed. */
+  readonly ttlOf: (repo: Repo, tag: string) => number;
 }
 
 /** All upstreams, by the names that clients may call them. */
@@ -47,6 +48,10 @@ export class Upstreams {
     const upstream = this.#byName.get(repo.registry);
     if (!upstream) throw new Error(`no upstream for ${repo.key}`);
     return upstream;
+  }
+
+  get all(): readonly RegistryClient[] {
+    return this.#all.map(({ client }) => client);
   }
 
   async close(): Promise<void> {

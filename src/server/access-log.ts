@@ -1,4 +1,5 @@
 import type { Repo } from '../oci/repo.ts';
+import type { Ledger } from '../util/ledger.ts';
 import type { Log } from '../util/log.ts';
 import type { Kind, Metrics } from '../util/metrics.ts';
 import type { Trace } from '../util/trace.ts';
@@ -33,15 +34,22 @@ export interface RequestLine {
   readonly agent: string | undefined;
 }
 
+export interface AccessContext {
+  readonly log: Log;
+  readonly metrics: Metrics;
+  readonly ledger: Ledger;
+}
+
 const maxText = 200;
+/** Reasons for a stale answer though the upstream is well. */
+const notOutages = new Set(['quota-spent', 'tag-gone']);
 
 /** One line a request, and its numbers. The line is put together by hand: it is on the path of every hit. */
 export function finishAccess(
   record: AccessRecord,
   line: RequestLine,
   now: number,
-  log: Log,
-  metrics: Metrics,
+  { log, metrics, ledger }: AccessContext,
 ): void {
   const { kind, repo, result, bytes, startedAt, headersAt } = record;
   const firstByteMs = (headersAt || now) - startedAt;
@@ -49,6 +57,12 @@ export function finishAccess(
     metrics.answered(repo?.registry ?? '', kind, result, bytes);
     metrics.requestSeconds.observe((now - startedAt) / 1000);
     metrics.firstByteSeconds.observe(firstByteMs / 1000);
+    if (repo && result !== 'error') {
+      const entry = ledger.of(repo.registry, repo.name);
+      entry.servedBytes += bytes;
+      if (kind === 'manifest' && line.method === 'GET') entry.clientPulls += 1;
+      if (result === 'stale' && !notOutages.has(record.reason ?? '')) entry.bridged(now);
+    }
   }
   // Repo, reference and fault are of a checked form; whatever else a client can choose is quoted.
   log.access(

@@ -4,6 +4,7 @@ import type { Upstreams } from '../mirror/upstreams.ts';
 import { parseRoute, type Route } from '../oci/route.ts';
 import type { Clock } from '../util/clock.ts';
 import { MirrorError, toMirrorError } from '../util/errors.ts';
+import type { Ledger } from '../util/ledger.ts';
 import type { Log } from '../util/log.ts';
 import type { Metrics } from '../util/metrics.ts';
 import { trace } from '../util/trace.ts';
@@ -16,9 +17,12 @@ export interface RegistryContext {
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: Metrics;
+  readonly ledger: Ledger;
   readonly isDraining: () => boolean;
   /** At once; what is more gets 503. */
   readonly maxRequests: number;
+  /** How the end of the pulls is told: 503 sends some clients on to their next mirror sooner. */
+  readonly whenSpent: 429 | 503;
 }
 
 /**
@@ -28,12 +32,12 @@ export interface RegistryContext {
 export function createRegistryHandler(
   context: RegistryContext,
 ): (req: IncomingMessage, res: ServerResponse) => Promise<void> {
-  const { clock, log, metrics, maxRequests } = context;
+  const { clock, maxRequests, whenSpent } = context;
   const now = (): number => clock.monotonic();
   let running = 0;
   return async (req, res) => {
     const record = new AccessRecord(now());
-    const exchange: Exchange = { req, res, record, now };
+    const exchange: Exchange = { req, res, record, now, whenSpent };
     running += 1;
     try {
       if (running > maxRequests) {
@@ -50,7 +54,7 @@ export function createRegistryHandler(
     }
     const { method, url = '', headers, socket } = req;
     const line = { method, url, client: socket.remoteAddress, agent: headers['user-agent'] };
-    finishAccess(record, line, now(), log, metrics);
+    finishAccess(record, line, now(), context);
   };
 }
 
@@ -87,7 +91,8 @@ function referenceOf(route: Exclude<Route, { kind: 'ping' }>): string {
 
 function report(error: MirrorError, record: AccessRecord, { log, metrics }: RegistryContext): void {
   metrics.faults.add(1, error.fault);
-  log.events[error.row.level](
+  // Why nothing was asked has been said when it began.
+  log.events[error.refused ? 'debug' : error.row.level](
     { err: error, ...(record.repo && { repo: record.repo.key, reference: record.reference }) },
     'a request failed',
   );

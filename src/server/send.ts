@@ -3,7 +3,7 @@ import type { Answer } from '../mirror/mirror.ts';
 import { smallSize, type Content } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import { parseWant, resolveWant, type ByteRange, type Want } from '../oci/range.ts';
-import { MirrorError } from '../util/errors.ts';
+import { faults, MirrorError } from '../util/errors.ts';
 import type { Kind } from '../util/metrics.ts';
 import type { AccessRecord } from './access-log.ts';
 
@@ -23,6 +23,7 @@ export interface Exchange {
   readonly record: AccessRecord;
   /** By the monotonic clock. */
   readonly now: () => number;
+  readonly whenSpent: 429 | 503;
 }
 
 export function sendPing({ req, res, record }: Exchange): void {
@@ -65,8 +66,9 @@ export async function sendAnswer(
 }
 
 /** Writes a fault as OCI JSON; once headers are out, a broken connection is the only truth left. */
-export function sendFault({ req, res, record, now }: Exchange, fault: MirrorError): void {
-  const { status, code } = fault.row;
+export function sendFault({ req, res, record, now, whenSpent }: Exchange, fault: MirrorError): void {
+  const { status, code } =
+    fault.fault === 'quota-spent' && whenSpent === 503 ? faults['upstream-down'] : fault.row;
   record.fault = fault.fault;
   // A client that leaves early says nothing about our answer.
   if (fault.fault !== 'client-gone') record.result = 'error';

@@ -3,6 +3,7 @@ import { blobMediaType, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { Child } from '../oci/manifest.ts';
 import type { Repo } from '../oci/repo.ts';
+import type { Counts, LedgerRow, LedgerStore } from '../util/ledger.ts';
 import { migrate } from './schema.ts';
 
 export interface TagRow extends Descriptor {
@@ -31,6 +32,17 @@ export interface IngestRow {
   readonly updatedAt: number;
 }
 
+/** How many pulls an account had left. Times in ms since the epoch. */
+export interface QuotaRow {
+  readonly limit: number;
+  readonly remaining: number;
+  readonly windowMs: number;
+  readonly source: string;
+  readonly risenAt: number;
+  readonly observedAt: number;
+  readonly backAt: number | null;
+}
+
 /** Files take whole blocks, and the cap is meant as `du` counts. */
 export function footprint(size: number): number {
   return Math.ceil(size / 4096) * 4096;
@@ -40,7 +52,7 @@ export function footprint(size: number): number {
  * What the store knows, in SQLite: synchronous, so that looking up and leasing happen in one tick. Use-times are
  * gathered and written in batches; everything else is written at once (WAL, without waiting for the disk).
  */
-export class Catalog {
+export class Catalog implements LedgerStore {
   readonly #db: Database.Database;
   readonly #used = new Map<Digest, number>();
   readonly #statements: ReturnType<typeof prepareStatements>;
@@ -163,6 +175,35 @@ export class Catalog {
     this.#statements.removeTag.run(repo.registry, repo.name, tag);
   }
 
+  quota(registry: string, account: string): QuotaRow | undefined {
+    return this.#statements.quota.get(registry, account);
+  }
+
+  setQuota(registry: string, account: string, row: QuotaRow): void {
+    const { limit, remaining, windowMs, source, risenAt, observedAt, backAt } = row;
+    const { setQuota } = this.#statements;
+    setQuota.run(registry, account, limit, remaining, windowMs, source, risenAt, observedAt, backAt);
+  }
+
+  removeQuota(registry: string, account: string): void {
+    this.#statements.removeQuota.run(registry, account);
+  }
+
+  addToLedger(rows: readonly LedgerRow[]): void {
+    const { addToLedger } = this.#statements;
+    this.#db.transaction(() => {
+      for (const row of rows) addToLedger.run(row);
+    })();
+  }
+
+  removeFromLedger(before: string): void {
+    this.#statements.removeFromLedger.run(before);
+  }
+
+  ledgerTotals(): ({ readonly registry: string } & Counts)[] {
+    return this.#statements.ledgerTotals.all();
+  }
+
   close(): void {
     this.#db.close();
   }
@@ -213,5 +254,31 @@ function prepareStatements(db: Database.Database) {
     ),
     setTag: db.prepare('INSERT OR REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?, ?)'),
     removeTag: db.prepare('DELETE FROM tags WHERE registry = ? AND repo = ? AND tag = ?'),
+    quota: db.prepare<[string, string], QuotaRow>(
+      `SELECT pull_limit AS "limit", remaining, window_ms AS windowMs, source, risen_at AS risenAt,
+         observed_at AS observedAt, back_at AS backAt
+       FROM quotas WHERE registry = ? AND account = ?`,
+    ),
+    setQuota: db.prepare('INSERT OR REPLACE INTO quotas VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)'),
+    removeQuota: db.prepare<[string, string]>('DELETE FROM quotas WHERE registry = ? AND account = ?'),
+    addToLedger: db.prepare<[LedgerRow]>(
+      `INSERT INTO ledger VALUES (@day, @registry, @repo, @clientPulls, @upstreamPulls, @servedBytes, @fetchedBytes,
+         @tokenCalls, @limited, @bridgedSeconds)
+       ON CONFLICT DO UPDATE SET
+         client_pulls = client_pulls + excluded.client_pulls,
+         upstream_pulls = upstream_pulls + excluded.upstream_pulls,
+         served_bytes = served_bytes + excluded.served_bytes,
+         fetched_bytes = fetched_bytes + excluded.fetched_bytes,
+         token_calls = token_calls + excluded.token_calls,
+         limited = limited + excluded.limited,
+         bridged_seconds = bridged_seconds + excluded.bridged_seconds`,
+    ),
+    removeFromLedger: db.prepare<[string]>('DELETE FROM ledger WHERE day < ?'),
+    ledgerTotals: db.prepare<[], { registry: string } & Counts>(
+      `SELECT registry, sum(client_pulls) AS clientPulls, sum(upstream_pulls) AS upstreamPulls,
+         sum(served_bytes) AS servedBytes, sum(fetched_bytes) AS fetchedBytes, sum(token_calls) AS tokenCalls,
+         sum(limited) AS limited, sum(bridged_seconds) AS bridgedSeconds
+       FROM ledger GROUP BY registry`,
+    ),
   };
 }

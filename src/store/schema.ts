@@ -62,6 +62,36 @@ const migrations: readonly string[] = [
   -- How large a blob is said to be, before anything of it is here.
   CREATE INDEX children_by_digest ON children (digest, size);
   `,
+  `
+  -- What upstreams have said about the pulls that an account has left. Times in ms since the epoch.
+  CREATE TABLE quotas (
+    registry TEXT NOT NULL,
+    account TEXT NOT NULL,
+    pull_limit INTEGER NOT NULL,
+    remaining INTEGER NOT NULL,
+    window_ms INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    risen_at INTEGER NOT NULL,
+    observed_at INTEGER NOT NULL,
+    back_at INTEGER,
+    PRIMARY KEY (registry, account)
+  ) WITHOUT ROWID;
+
+  -- What pulls have cost and saved. An empty repo stands for what cannot be told by repo.
+  CREATE TABLE ledger (
+    day TEXT NOT NULL,
+    registry TEXT NOT NULL,
+    repo TEXT NOT NULL,
+    client_pulls INTEGER NOT NULL,
+    upstream_pulls INTEGER NOT NULL,
+    served_bytes INTEGER NOT NULL,
+    fetched_bytes INTEGER NOT NULL,
+    token_calls INTEGER NOT NULL,
+    limited INTEGER NOT NULL,
+    bridged_seconds REAL NOT NULL,
+    PRIMARY KEY (day, registry, repo)
+  ) WITHOUT ROWID;
+  `,
 ];
 
 /** Brings the catalog to this program's version. Throws when it is a newer program's. */

@@ -4,12 +4,15 @@ import { acceptManifests, bareMediaType } from '../oci/manifest.ts';
 import { parseContentRange, parseUnsatisfied, type ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
-import { errorCode, isFault, MirrorError } from '../util/errors.ts';
+import { errorCode, isFault, MirrorError, toMirrorError } from '../util/errors.ts';
+import type { Ledger } from '../util/ledger.ts';
 import type { Metrics } from '../util/metrics.ts';
+import { quotaSpent, type Admission, type CallKind, type Turn, type Turns } from './admission.ts';
 import type { Body } from './body.ts';
 import { NetworkPolicy, type NetworkPolicyOptions } from './network-policy.ts';
-import { Tokens, type Account, type Authorization } from './tokens.ts';
+import { noAuthorization, Tokens, type Authorization } from './tokens.ts';
 import {
+  isPullLimit,
   one,
   statusFault,
   toFault,
@@ -22,20 +25,26 @@ import {
 export interface UpstreamOptions extends NetworkPolicyOptions, TransportOptions {
   /** The name that clients and metrics know it by: `docker.io`. */
   registry: string;
-  account: Account | undefined;
   maxManifestBytes: number;
 }
 
 export interface UpstreamContext {
   readonly clock: Clock;
   readonly metrics: Metrics;
+  readonly ledger: Ledger;
+  readonly admission: Admission;
 }
 
-export interface UpstreamManifest extends Descriptor {
+/** Whether the upstream gives it to everybody: no credentials were needed. */
+export interface Given {
+  readonly isPublic: boolean;
+}
+
+export interface UpstreamManifest extends Descriptor, Given {
   readonly bytes: Buffer;
 }
 
-export interface UpstreamBlob {
+export interface UpstreamBlob extends Given {
   /** Of the whole blob; undefined when the upstream does not tell. */
   readonly size: number | undefined;
   /** What the body holds: from 0 where the upstream ignores ranges; its end is undefined with the size. */
@@ -49,13 +58,13 @@ export interface BlobSource {
   /**
    * The bytes, or those of `range` (an end of Infinity leaves it open), as they come. The answer may be shorter than what
    * was asked, or the whole, or, when the blob ends before the range, have no bytes. Throws `blob-unknown`. It does not
-   * try again.
+   * try again. `insists`: a download that has begun goes on asking, at its own pace.
    */
-  fetch(range: ByteRange | undefined, signal: AbortSignal): Promise<UpstreamBlob>;
+  fetch(range: ByteRange | undefined, signal: AbortSignal, insists?: boolean): Promise<UpstreamBlob>;
 }
 
 /** An answer, and where it came from in the end. */
-type Landed = Response & { readonly url: URL };
+type Landed = Response & Given & { readonly url: URL };
 
 type Ask = Omit<Call, 'url' | 'redirected'> & { readonly repo: Repo; readonly path: string };
 
@@ -70,8 +79,7 @@ const headRefusals = new Set([400, 403, 405, 501]);
  */
 export class RegistryClient {
   readonly registry: string;
-  /** Content comes with an account, and so is not public. */
-  readonly authenticated: boolean;
+  readonly admission: Admission;
   readonly #base: URL;
   readonly #maxManifestBytes: number;
   readonly #clock: Clock;
@@ -79,24 +87,25 @@ export class RegistryClient {
   readonly #transport: Transport;
   readonly #tokens: Tokens;
 
-  constructor(options: UpstreamOptions, { clock, metrics }: UpstreamContext) {
+  constructor(options: UpstreamOptions, { clock, metrics, ledger, admission }: UpstreamContext) {
     this.registry = options.registry;
-    this.authenticated = options.account !== undefined;
+    this.admission = admission;
     this.#base = options.url;
     this.#maxManifestBytes = options.maxManifestBytes;
     this.#clock = clock;
     this.#policy = new NetworkPolicy(options);
-    this.#transport = new Transport(options.registry, options, this.#policy, metrics);
-    this.#tokens = new Tokens(options.registry, options.url, {
-      transport: this.#transport,
-      policy: this.#policy,
-      account: options.account,
-      clock,
-    });
+    const policy = this.#policy;
+    this.#transport = new Transport(options.registry, options, { admission, policy, metrics, ledger, clock });
+    this.#tokens = new Tokens(options.registry, options.url, { transport: this.#transport, policy, clock });
+  }
+
+  /** How many hosts are not asked now: the registry itself, and others that it leads to. */
+  get shut(): { own: number; others: number } {
+    return this.admission.shut(this.#base.origin);
   }
 
   /** What a reference points to now. Undefined when the upstream will not say it to a HEAD. Throws `manifest-unknown`. */
-  async head(repo: Repo, reference: string, signal: AbortSignal): Promise<Descriptor | undefined> {
+  async head(repo: Repo, reference: string, signal: AbortSignal): Promise<(Descriptor & Given) | undefined> {
     const response = await this.#fetch(askManifest('HEAD', repo, reference, signal));
     response.body.discard();
     if (response.status !== 200) return undefined;
@@ -104,12 +113,16 @@ export class RegistryClient {
     const size = Number(one(response.headers, 'content-length') ?? 0);
     const mediaType = bareMediaType(one(response.headers, 'content-type'));
     if (!isDigest(digest) || !(size > 0) || mediaType === undefined || isWebPage(response)) return undefined;
-    return { digest, size, mediaType };
+    return { digest, size, mediaType, isPublic: response.isPublic };
   }
 
-  /** The exact bytes, verified if the reference is a digest. Throws `manifest-unknown`, `digest-mismatch`. */
-  manifest(repo: Repo, reference: string, signal: AbortSignal): Promise<UpstreamManifest> {
+  /**
+   * The exact bytes, verified if the reference is a digest: a pull. Throws `manifest-unknown`, `digest-mismatch`,
+   * `quota-spent`.
+   */
+  async manifest(repo: Repo, reference: string, signal: AbortSignal): Promise<UpstreamManifest> {
     const ask = askManifest('GET', repo, reference, signal);
+    await this.#look(repo, reference, signal);
     return this.#tryTwice(async () => {
       const response = await this.#once(ask);
       const bytes = await this.#bytes(ask, response.body, this.#maxManifestBytes);
@@ -121,30 +134,36 @@ export class RegistryClient {
       if (!hashesTo(bytes, expected)) {
         throw new MirrorError('digest-mismatch', `${ask.what}: the bytes do not hash to ${expected}`);
       }
-      return { digest: expected, size: bytes.length, mediaType, bytes };
+      return { digest: expected, size: bytes.length, mediaType, bytes, isPublic: response.isPublic };
     });
   }
 
   /** The size of a blob, without its bytes: proof that the repo has it. Throws `blob-unknown`. */
-  async headBlob(repo: Repo, digest: Digest, signal: AbortSignal): Promise<number | undefined> {
+  async headBlob(
+    repo: Repo,
+    digest: Digest,
+    signal: AbortSignal,
+  ): Promise<Given & { size: number | undefined }> {
     const head = await this.#fetch(askBlob('HEAD', repo, digest, signal));
     head.body.discard();
-    if (head.status === 200 && !isWebPage(head) && sizeOf(head) !== undefined) return sizeOf(head);
+    const { isPublic } = head;
+    if (head.status === 200 && !isWebPage(head) && sizeOf(head) !== undefined)
+      return { size: sizeOf(head), isPublic };
     // One byte tells the size too.
     const ask = askBlob('GET', repo, digest, signal, { start: 0, end: 1 });
     const probe = await this.#fetch(ask);
     probe.body.discard();
     if (isWebPage(probe))
       throw new MirrorError('upstream-invalid', `${ask.what}: the upstream sent a web page`);
-    return sizeOf(probe);
+    return { size: sizeOf(probe), isPublic: probe.isPublic };
   }
 
   /** One blob as a source of its bytes. A signed link that it was redirected to is used until it is refused. */
   blobSource(repo: Repo, digest: Digest): BlobSource {
-    let link: URL | undefined;
+    let link: (Given & { readonly url: URL }) | undefined;
     return {
-      fetch: async (range, signal) => {
-        const ask = askBlob('GET', repo, digest, signal, range);
+      fetch: async (range, signal, insists = false) => {
+        const ask = { ...askBlob('GET', repo, digest, signal, range), insists };
         const known = link;
         const direct = known && (await this.#tryLink(ask, known).catch((error: unknown) => error as Error));
         const isGood = direct !== undefined && !(direct instanceof Error);
@@ -153,7 +172,8 @@ export class RegistryClient {
         if (direct instanceof Error) throw direct;
         const response = direct ?? (await this.#once(ask));
         const blob = readBlob(ask, response, range);
-        link = response.url.origin === this.#base.origin ? undefined : response.url;
+        const { url, isPublic } = response;
+        link = url.origin === this.#base.origin ? undefined : { url, isPublic };
         return blob;
       },
     };
@@ -171,7 +191,7 @@ export class RegistryClient {
     return this.#transport.close();
   }
 
-  #fetch(ask: Ask): Promise<Response> {
+  #fetch(ask: Ask): Promise<Landed> {
     return this.#tryTwice(() => this.#once(ask));
   }
 
@@ -185,43 +205,85 @@ export class RegistryClient {
   }
 
   /** Asks where the upstream has sent us before. Undefined: that link is not good any more. */
-  async #tryLink(ask: Ask, url: URL): Promise<Landed | undefined> {
+  async #tryLink(ask: Ask, { url, isPublic }: Given & { url: URL }): Promise<Landed | undefined> {
     const response = await this.#transport.send({ ...ask, url, redirected: true });
     const { status } = response;
     const fault = this.#faultOf(ask, response);
-    if (status < 300 && !fault) return { ...response, url };
+    if (status < 300 && !fault) return { ...response, url, isPublic };
     response.body.discard();
     if (fault && (status === 429 || status >= 500)) throw fault;
     return undefined;
   }
 
+  /** A HEAD shows whether pulls are back, where the upstream counts them and none is left. */
+  async #look(repo: Repo, reference: string, signal: AbortSignal): Promise<void> {
+    const looks = this.admission.dueForALook().map(async (account) => {
+      const ask = askManifest('HEAD', repo, reference, signal);
+      const response = await this.#asOneOf(ask, this.admission.turns('free', repo, ask.what, [account]));
+      response.body.discard();
+    });
+    // What they have shown is in the quotas; that they failed says nothing.
+    await Promise.allSettled(looks);
+  }
+
   /** Status 200, 206, or what a HEAD or a range may also be answered with. */
-  async #once(ask: Ask): Promise<Landed> {
-    let authorization = await this.#tokens.authorize(ask.repo, ask.signal);
+  #once(ask: Ask): Promise<Landed> {
+    const kind: CallKind = ask.kind === 'manifest' && ask.method === 'GET' ? 'pull' : 'free';
+    return this.#asOneOf(ask, this.admission.turns(kind, ask.repo, ask.what));
+  }
+
+  /** As one account after the other, for as long as the next may do better. */
+  async #asOneOf(ask: Ask, turns: Turns): Promise<Landed> {
+    for (;;) {
+      const turn = turns.next();
+      let response: Landed;
+      try {
+        response = await this.#as(turn, ask);
+      } catch (error) {
+        const fault = toMirrorError(error);
+        turn.unanswered(fault);
+        if (turn.lost(fault)) continue;
+        throw error;
+      }
+      const isSpent = isPullLimit(ask, response);
+      turn.answered(response.status, response.headers, isSpent);
+      const fault = isSpent ? quotaSpent(ask.what, [turn.account]) : this.#faultOf(ask, response);
+      if (!fault) {
+        turn.won(response.isPublic);
+        return response;
+      }
+      response.body.discard();
+      if (!turn.lost(fault)) throw fault;
+    }
+  }
+
+  async #as(turn: Turn, ask: Ask): Promise<Landed> {
+    const { account } = turn;
+    const { repo, signal } = ask;
+    let authorization = await this.#tokens.authorize(account, repo, signal);
+    turn.sent();
     let response = await this.#follow(ask, authorization);
     if (response.status === 401 && !authorization.fresh && authorization.header !== undefined) {
       // Some registries challenge an expired token towards another realm: ask for the challenge without it.
       response.body.discard();
-      this.#tokens.drop(ask.repo);
-      authorization = { header: undefined, challenge: '', fresh: false };
+      this.#tokens.drop(account, repo);
+      authorization = noAuthorization;
       response = await this.#follow(ask, authorization);
     }
     if (response.status === 401) {
       response.body.discard();
-      const next = await this.#tokens.challenged(response, ask.repo, ask.signal);
+      const next = await this.#tokens.challenged(response, account, repo, signal);
       if (next && next.challenge !== authorization.challenge) response = await this.#follow(ask, next);
+      else if (next?.challenge === 'basic') await this.#tokens.checkBasic(account, signal);
     }
-    const fault = this.#faultOf(ask, response);
-    if (!fault) return response;
-    response.body.discard();
-    throw fault;
+    return response;
   }
 
-  async #follow(ask: Ask, authorization: Authorization): Promise<Landed> {
+  async #follow(ask: Ask, { header, isPublic }: Authorization): Promise<Landed> {
     let url = new URL(ask.path, this.#base);
     for (let hops = 0; ; hops++) {
-      const own = url.origin === this.#base.origin && authorization.header !== undefined;
-      const headers = own ? { ...ask.headers, authorization: authorization.header } : ask.headers;
+      const own = url.origin === this.#base.origin && header !== undefined;
+      const headers = own ? { ...ask.headers, authorization: header } : ask.headers;
       const response = await this.#transport.send({ ...ask, url, headers, redirected: hops > 0 });
       if (
         url.origin !== this.#base.origin &&
@@ -229,10 +291,10 @@ export class RegistryClient {
       ) {
         response.body.discard();
         // Signed links are often made for GET alone.
-        if (ask.method === 'HEAD') return { ...response, url, status: 403 };
+        if (ask.method === 'HEAD') return { ...response, url, isPublic, status: 403 };
         throw new MirrorError('redirect-refused', `${ask.what}: ${url.host} answered ${response.status}`);
       }
-      if (!redirects.has(response.status)) return { ...response, url };
+      if (!redirects.has(response.status)) return { ...response, url, isPublic };
       response.body.discard();
       if (hops === maxRedirects)
         throw new MirrorError('upstream-invalid', `${ask.what}: more than ${maxRedirects} redirects`);
@@ -288,25 +350,25 @@ function isWebPage({ headers }: Response): boolean {
   return bareMediaType(one(headers, 'content-type')) === 'text/html';
 }
 
-function readBlob({ what }: Ask, response: Response, range: ByteRange | undefined): UpstreamBlob {
-  const { status, headers, body } = response;
+function readBlob({ what }: Ask, response: Landed, range: ByteRange | undefined): UpstreamBlob {
+  const { status, headers, body, isPublic } = response;
   const size = sizeOf(response);
   const invalid = (sent: string): MirrorError => {
     body.discard();
     return new MirrorError('upstream-invalid', `${what}: the upstream sent ${sent}`);
   };
   if (isWebPage(response)) throw invalid('a web page');
-  if (status === 200) return { size, start: 0, end: size, body };
+  if (status === 200) return { size, start: 0, end: size, body, isPublic };
   if (status === 416) {
     // It may refuse a range only where there is nothing.
     if (!range || size === undefined || size > range.start) throw invalid('416');
     body.discard();
-    return { size, start: size, end: size, body };
+    return { size, start: size, end: size, body, isPublic };
   }
   const part = parseContentRange(one(headers, 'content-range'));
   if (!range || part?.range.start !== range.start || part.range.end > range.end)
     throw invalid('another range');
-  return { size, ...part.range, body };
+  return { size, ...part.range, body, isPublic };
 }
 
 function askManifest(method: 'GET' | 'HEAD', repo: Repo, reference: string, signal: AbortSignal): Ask {
@@ -341,6 +403,6 @@ function askBlob(
 
 /** A host that does not even accept a connection would only cost the same time again. */
 function isWorthARetry(error: unknown): boolean {
-  if (!isFault(error, 'upstream-down', 'redirect-refused')) return false;
+  if (!isFault(error, 'upstream-down', 'redirect-refused') || error.refused) return false;
   return errorCode(error.cause) !== 'UND_ERR_CONNECT_TIMEOUT' && errorCode(error.cause) !== 'ENOTFOUND';
 }

@@ -4,15 +4,11 @@ import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
 import { isFault, MirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
+import type { Account } from './account.ts';
 import { parseChallenges, type Challenge } from './challenge.ts';
+import { identityUser, type Login } from './credentials.ts';
 import type { NetworkPolicy } from './network-policy.ts';
 import { statusFault, toFault, type Response, type Transport } from './transport.ts';
-
-/** A set of upstream credentials. */
-export interface Account {
-  readonly username: string;
-  readonly password: string;
-}
 
 /** What to send as `Authorization`, and where it came from. */
 export interface Authorization {
@@ -20,25 +16,40 @@ export interface Authorization {
   /** The challenge that it answers; a repeated one, refused, means that the repo is not for us. */
   readonly challenge: string;
   readonly fresh: boolean;
+  /** No credentials are behind it: whoever asks gets the same. */
+  readonly isPublic: boolean;
 }
+
+export const noAuthorization: Authorization = {
+  header: undefined,
+  challenge: '',
+  fresh: false,
+  isPublic: true,
+};
 
 interface Token {
   readonly header: string;
   readonly challenge: string;
+  readonly isPublic: boolean;
   /** By the monotonic clock. */
   readonly expiresAt: number;
 }
 
-type Scheme =
-  | { readonly kind: 'none' }
-  | { readonly kind: 'basic' }
-  | { readonly kind: 'bearer'; readonly realm: string; readonly service: string | undefined };
+/** How an upstream wants to be asked. */
+interface Scheme {
+  readonly bearer: { readonly realm: string; readonly service: string | undefined } | undefined;
+  readonly basic: boolean;
+}
+
+export interface TokensContext {
+  readonly transport: Transport;
+  readonly policy: NetworkPolicy;
+  readonly clock: Clock;
+}
 
 const maxTokens = 10_000;
 const maxTokenBytes = 1024 * 1024;
 const defaultLifeMs = 60_000;
-/** Accounts whose password is tried again and again get locked. */
-const refusedForMs = 60_000;
 const longestLifeMs = 24 * 60 * 60 * 1000;
 
 const tokenAnswer = z.object({
@@ -49,44 +60,37 @@ const tokenAnswer = z.object({
 
 /**
  * The authorizations for one upstream. How it wants to be asked is learnt once, from `/v2/`; after that tokens are
- * fetched before they are asked for, one for each repo, and used until shortly before they expire. Life is counted from
- * receipt by the monotonic clock, since `issued_at` is the other side's idea of the time.
+ * fetched before they are asked for, one for each account and repo, and used until shortly before they expire. Life is
+ * counted from receipt by the monotonic clock, since `issued_at` is the other side's idea of the time.
  */
 export class Tokens {
   readonly #registry: string;
   readonly #base: URL;
   readonly #transport: Transport;
   readonly #policy: NetworkPolicy;
-  readonly #account: Account | undefined;
   readonly #clock: Clock;
   readonly #tokens = new LRUCache<string, Token>({ max: maxTokens });
   readonly #flights = new Flight<string, Token>();
-  readonly #pings = new Flight<'ping', Scheme>();
+  readonly #pings = new Flight<'ping', Scheme | undefined>();
   #scheme: Scheme | undefined;
-  #refusal: MirrorError | undefined;
-  #refusedUntil = 0;
 
-  constructor(
-    registry: string,
-    base: URL,
-    context: { transport: Transport; policy: NetworkPolicy; account: Account | undefined; clock: Clock },
-  ) {
+  constructor(registry: string, base: URL, { transport, policy, clock }: TokensContext) {
     this.#registry = registry;
     this.#base = base;
-    this.#transport = context.transport;
-    this.#policy = context.policy;
-    this.#account = context.account;
-    this.#clock = context.clock;
+    this.#transport = transport;
+    this.#policy = policy;
+    this.#clock = clock;
   }
 
   /** The authorization for a repo before anybody has asked for one. */
-  async authorize(repo: Repo, signal: AbortSignal): Promise<Authorization> {
+  async authorize(account: Account, repo: Repo, signal: AbortSignal): Promise<Authorization> {
     this.#scheme ??= await this.#pings.run('ping', () => this.#ping(signal)).outcome;
+    if (!this.#scheme) return noAuthorization;
     // Whatever scope it was made for: the upstream has asked for that one.
-    const kept = this.#kept(repo);
+    const kept = this.#kept(account, repo);
     if (kept) return kept;
     try {
-      return await this.#answer(this.#scheme, undefined, repo, signal);
+      return await this.#answer(this.#scheme, undefined, account, repo, signal);
     } catch (error) {
       // What was learnt may have been wrong, or be so no longer.
       if (!isFault(error, 'repo-unknown', 'account-refused', 'upstream-limited')) this.#scheme = undefined;
@@ -95,125 +99,204 @@ export class Tokens {
   }
 
   /** The authorization that a 401's challenges ask for; undefined when there is none that we can give. */
-  async challenged(response: Response, repo: Repo, signal: AbortSignal): Promise<Authorization | undefined> {
+  async challenged(
+    response: Response,
+    account: Account,
+    repo: Repo,
+    signal: AbortSignal,
+  ): Promise<Authorization | undefined> {
     const challenges = parseChallenges(response.headers['www-authenticate']);
-    const scheme = this.#schemeOf(challenges);
-    if (scheme.kind === 'none') return undefined;
+    const scheme = schemeOf(challenges);
     const scope = challenges.find(({ scheme: name }) => name === 'bearer')?.params['scope'];
-    const answer = await this.#answer(scheme, scope, repo, signal);
+    const answer = await this.#answer(scheme, scope, account, repo, signal);
+    if (answer.header === undefined) return undefined;
     // Only now: a challenge that leads nowhere must not stand between us and all other repos.
     this.#scheme = scheme;
     return answer;
   }
 
   /** The upstream did not take it. */
-  drop(repo: Repo): void {
-    this.#tokens.delete(repo.key);
+  drop(account: Account, repo: Repo): void {
+    this.#tokens.delete(keyOf(account, repo));
   }
 
-  async #ping(signal: AbortSignal): Promise<Scheme> {
-    const url = new URL('/v2/', this.#base);
+  /** Basic was answered with 401: whether it is the login that is not taken, or just not enough. */
+  async checkBasic(account: Account, signal: AbortSignal): Promise<void> {
+    const login = await account.login();
+    if (!login) return;
     const what = `GET ${this.#registry} /v2/`;
-    const response = await this.#transport.send({
-      method: 'GET',
-      url,
-      kind: 'ping',
-      what,
-      headers: {},
-      signal,
+    const response = await this.#send('ping', new URL('/v2/', this.#base), what, undefined, signal, {
+      headers: { authorization: basic(login) },
     });
     response.body.discard();
-    if (response.status !== 401) return { kind: 'none' };
-    return this.#schemeOf(parseChallenges(response.headers['www-authenticate']));
+    if (response.status !== 401) return;
+    const error = accountRefused(`${what}: ${this.#base.host} answered 401`, account);
+    await account.refused(login, error);
+    throw error;
   }
 
-  #schemeOf(challenges: readonly Challenge[]): Scheme {
-    const realm = challenges.find(({ scheme, params }) => scheme === 'bearer' && params['realm'])?.params;
-    if (realm?.['realm'] !== undefined) {
-      return { kind: 'bearer', realm: realm['realm'], service: realm['service'] };
+  /** Undefined: it does not tell now; the answer to the question itself will. */
+  async #ping(signal: AbortSignal): Promise<Scheme | undefined> {
+    const what = `GET ${this.#registry} /v2/`;
+    const response = await this.#send('ping', new URL('/v2/', this.#base), what, undefined, signal, {});
+    response.body.discard();
+    const { status } = response;
+    if (status === 429) {
+      throw statusFault(response, `${what}: ${this.#base.host} answered 429`, this.#clock.now());
     }
-    const basic = this.#account !== undefined && challenges.some(({ scheme }) => scheme === 'basic');
-    return { kind: basic ? 'basic' : 'none' };
+    if (status >= 500) return undefined;
+    return status === 401
+      ? schemeOf(parseChallenges(response.headers['www-authenticate']))
+      : { bearer: undefined, basic: false };
+  }
+
+  #send(
+    kind: 'ping' | 'token',
+    url: URL,
+    what: string,
+    repo: Repo | undefined,
+    signal: AbortSignal,
+    { headers = {}, form }: { headers?: Readonly<Record<string, string>>; form?: string },
+  ): Promise<Response> {
+    const method = form === undefined ? 'GET' : 'POST';
+    return this.#transport.send({
+      method,
+      url,
+      kind,
+      repo,
+      what,
+      headers,
+      signal,
+      ...(form !== undefined && { form }),
+    });
   }
 
   async #answer(
     scheme: Scheme,
     scope: string | undefined,
+    account: Account,
     repo: Repo,
     signal: AbortSignal,
   ): Promise<Authorization> {
-    if (scheme.kind === 'none') return { header: undefined, challenge: '', fresh: false };
-    if (scheme.kind === 'basic') return { header: this.#basic(), challenge: 'basic', fresh: true };
+    const { bearer } = scheme;
+    if (!bearer) {
+      const login = scheme.basic ? await account.login() : undefined;
+      if (!login) return noAuthorization;
+      return { header: basic(login), challenge: 'basic', fresh: true, isPublic: false };
+    }
     const wanted = scope ?? `repository:${repo.name}:pull`;
-    const challenge = [scheme.realm, scheme.service, wanted].join(' ');
-    const kept = this.#kept(repo);
+    const challenge = [bearer.realm, bearer.service, wanted].join(' ');
+    const kept = this.#kept(account, repo);
     if (kept?.challenge === challenge) return kept;
-    const fetch = (): Promise<Token> =>
-      this.#fetchToken(scheme.realm, scheme.service, wanted, challenge, signal);
-    const token = await this.#flights.run(`${repo.key} ${challenge}`, fetch).outcome;
-    this.#tokens.set(repo.key, token);
-    return { header: token.header, challenge, fresh: true };
+    const key = keyOf(account, repo);
+    const fetch = async (): Promise<Token> => {
+      const token = await this.#fetchToken({ ...bearer, scope: wanted, challenge }, account, repo, signal);
+      this.#tokens.set(key, token);
+      return token;
+    };
+    const { header, isPublic } = await this.#flights.run(`${key} ${challenge}`, fetch).outcome;
+    return { header, challenge, fresh: true, isPublic };
   }
 
-  #kept(repo: Repo): Authorization | undefined {
-    const token = this.#tokens.get(repo.key);
+  #kept(account: Account, repo: Repo): Authorization | undefined {
+    const token = this.#tokens.get(keyOf(account, repo));
     if (!token || token.expiresAt <= this.#clock.monotonic()) return undefined;
-    return { header: token.header, challenge: token.challenge, fresh: false };
-  }
-
-  #basic(): string | undefined {
-    if (!this.#account) return undefined;
-    const { username, password } = this.#account;
-    return `Basic ${Buffer.from(`${username}:${password}`).toString('base64')}`;
+    return { header: token.header, challenge: token.challenge, fresh: false, isPublic: token.isPublic };
   }
 
   async #fetchToken(
-    realm: string,
-    service: string | undefined,
-    scope: string,
-    challenge: string,
+    wanted: { realm: string; service: string | undefined; scope: string; challenge: string },
+    account: Account,
+    repo: Repo,
     signal: AbortSignal,
   ): Promise<Token> {
-    if (this.#refusal && this.#clock.monotonic() < this.#refusedUntil) throw this.#refusal;
+    const { realm, service, scope, challenge } = wanted;
     const url = this.#policy.checkRealm(realm);
-    if (service !== undefined) url.searchParams.set('service', service);
-    url.searchParams.set('scope', scope);
-    if (this.#account) url.searchParams.set('account', this.#account.username);
-    const basic = this.#basic();
     const what = `GET ${this.#registry} token for ${scope}`;
-    const call = {
-      method: 'GET',
-      url,
-      kind: 'token',
-      what,
-      headers: basic ? { authorization: basic } : {},
-      signal,
-    } as const;
-    const asked = this.#clock.monotonic();
-    const response = await this.#transport.send(call);
-    if (response.status !== 200) {
+    for (let tries = 1; ; tries++) {
+      const login = await account.login();
+      const asked = this.#clock.monotonic();
+      const response = await this.#askToken(url, { service, scope }, login, what, repo, signal);
+      if (response.status === 200) {
+        const { token, lifeMs } = await readToken(response, what, signal);
+        // A tenth of its life before the end, since it still has to travel.
+        const expiresAt = asked + lifeMs * 0.9;
+        return { header: `Bearer ${token}`, challenge, isPublic: login === undefined, expiresAt };
+      }
       response.body.discard();
-      throw this.#faultOf(response, `${what}: ${url.host} answered ${response.status}`);
+      const { status } = response;
+      const message = `${what}: ${url.host} answered ${status}`;
+      if (status !== 401 && status !== 403) throw statusFault(response, message, this.#clock.now());
+      // Some token servers answer so for a repo that is unknown or private (ghcr.io).
+      const isRefused = login && status === 401 && (await this.#refuses(url, service, login, repo, signal));
+      if (!isRefused) throw new MirrorError('repo-unknown', `${message}: not found, or not permitted`);
+      const error = accountRefused(message, account);
+      const hasAnother = await account.refused(login, error);
+      if (!hasAnother || tries === 2) throw error;
     }
-    const { token, lifeMs } = await readToken(response, what, signal);
-    // A tenth of its life before the end, since it still has to travel.
-    return { header: `Bearer ${token}`, challenge, expiresAt: asked + lifeMs * 0.9 };
   }
 
-  #faultOf(response: Response, message: string): MirrorError {
-    const { status } = response;
-    if (status === 401 && this.#account) {
-      const { username } = this.#account;
-      this.#refusal = new MirrorError('account-refused', `${message}: it refuses the account ${username}`);
-      this.#refusedUntil = this.#clock.monotonic() + refusedForMs;
-      return this.#refusal;
-    }
-    // Some token servers answer so for a repo that is unknown or private (ghcr.io).
-    if (status === 401 || status === 403) {
-      return new MirrorError('repo-unknown', `${message}: not found, or not permitted`);
-    }
-    return statusFault(response, message, this.#clock.now());
+  /** Whether the token server does not take the login for anything. */
+  async #refuses(
+    url: URL,
+    service: string | undefined,
+    login: Login,
+    repo: Repo,
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const what = `GET ${this.#registry} token without a scope`;
+    const response = await this.#askToken(url, { service, scope: undefined }, login, what, repo, signal);
+    response.body.discard();
+    return response.status === 401;
   }
+
+  #askToken(
+    realm: URL,
+    { service, scope }: { service: string | undefined; scope: string | undefined },
+    login: Login | undefined,
+    what: string,
+    repo: Repo,
+    signal: AbortSignal,
+  ): Promise<Response> {
+    const url = new URL(realm);
+    if (login?.username === identityUser) {
+      const form = new URLSearchParams({
+        grant_type: 'refresh_token',
+        refresh_token: login.password,
+        client_id: 'layercache',
+        ...(service !== undefined && { service }),
+        ...(scope !== undefined && { scope }),
+      });
+      const headers = { 'content-type': 'application/x-www-form-urlencoded' };
+      return this.#send('token', url, what, repo, signal, { headers, form: form.toString() });
+    }
+    if (service !== undefined) url.searchParams.set('service', service);
+    if (scope !== undefined) url.searchParams.set('scope', scope);
+    if (login) url.searchParams.set('account', login.username);
+    const headers = login ? { authorization: basic(login) } : {};
+    return this.#send('token', url, what, repo, signal, { headers });
+  }
+}
+
+function keyOf(account: Account, repo: Repo): string {
+  return `${account.name} ${repo.key}`;
+}
+
+function schemeOf(challenges: readonly Challenge[]): Scheme {
+  const params = challenges.find((each) => each.scheme === 'bearer' && each.params['realm'])?.params;
+  const realm = params?.['realm'];
+  return {
+    bearer: realm === undefined ? undefined : { realm, service: params?.['service'] },
+    basic: challenges.some(({ scheme }) => scheme === 'basic'),
+  };
+}
+
+function basic({ username, password }: Login): string {
+  return `Basic ${Buffer.from(`${username}:${password}`).toString('base64')}`;
+}
+
+function accountRefused(message: string, { name }: Account): MirrorError {
+  return new MirrorError('account-refused', `${message}: it refuses the account ${name}`);
 }
 
 async function readToken(

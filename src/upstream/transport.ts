@@ -1,8 +1,15 @@
+import { LRUCache } from 'lru-cache';
 import { Agent, errors, type Dispatcher } from 'undici';
+import type { Repo } from '../oci/repo.ts';
+import type { Clock } from '../util/clock.ts';
 import { errorCode, MirrorError } from '../util/errors.ts';
+import type { Ledger } from '../util/ledger.ts';
 import type { Metrics, UpstreamKind } from '../util/metrics.ts';
+import { Slots } from '../util/slots.ts';
 import { trace } from '../util/trace.ts';
+import type { Admission } from './admission.ts';
 import { Body } from './body.ts';
+import type { Outcome, Pass } from './gate.ts';
 import type { NetworkPolicy } from './network-policy.ts';
 import { parseRetryAfter } from './retry-after.ts';
 
@@ -16,9 +23,23 @@ export interface TransportOptions {
   maxConnections: number;
 }
 
+export interface TransportContext {
+  readonly clock: Clock;
+  readonly admission: Admission;
+  readonly policy: NetworkPolicy;
+  readonly metrics: Metrics;
+  readonly ledger: Ledger;
+}
+
 export interface Call {
-  readonly method: 'GET' | 'HEAD';
+  readonly method: 'GET' | 'HEAD' | 'POST';
   readonly url: URL;
+  /** A form, for POST. */
+  readonly form?: string;
+  /** For whose sake; undefined for what serves all repos. */
+  readonly repo: Repo | undefined;
+  /** A download that has begun tries again at its own pace, though the host has been failing. */
+  readonly insists?: boolean;
   readonly kind: Exclude<UpstreamKind, 'redirect'>;
   /** The upstream has sent us here from elsewhere. */
   readonly redirected?: boolean;
@@ -35,30 +56,33 @@ export interface Response {
   readonly body: Body;
 }
 
-type Headers = Readonly<Record<string, string | string[] | undefined>>;
+export type Headers = Readonly<Record<string, string | string[] | undefined>>;
 
 const callConnections = 16;
+const maxHosts = 1000;
 const userAgent = 'layercache';
 const maxHeaderBytes = 64 * 1024;
 
 /**
- * HTTP to one upstream and the hosts that it redirects to: one request, one answer; neither redirects nor retries.
- * Calls and blobs have connections of their own, so that a HEAD never waits behind layers.
+ * HTTP to one upstream and the hosts that it redirects to: one request, one answer, if the host may be asked now; neither
+ * redirects nor retries. Calls and blobs have connections of their own, so that a HEAD never waits behind layers.
  */
 export class Transport {
   readonly #registry: string;
   readonly #options: TransportOptions;
-  readonly #metrics: Metrics;
+  readonly #context: TransportContext;
   readonly #calls: Agent;
   readonly #blobs: Agent;
+  /** Calls to each host at once. What waits here, and not in a connection, hears at once that the host is not asked. */
+  readonly #lines = new LRUCache<string, Slots>({ max: maxHosts });
 
-  constructor(registry: string, options: TransportOptions, policy: NetworkPolicy, metrics: Metrics) {
+  constructor(registry: string, options: TransportOptions, context: TransportContext) {
     this.#registry = registry;
     this.#options = options;
-    this.#metrics = metrics;
+    this.#context = context;
     const agent = (connections: number): Agent =>
       new Agent({
-        connect: policy.connector(options.connectTimeoutMs),
+        connect: context.policy.connector(options.connectTimeoutMs),
         connections,
         allowH2: false,
         pipelining: 1,
@@ -69,29 +93,66 @@ export class Transport {
     this.#blobs = agent(2 * options.maxConnections);
   }
 
-  /** Throws `upstream-down`, `upstream-timeout`, `upstream-invalid` or `address-refused`. */
+  /**
+   * Throws `upstream-down`, `upstream-timeout`, `upstream-limited`, `upstream-busy`, `upstream-invalid` or
+   * `address-refused`.
+   */
   async send(call: Call): Promise<Response> {
+    const done = isBody(call) ? undefined : await this.#line(call);
+    try {
+      const pass = await this.#context.admission.enter(call.url, call.what, call.insists === true);
+      return await this.#send(call, pass);
+    } finally {
+      done?.();
+    }
+  }
+
+  async #send(call: Call, pass: Pass): Promise<Response> {
     const spent = trace.getStore();
     if (spent) spent.upstreamCalls += 1;
+    const { clock, metrics, ledger } = this.#context;
+    const entry = ledger.of(this.#registry, call.repo?.name ?? '');
     let status = 'error';
+    let outcome: Outcome = 'unknown';
     try {
       const response = await this.#dispatch(call);
       status = String(response.status);
+      outcome = outcomeOf(call, response, clock.now());
+      if (call.kind === 'token') entry.tokenCalls += 1;
+      if (response.status === 429) entry.limited += 1;
+      if (response.status === 200 && isPull(call)) entry.upstreamPulls += 1;
       return response;
-    } catch (error) {
-      throw toFault(`${call.what}: ${call.url.host}`, error, call.signal);
+    } catch (cause) {
+      const fault = toFault(`${call.what}: ${call.url.host}`, cause, call.signal);
+      outcome = failureOf(fault, cause, call.signal);
+      throw fault;
     } finally {
-      this.#metrics.upstreamRequests.add(1, this.#registry, call.redirected ? 'redirect' : call.kind, status);
+      pass(outcome);
+      metrics.upstreamRequests.add(1, this.#registry, call.redirected ? 'redirect' : call.kind, status);
     }
+  }
+
+  /** A place among the calls to this host. */
+  async #line({ url, what, signal }: Call): Promise<() => void> {
+    const line = this.#lines.get(url.origin) ?? new Slots(callConnections);
+    this.#lines.set(url.origin, line);
+    return line.take(signal).catch((cause: unknown) => {
+      throw new MirrorError('upstream-busy', `${what}: ${url.host}: too many calls are waiting for it`, {
+        cause,
+        retryAfterMs: 5000,
+        refused: true,
+      });
+    });
   }
 
   async close(): Promise<void> {
     await Promise.all([this.#calls.destroy(), this.#blobs.destroy()]);
   }
 
-  #dispatch({ method, url, kind, headers, signal }: Call): Promise<Response> {
+  #dispatch(call: Call): Promise<Response> {
+    const { method, url, kind, form, headers, signal } = call;
     signal.throwIfAborted();
-    const agent = kind === 'blob' && method === 'GET' ? this.#blobs : this.#calls;
+    const agent = isBody(call) ? this.#blobs : this.#calls;
     return new Promise((resolve, reject) => {
       let controller: Dispatcher.DispatchController | undefined;
       let body: Body | undefined;
@@ -106,6 +167,7 @@ export class Transport {
           origin: url.origin,
           path: url.pathname + url.search,
           method,
+          ...(form !== undefined && { body: form }),
           headers: { ...headers, 'user-agent': userAgent, 'accept-encoding': 'identity' },
           headersTimeout: this.#options.headersTimeoutMs,
           bodyTimeout: this.#options.idleTimeoutMs,
@@ -123,7 +185,7 @@ export class Transport {
             resolve({ status, headers: responseHeaders, body });
           },
           onResponseData: (_, chunk) => {
-            if (kind === 'blob' || kind === 'manifest') this.#count(kind, chunk.length);
+            if (kind === 'blob' || kind === 'manifest') this.#count(kind, chunk.length, call.repo);
             body?.received(chunk);
           },
           onResponseEnd: () => body?.end(),
@@ -137,10 +199,48 @@ export class Transport {
     });
   }
 
-  #count(kind: 'blob' | 'manifest', bytes: number): void {
-    this.#metrics.upstreamBytes.add(bytes, this.#registry);
-    this.#metrics.proxyPulledBytes.add(bytes, kind);
+  #count(kind: 'blob' | 'manifest', bytes: number, repo: Repo | undefined): void {
+    const { metrics, ledger } = this.#context;
+    metrics.upstreamBytes.add(bytes, this.#registry);
+    metrics.proxyPulledBytes.add(bytes, kind);
+    ledger.of(this.#registry, repo?.name ?? '').fetchedBytes += bytes;
   }
+}
+
+/** The body of a blob, which may take hours. */
+function isBody({ kind, method }: Call): boolean {
+  return kind === 'blob' && method === 'GET';
+}
+
+function isPull({ kind, method }: Pick<Call, 'kind' | 'method'>): boolean {
+  return kind === 'manifest' && method === 'GET';
+}
+
+/**
+ * Whether a 429 speaks of pulls alone: an answer to a GET of a manifest, in the registry's own JSON. What comes as plain
+ * text, or for what is never counted, limits all requests.
+ */
+export function isPullLimit(call: Pick<Call, 'kind' | 'method'>, { status, headers }: Response): boolean {
+  return (
+    status === 429 && isPull(call) && /^application\/(.+\+)?json\b/i.test(one(headers, 'content-type') ?? '')
+  );
+}
+
+function outcomeOf(call: Call, response: Response, now: number): Outcome {
+  const { status, headers } = response;
+  if (status === 429 && !isPullLimit(call, response)) {
+    return { limited: true, retryAfterMs: parseRetryAfter(one(headers, 'retry-after'), now) };
+  }
+  // 501 says that it does not know the method.
+  return status >= 500 && status !== 501 ? 'failed' : 'answered';
+}
+
+function failureOf({ fault }: MirrorError, cause: unknown, signal: AbortSignal): Outcome {
+  if (fault === 'address-refused') return 'unknown';
+  // Whoever leaves says nothing about the host; a deadline that passes does.
+  if (signal.aborted && cause === signal.reason && (cause as Error).name !== 'TimeoutError') return 'unknown';
+  const isSilence = fault === 'upstream-timeout' || errorCode(cause) === 'UND_ERR_CONNECT_TIMEOUT';
+  return isSilence ? 'silent' : 'failed';
 }
 
 /** A header that must not come twice; the first counts. */

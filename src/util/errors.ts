@@ -28,8 +28,10 @@ export const faults = {
   },
   /** The upstream was reached and kept silent; not tried again, since silence is dear. */
   'upstream-timeout': { status: 504, code: 'UNAVAILABLE', level: 'warn', stale: true, resume: true },
-  /** The upstream answers 429. */
+  /** The upstream answers 429 to everything: its abuse limit. */
   'upstream-limited': { status: 429, code: 'TOOMANYREQUESTS', level: 'warn', stale: true, resume: true },
+  /** All accounts have spent their pulls, as the upstream counts them. */
+  'quota-spent': { status: 429, code: 'TOOMANYREQUESTS', level: 'info', stale: true },
   /** The upstream answers with something that is not what was asked for. */
   'upstream-invalid': { status: 502, code: 'UNKNOWN', level: 'error', stale: true, resume: true },
   /** A signed link, or the answer behind a redirect, was refused: a fresh one may do. */
@@ -70,6 +72,8 @@ export interface MirrorErrorOptions {
   cause?: unknown;
   /** When it may be worth asking again. */
   retryAfterMs?: number | undefined;
+  /** Nothing was asked, since it would have been in vain: no use in trying again at once. */
+  refused?: boolean;
 }
 
 /**
@@ -79,12 +83,14 @@ export interface MirrorErrorOptions {
 export class MirrorError extends Error {
   readonly fault: Fault;
   readonly retryAfterMs: number | undefined;
+  readonly refused: boolean;
 
   constructor(fault: Fault, message: string, options: MirrorErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.name = 'MirrorError';
     this.fault = fault;
     this.retryAfterMs = options.retryAfterMs;
+    this.refused = options.refused === true;
   }
 
   get row(): FaultRow {

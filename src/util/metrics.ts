@@ -87,6 +87,25 @@ class Gauge extends PlainMetric {
   }
 }
 
+/** A gauge with labels: each reading gives all its series, the values of the labels in the order of their names. */
+class Gauges<L extends string[]> extends PlainMetric {
+  readonly type = 'gauge';
+  readonly #labels: readonly string[];
+  read: () => [...L, value: number][] = () => [];
+
+  constructor(registry: Registry, name: string, help: string, labels: { [K in keyof L]: string }) {
+    super(registry, name, help);
+    this.#labels = labels;
+  }
+
+  samples(): Sample[] {
+    return this.read().map((series) => ({
+      labels: Object.fromEntries(this.#labels.map((label, i) => [label, series[i] as string])),
+      value: series.at(-1) as number,
+    }));
+  }
+}
+
 class Histogram extends PlainMetric {
   readonly type = 'histogram';
   readonly #bounds: readonly number[];
@@ -182,6 +201,54 @@ export class Metrics {
     'Bytes that stored and arriving content takes on disk.',
   );
   readonly storeLimitBytes = new Gauge(this.#r, 'layercache_store_limit_bytes', 'The cap, store.maxBytes.');
+  readonly quotaLimit = new Gauges<[registry: string, account: string]>(
+    this.#r,
+    'layercache_quota_limit',
+    'Pulls in a window, as the upstream says; absent where it counts none.',
+    ['registry', 'account'],
+  );
+  readonly quotaRemaining = new Gauges<[registry: string, account: string]>(
+    this.#r,
+    'layercache_quota_remaining',
+    'Pulls that are left.',
+    ['registry', 'account'],
+  );
+  readonly quotaResetSeconds = new Gauges<[registry: string, account: string]>(
+    this.#r,
+    'layercache_quota_reset_seconds',
+    'Until pulls may be back; 0 while some are left.',
+    ['registry', 'account'],
+  );
+  readonly quotaExhaustionSeconds = new Gauges<[registry: string, account: string]>(
+    this.#r,
+    'layercache_quota_exhaustion_seconds',
+    'Until no pull is left, at the rate of the last 15 minutes.',
+    ['registry', 'account'],
+  );
+  readonly accountsAside = new Gauges<[registry: string, account: string]>(
+    this.#r,
+    'layercache_account_refused',
+    '1 while the account is set aside, since its credentials were refused or cannot be had.',
+    ['registry', 'account'],
+  );
+  readonly hostsShut = new Gauges<[registry: string, host: 'registry' | 'other']>(
+    this.#r,
+    'layercache_breaker_open',
+    'Hosts that are not asked for a while: the registry itself, and token servers and CDNs.',
+    ['registry', 'host'],
+  );
+  readonly admissionsRefused = new Counter<[registry: string, reason: string]>(
+    this.#r,
+    'layercache_admissions_refused_total',
+    'Upstream calls that were not made, by reason.',
+    ['registry', 'reason'],
+  );
+  readonly ledger = new Gauges<[registry: string, item: string]>(
+    this.#r,
+    'layercache_ledger_total',
+    'What pulls have cost and saved in the last year, over restarts: see docs/quota.md.',
+    ['registry', 'item'],
+  );
   readonly evictions = new Counter<[reason: string]>(
     this.#r,
     'layercache_evictions_total',

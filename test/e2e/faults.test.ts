@@ -114,6 +114,7 @@ describe('faults at every moment of a fill', () => {
         },
       },
     });
+    mirror.clock.run();
   });
 
   afterEach(async () => {
@@ -157,6 +158,8 @@ describe('faults at every moment of a fill', () => {
         await assertClean(expected.left ?? 0);
         assert.equal(upstream.count('blob'), expected.calls);
         upstream.behave();
+        // Whatever host is not asked for a while is asked again.
+        mirror.clock.advance(5000);
         assertReply(await mirror.get(path), 'right');
         await until(async () => (await mirror.files('blobs')).length === 1, 'it is stored');
         await assertClean(0);

@@ -215,7 +215,7 @@ describe('pulls', () => {
     sameBytes(reply.body, index.bytes);
   });
 
-  test('429 for what is not held comes with its Retry-After, and is not remembered', async () => {
+  test('429 for what is not held comes with its Retry-After, and nobody asks before that', async () => {
     upstream.script(
       'manifest',
       (_call, _req, res) => void res.writeHead(429, { 'retry-after': '30' }).end(),
@@ -225,6 +225,11 @@ describe('pulls', () => {
     assert.equal(reply.status, 429);
     assert.equal(errorOf(reply).code, 'TOOMANYREQUESTS');
     assert.equal(reply.headers['retry-after'], '30');
+    mirror.clock.advance(29_000);
+    const calls = upstream.calls.length;
+    assert.equal((await mirror.get('/v2/library/alpine/manifests/latest')).headers['retry-after'], '1');
+    assert.equal(upstream.calls.length, calls);
+    mirror.clock.advance(1_000);
     assert.equal((await mirror.get('/v2/library/alpine/manifests/latest')).status, 200);
   });
 });

@@ -94,7 +94,8 @@ describe('upstreams', () => {
       assert.equal(reply.status, 503);
       assert.match(errorOf(reply).message, /account me/);
     }
-    assert.equal(upstream.count('token'), 1);
+    // Once for the repo, and once to see whether it is the repo or the login.
+    assert.equal(upstream.count('token'), 2);
     assert.ok(!mirror.log.includes('wrong'));
   });
 

@@ -6,16 +6,21 @@ import { Service } from '../../src/service.ts';
 import type { Clock } from '../../src/util/clock.ts';
 import { ask, type Ask, type Reply } from './http.ts';
 
-/** Time that stands still until a test moves it. Both clocks move together. */
+/** Time that stands still until a test moves it, or lets it run. Both clocks move together. */
 export class TestClock implements Clock {
   #now = Date.parse('2026-01-01T00:00:00Z');
+  #runsSince: number | undefined;
 
   now(): number {
-    return this.#now;
+    return this.#now + (this.#runsSince === undefined ? 0 : performance.now() - this.#runsSince);
   }
 
   monotonic(): number {
-    return this.#now;
+    return this.now();
+  }
+
+  run(): void {
+    this.#runsSince ??= performance.now();
   }
 
   advance(ms: number): void {

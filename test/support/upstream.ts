@@ -30,9 +30,22 @@ export interface UpstreamOptions {
   /** Blobs come by redirect from another origin. */
   cdn?: boolean;
   /** The only login that sees anything. */
-  login?: { username: string; password: string };
+  login?: Login;
+  /** Or several. */
+  logins?: readonly Login[];
+  /** Without a login the public repos are seen. */
+  anonymous?: boolean;
   tokenLifeSeconds?: number;
+  /** Pulls that each account has in a window. */
+  pulls?: number;
 }
+
+export interface Login {
+  readonly username: string;
+  readonly password: string;
+}
+
+const windowSeconds = 21_600;
 
 /** Answers a call in its own way; `next` is the well-behaved answer. */
 export type Script = (
@@ -53,6 +66,12 @@ interface Rule {
 export class Upstream {
   readonly calls: Call[] = [];
   readonly tokens = new Set<string>();
+  /** Who may see a repo; who is not named here may see all. */
+  readonly seers = new Map<string, string>();
+  /** Pulls by account. */
+  readonly spent = new Map<string, number>();
+  /** Pulls that were refused. */
+  overspent = 0;
   readonly #options: UpstreamOptions;
   readonly #repos = new Map<
     string,
@@ -219,6 +238,8 @@ export class Upstream {
     const given = req.headers.authorization;
     if (auth === 'none') return true;
     if (auth === 'basic') return given === basic(login);
+    const seer = this.seers.get(repo);
+    if (seer !== undefined && holderOf(given) !== seer) return false;
     return (
       this.tokens.has(`${given ?? ''} ${repo}`) || (repo === '' && given?.startsWith('Bearer ') === true)
     );
@@ -240,11 +261,36 @@ export class Upstream {
       sendError(call, req, res, 404, 'MANIFEST_UNKNOWN');
       return;
     }
+    const quota = this.#spend(call);
+    if (quota['ratelimit-remaining']?.startsWith('-')) {
+      this.overspent += 1;
+      sendError(call, req, res, 429, 'TOOMANYREQUESTS', {
+        ...quota,
+        'ratelimit-remaining': `0;w=${windowSeconds}`,
+      });
+      return;
+    }
     send(call, req, res, 200, manifest.bytes, {
       'content-type': manifest.mediaType,
       'docker-content-digest': manifest.digest,
       'set-cookie': 'spy=1',
+      ...quota,
     });
+  }
+
+  /** Counts a GET, and says how many are left after it. */
+  #spend({ method, headers }: Call): Record<string, string> {
+    const { pulls } = this.#options;
+    if (pulls === undefined) return {};
+    const account = holderOf(headers.authorization);
+    const before = this.spent.get(account) ?? 0;
+    if (method === 'GET' && before < pulls) this.spent.set(account, before + 1);
+    const left = pulls - before - (method === 'GET' ? 1 : 0);
+    return {
+      'ratelimit-limit': `${pulls};w=${windowSeconds}`,
+      'ratelimit-remaining': `${left};w=${windowSeconds}`,
+      'docker-ratelimit-source': '192.0.2.1',
+    };
   }
 
   #blob(call: Call, req: IncomingMessage, res: ServerResponse): void {
@@ -264,12 +310,15 @@ export class Upstream {
     const repo = scope.split(':')[1] ?? '';
     const call = this.#begin(req, res, 'token', repo, scope);
     this.#run(call, req, res, () => {
-      const { login, tokenLifeSeconds = 300 } = this.#options;
-      if (login && req.headers.authorization !== basic(login)) {
+      const { login, logins = login ? [login] : [], anonymous, tokenLifeSeconds = 300 } = this.#options;
+      const given = req.headers.authorization;
+      const known = logins.find((each) => given === basic(each));
+      const isNobody = given === undefined && (anonymous === true || logins.length === 0);
+      if (!known && !isNobody) {
         sendError(call, req, res, 401, 'UNAUTHORIZED');
         return;
       }
-      const token = `s3cr3t-token-${this.tokens.size}`;
+      const token = `s3cr3t-token-${this.tokens.size}-${known?.username ?? 'anonymous'}`;
       this.tokens.add(`Bearer ${token} ${repo}`);
       const body = JSON.stringify({ token, expires_in: tokenLifeSeconds });
       send(call, req, res, 200, Buffer.from(body), { 'content-type': 'application/json' });
@@ -287,6 +336,11 @@ export class Upstream {
       else sendError(call, req, res, 404, 'NOT_LISTED');
     });
   }
+}
+
+/** Whose token it is. */
+function holderOf(authorization: string | undefined): string {
+  return authorization?.split('-').at(-1) ?? 'anonymous';
 }
 
 function basic(login: UpstreamOptions['login']): string {
@@ -316,9 +370,11 @@ function sendError(
   res: ServerResponse,
   status: number,
   code: string,
+  headers: Record<string, string> = {},
 ): void {
   send(call, req, res, status, Buffer.from(JSON.stringify({ errors: [{ code, message: code }] })), {
     'content-type': 'application/json',
+    ...headers,
   });
 }
 

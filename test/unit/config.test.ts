@@ -66,7 +66,14 @@ describe('configuration', () => {
       maxBytes: 1.5 * 1024 ** 3,
       minFreeBytes: 0,
     });
-    assert.deepEqual(config.tags, { ttl: 0, staleIfError: 0, negativeTtl: 250 });
+    assert.deepEqual(config.tags, {
+      ttl: 0,
+      staleIfError: 0,
+      negativeTtl: 250,
+      revalidate: 'wait',
+      whenGone: '404',
+      rules: [],
+    });
     assert.equal(config.fetch.idleTimeout, 90_000);
     assert.equal(config.upstreams[0]?.url.href, 'https://quay.io/');
     assert.equal(config.upstreams[0].tags.ttl, 60_000);
@@ -100,9 +107,14 @@ describe('configuration', () => {
     const accounts = (password: unknown) => ({
       upstreams: [{ registry: 'x.io', accounts: [{ username: 'u', password }] }],
     });
-    assert.equal(load(accounts({ file: 'secret' })).upstreams[0]?.account?.password, 'from-file');
-    assert.equal(load(accounts({ env: 'P' }), { P: 'from-env' }).upstreams[0]?.account?.password, 'from-env');
-    assert.equal(load(accounts('plain')).upstreams[0]?.account?.password, 'plain');
+    const passwordOf = (config: Config): unknown => {
+      const account = config.upstreams[0]?.accounts[0];
+      return account && 'password' in account ? account.password : undefined;
+    };
+    // A file is read when its content is needed.
+    assert.deepEqual(passwordOf(load(accounts({ file: 'secret' }))), { file: join(directory, 'secret') });
+    assert.equal(passwordOf(load(accounts({ env: 'P' }), { P: 'from-env' })), 'from-env');
+    assert.equal(passwordOf(load(accounts('plain'))), 'plain');
     assert.deepEqual(problems(accounts({ env: 'P' })), [
       'upstreams[0].accounts[0].password: the environment variable P is not set',
     ]);
@@ -112,7 +124,51 @@ describe('configuration', () => {
     ]);
   });
 
+  test('several accounts, anonymous among them', () => {
+    writeFileSync(join(directory, 'docker.json'), '{}');
+    const { upstreams } = load({
+      upstreams: [
+        {
+          registry: 'x.io',
+          accounts: [{ username: 'a', password: 'b' }, { anonymous: true }],
+          dockerConfig: 'docker.json',
+          credentialHelper: 'ecr-login',
+        },
+      ],
+    });
+    assert.deepEqual(upstreams[0]?.accounts, [{ username: 'a', password: 'b' }, { anonymous: true }]);
+    assert.equal(upstreams[0].dockerConfig, join(directory, 'docker.json'));
+  });
+
+  const upstreamWith = (keys: object) => ({ upstreams: [{ registry: 'x.io', ...keys }] });
   const refused: [content: unknown, problem: RegExp][] = [
+    [
+      upstreamWith({ accounts: [{ username: 'a' }] }),
+      /^upstreams\[0\]\.accounts\[0\]: found something else, expected username and password, or \{ "anonymous": true \}$/,
+    ],
+    [
+      upstreamWith({
+        accounts: [
+          { username: 'a', password: 'b' },
+          { username: 'a', password: 'c' },
+        ],
+      }),
+      /^upstreams\[0\]\.accounts: found "a" a second time, expected each account once$/,
+    ],
+    [
+      upstreamWith({ dockerConfig: 'none.json' }),
+      /^upstreams\[0\]\.dockerConfig: the file .*none\.json does not exist$/,
+    ],
+    [
+      upstreamWith({ credentialHelper: '../sh' }),
+      /^upstreams\[0\]\.credentialHelper: found "\.\.\/sh", expected the name/,
+    ],
+    [{ quota: { whenSpent: 404 } }, /^quota\.whenSpent: found 404, expected "429" or "503"$/],
+    [{ quota: { reserve: -1 } }, /^quota\.reserve: found -1, expected a whole number$/],
+    [
+      { tags: { rules: [{ match: 'alpine', ttl: '1d' }] } },
+      /^tags\.rules\[0\]\.match: found "alpine", expected a pattern/,
+    ],
     ['{', /^not JSON: /],
     [[], /^found \[\], expected an object$/],
     [{ stor: {} }, /^stor: unknown key, did you mean "store"\?$/],

@@ -5,15 +5,23 @@ import type { AddressInfo } from 'node:net';
 import { test } from 'node:test';
 import { createRegistryHandler, type RegistryContext } from '../../src/server/registry-routes.ts';
 import { createRepo } from '../../src/oci/repo.ts';
+import { Ledger } from '../../src/util/ledger.ts';
 import { createLog } from '../../src/util/log.ts';
 import { Metrics } from '../../src/util/metrics.ts';
 import { ask, errorOf } from '../support/http.ts';
 import { TestClock, until } from '../support/mirror.ts';
 
+const noLedgerStore = {
+  addToLedger: () => undefined,
+  removeFromLedger: () => undefined,
+  ledgerTotals: () => [],
+};
+
 test('requests beyond what the process can hold get 503 and when to come again', async () => {
   const { promise: held, resolve: go } = Promise.withResolvers<undefined>();
   let asked = 0;
   const log = createLog({ level: 'info' }, { write: () => true });
+  const clock = new TestClock();
   const context = {
     mirror: {
       manifest: async () => {
@@ -23,9 +31,10 @@ test('requests beyond what the process can hold get 503 and when to come again',
       },
     },
     upstreams: { repo: (name: string) => createRepo('docker.io', name) },
-    clock: new TestClock(),
+    clock,
     log,
     metrics: new Metrics(),
+    ledger: new Ledger(clock, noLedgerStore, () => undefined),
     isDraining: () => false,
     maxRequests: 2,
   } as unknown as RegistryContext;

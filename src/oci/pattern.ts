@@ -1,0 +1,37 @@
+import type { Repo } from './repo.ts';
+
+/**
+ * `registry/repo[:tag]`: `*` stands for anything within a component, `**` for anything across components; without a tag
+ * it means every tag and digest.
+ */
+export class Pattern {
+  readonly #repo: RegExp;
+  readonly #tag: RegExp | undefined;
+
+  /** Undefined when the text is not a pattern. */
+  static parse(text: string): Pattern | undefined {
+    const [, repo, tag] = /^([^/\s]+\/\S*?[^/:\s])(?::([^/:\s]+))?$/.exec(text) ?? [];
+    return repo === undefined || /[^\w.:/*-]/.test(text) ? undefined : new Pattern(repo, tag);
+  }
+
+  private constructor(repo: string, tag: string | undefined) {
+    const [registry, ...rest] = repo.split('/');
+    // As names are normalised: on Docker Hub a bare name is an official image.
+    const isBare = registry === 'docker.io' && rest.length === 1 && !rest[0]?.includes('**');
+    this.#repo = toRegExp(isBare ? `docker.io/library/${rest[0] ?? ''}` : repo);
+    this.#tag = tag === undefined ? undefined : toRegExp(tag);
+  }
+
+  /** `tag`: undefined for a digest. */
+  matches(repo: Repo, tag: string | undefined): boolean {
+    if (this.#tag && (tag === undefined || !this.#tag.test(tag))) return false;
+    return this.#repo.test(repo.key);
+  }
+}
+
+function toRegExp(text: string): RegExp {
+  const source = text
+    .replace(/[.+?^${}()|[\]\\]/g, '\\$&')
+    .replace(/\*+/g, (stars) => (stars.length > 1 ? '.*' : '[^/]*'));
+  return new RegExp(`^${source}$`);
+}

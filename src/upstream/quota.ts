@@ -1,0 +1,264 @@
+import type { Clock } from '../util/clock.ts';
+import { parseRetryAfter } from './retry-after.ts';
+import { one, type Headers } from './transport.ts';
+
+/** What is written down of a quota. Times in ms since the epoch. */
+export interface QuotaState {
+  readonly limit: number;
+  readonly remaining: number;
+  readonly windowMs: number;
+  /** Whom the upstream counts: an address or an account's id. */
+  readonly source: string;
+  /** When the window began, as far as it has shown. */
+  readonly risenAt: number;
+  readonly observedAt: number;
+  /** When the upstream said that pulls would be back. */
+  readonly backAt: number | null;
+}
+
+/** A call that is under way. */
+export interface Ticket {
+  readonly isPull: boolean;
+  readonly startedAt: number;
+  /** The pulls that had begun or ended until it began; undefined when one was under way. */
+  readonly alone: number | undefined;
+}
+
+const defaultWindowMs = 6 * 60 * 60_000;
+const shortestWindowMs = 1000;
+const longestWindowMs = 7 * 24 * 60 * 60_000;
+const lookEveryMs = 60_000;
+const longestDoubtMs = 60 * 60_000;
+const rateOverMs = 15 * 60_000;
+
+/**
+ * How many pulls one account has left, as the upstream's headers say and as we have spent since. A pull is taken off
+ * before it is asked for. A higher figure is believed only from a call during which no pull was under way: a late answer
+ * brings an older number.
+ */
+export class Quota {
+  readonly #clock: Clock;
+  #limit: number | undefined;
+  /** Less what is under way; undefined: nobody counts, as far as we know. */
+  #remaining: number | undefined;
+  #windowMs = defaultWindowMs;
+  #source = '';
+  #risenAt = 0;
+  #observedAt = -Infinity;
+  #lookedAt = -Infinity;
+  #underWay = 0;
+  /** Pulls that have begun or ended. */
+  #changes = 0;
+  /** Since the upstream has refused a pull. */
+  #refusal: { readonly at: number; readonly backAt: number; readonly doubtedUntil: number } | undefined;
+  /** One after the other. */
+  #refusals = 0;
+  /** Pulls of the last minutes, weighed less the older they are. */
+  #recent = 0;
+  #recentAt = 0;
+  /** Something is to be written down. */
+  dirty = false;
+
+  constructor(clock: Clock, saved?: QuotaState) {
+    this.#clock = clock;
+    const age = saved ? clock.now() - saved.observedAt : Infinity;
+    // After a window without a pull all of them are back.
+    if (!saved || age < 0 || age >= saved.windowMs) return;
+    const here = (then: number): number => clock.monotonic() - (clock.now() - then);
+    this.#limit = saved.limit;
+    this.#remaining = saved.remaining;
+    this.#windowMs = saved.windowMs;
+    this.#source = saved.source;
+    this.#risenAt = here(saved.risenAt);
+    this.#observedAt = here(saved.observedAt);
+    if (saved.backAt === null) return;
+    const now = clock.monotonic();
+    const backAt = Math.min(here(saved.backAt), now + saved.windowMs);
+    this.#refusal = { at: this.#observedAt, backAt, doubtedUntil: now };
+  }
+
+  get limit(): number | undefined {
+    return this.#limit;
+  }
+
+  /** As a metric: what the upstream would say now, if all that is under way were counted. */
+  get remaining(): number | undefined {
+    return this.#remaining === undefined ? undefined : Math.max(0, this.#remaining);
+  }
+
+  get source(): string {
+    return this.#source;
+  }
+
+  get windowMs(): number {
+    return this.#windowMs;
+  }
+
+  /** Pulls that may be spent now. */
+  get left(): number {
+    if (this.#refusal && this.#limit === undefined) {
+      // Nobody tells when they are back: one tries.
+      return this.#clock.monotonic() < this.#refusal.backAt || this.#underWay > 0 ? 0 : 1;
+    }
+    return this.remaining ?? Infinity;
+  }
+
+  /** How long until pulls may be back; undefined while there are some. */
+  get backInMs(): number | undefined {
+    if (this.left > 0) return undefined;
+    const wait = this.#backAt - this.#clock.monotonic();
+    return wait > 0 ? wait : lookEveryMs;
+  }
+
+  get #backAt(): number {
+    return this.#refusal?.backAt ?? this.#risenAt + this.#windowMs;
+  }
+
+  /** Spent, and nobody has asked for a minute, or since pulls may be back, whether it still is. */
+  get isDueForALook(): boolean {
+    if (this.left > 0 || this.#limit === undefined) return false;
+    const now = this.#clock.monotonic();
+    if (now < (this.#refusal?.doubtedUntil ?? -Infinity)) return false;
+    const last = Math.max(this.#observedAt, this.#lookedAt);
+    return now - last >= lookEveryMs || (last < this.#backAt && this.#backAt <= now);
+  }
+
+  looks(): void {
+    this.#lookedAt = this.#clock.monotonic();
+  }
+
+  /** Until none are left at the rate of the last minutes; Infinity when none are being spent. */
+  get exhaustedInMs(): number {
+    const rate = this.#decayed() / rateOverMs;
+    return this.left === 0 ? 0 : rate < 1e-9 ? Infinity : this.left / rate;
+  }
+
+  /** Undefined until the upstream has told. */
+  get state(): QuotaState | undefined {
+    if (this.#limit === undefined) return undefined;
+    const there = (then: number): number => Math.round(this.#clock.now() - (this.#clock.monotonic() - then));
+    return {
+      limit: this.#limit,
+      remaining: this.remaining ?? 0,
+      windowMs: this.#windowMs,
+      source: this.#source,
+      risenAt: there(this.#risenAt),
+      observedAt: there(this.#observedAt),
+      backAt: this.#refusal ? there(this.#refusal.backAt) : null,
+    };
+  }
+
+  begin(isPull: boolean): Ticket {
+    const isAlone = this.#underWay === 0;
+    const startedAt = this.#clock.monotonic();
+    if (isPull) {
+      this.#underWay += 1;
+      this.#changes += 1;
+      if (this.#remaining !== undefined) this.#remaining -= 1;
+      this.#recent = this.#decayed() + 1;
+      this.#recentAt = startedAt;
+      this.dirty = true;
+    }
+    return { isPull, startedAt, alone: isAlone ? this.#changes : undefined };
+  }
+
+  /** Nothing of it has reached the upstream. */
+  returned(ticket: Ticket): void {
+    this.#end(ticket);
+    if (ticket.isPull) this.#giveBack();
+  }
+
+  /** It failed, and whether it was counted is not known. */
+  failed(ticket: Ticket): void {
+    this.#end(ticket);
+  }
+
+  /** `isSpent`: it is the pull limit that refuses. */
+  answered(ticket: Ticket, status: number, headers: Headers, isSpent: boolean): void {
+    const isAlone = ticket.alone === this.#changes;
+    this.#end(ticket);
+    const remaining = parseFigure(one(headers, 'ratelimit-remaining'));
+    const limit = parseFigure(one(headers, 'ratelimit-limit'));
+    if (remaining) this.#told(ticket, remaining.figure, isAlone);
+    else if (ticket.isPull && status === 200) this.#giveBack();
+    else if (!isSpent && this.#clock.monotonic() - this.#observedAt >= this.#windowMs) this.#forget();
+    if (remaining) {
+      this.#limit = limit?.figure ?? this.#limit ?? remaining.figure;
+      this.#windowMs = limit?.windowMs ?? remaining.windowMs ?? this.#windowMs;
+      this.#source = one(headers, 'docker-ratelimit-source') ?? '';
+      this.#observedAt = this.#clock.monotonic();
+      this.dirty = true;
+    }
+    if (isSpent) this.#refused(ticket, one(headers, 'retry-after'));
+    else if (ticket.isPull && status === 200 && ticket.startedAt > (this.#refusal?.at ?? -Infinity)) {
+      this.#refusals = 0;
+      this.#refusal = undefined;
+    }
+  }
+
+  #end({ isPull }: Ticket): void {
+    if (!isPull) return;
+    this.#underWay -= 1;
+    this.#changes += 1;
+  }
+
+  /** Some images are not counted: their answers carry no figures. */
+  #giveBack(): void {
+    if (this.#remaining === undefined) return;
+    this.#remaining = Math.min(this.#limit ?? Infinity, this.#remaining + 1);
+    this.dirty = true;
+  }
+
+  #told({ startedAt }: Ticket, said: number, isAlone: boolean): void {
+    const now = this.#clock.monotonic();
+    if (this.#remaining === undefined) {
+      this.#risenAt = now;
+      this.#remaining = said - this.#underWay;
+    } else if (said <= this.#remaining) this.#remaining = said;
+    else if (isAlone && startedAt >= (this.#refusal?.doubtedUntil ?? -Infinity)) {
+      this.#risenAt = now;
+      this.#remaining = said;
+      this.#refusal = undefined;
+    }
+  }
+
+  #refused({ startedAt }: Ticket, retryAfter: string | undefined): void {
+    // Of many that are refused together one counts.
+    if (startedAt <= (this.#refusal?.at ?? -Infinity)) return;
+    const now = this.#clock.monotonic();
+    const doubtMs = Math.min(lookEveryMs * 2 ** this.#refusals, longestDoubtMs);
+    this.#refusals += 1;
+    const saidMs = parseRetryAfter(retryAfter, this.#clock.now(), this.#windowMs);
+    const windowEnd = this.#limit === undefined ? now : this.#risenAt + this.#windowMs;
+    this.#refusal = {
+      at: now,
+      backAt: saidMs === undefined ? Math.max(windowEnd, now + doubtMs) : now + saidMs,
+      doubtedUntil: now + Math.min(doubtMs, saidMs ?? doubtMs),
+    };
+    if (this.#remaining !== undefined) this.#remaining = Math.min(0, this.#remaining);
+    this.dirty = true;
+  }
+
+  /** A whole window has passed in which nobody told. */
+  #forget(): void {
+    if (this.#limit === undefined) return;
+    this.#limit = undefined;
+    this.#remaining = undefined;
+    this.#refusal = undefined;
+    this.dirty = true;
+  }
+
+  #decayed(): number {
+    return this.#recent * Math.exp((this.#recentAt - this.#clock.monotonic()) / rateOverMs);
+  }
+}
+
+/** `100;w=21600`; undefined for nonsense. */
+function parseFigure(
+  header: string | undefined,
+): { figure: number; windowMs: number | undefined } | undefined {
+  const [, figure, seconds] = /^\s*(\d{1,9})\s*(?:;\s*w=(\d{1,9}))?\s*(?:[;,].*)?$/.exec(header ?? '') ?? [];
+  if (figure === undefined) return undefined;
+  const windowMs = Math.min(longestWindowMs, Math.max(shortestWindowMs, Number(seconds) * 1000));
+  return { figure: Number(figure), windowMs: seconds === undefined ? undefined : windowMs };
+}
