@@ -285,6 +285,8 @@ describe('upstreams', () => {
       const reply = await get(path);
       assert.equal(reply.status, 504);
       assert.equal(errorOf(reply).code, 'UNAVAILABLE');
+      // The host is not asked for a while.
+      mirror.clock.advance(5000);
     }
     assert.equal(upstream.calls.length, 3);
   });
