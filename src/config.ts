@@ -124,6 +124,7 @@ const schema = z.strictObject({
       path: text.default('data'),
       maxBytes: sizeOr(Infinity).prefault('50GB'),
       minFreeBytes: sizeOr(0).prefault('2GB'),
+      maxIdle: durationOrOff.prefault('off'),
     })
     .prefault({}),
   upstreams: z

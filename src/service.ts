@@ -65,11 +65,15 @@ export class Service {
     const log = createLog(config.log, options.logSink);
     const clock = options.clock ?? systemClock;
     const metrics = new Metrics();
-    const store = await BlobStore.open(config.store, {
-      clock,
-      log: log.events,
-      onEvicted: (reason) => metrics.evictions.add(1, reason),
-    });
+    const { maxIdle, ...storeOptions } = config.store;
+    const store = await BlobStore.open(
+      { ...storeOptions, maxIdleMs: maxIdle },
+      {
+        clock,
+        log: log.events,
+        onEvicted: (reason) => metrics.evictions.add(1, reason),
+      },
+    );
     const service = new Service(config, { log, clock, metrics, store });
     try {
       await service.#listen();

@@ -66,6 +66,7 @@ export class BlobStore {
   /** Work that a close must wait for. */
   readonly #pending = new Set<Promise<unknown>>();
   readonly #timer: NodeJS.Timeout;
+  readonly #closing = new AbortController();
   /** By the file system's clock, whatever the injected one says. */
   readonly #startedAt = Date.now();
   #dirty = false;
@@ -103,15 +104,21 @@ export class BlobStore {
         get partialBytes() {
           return partials.bytes;
         },
-        leastRecentlyUsed: (count, after) => {
+        leastWorthy: (count, after) => {
           // Once a scan, so that what is in use does not run ahead of it.
           if (!after) this.#flushUses();
-          return this.catalog.leastRecentlyUsed(count, after);
+          return this.catalog.leastWorthy(count, after);
+        },
+        idle: (count) => {
+          this.#flushUses();
+          const before = context.clock.now() - options.maxIdleMs;
+          return this.catalog.idleSince(before, count);
         },
         isLeased: (digest) => this.#isLeased(digest),
         dropPartial: () => partials.dropOldest(),
         evict: async (victim, reason) => {
           this.#context.onEvicted(reason);
+          if (reason !== 'idle') this.catalog.evicted(victim);
           await this.#delete(victim);
         },
         freeBytes: async () => {
@@ -254,6 +261,7 @@ export class BlobStore {
 
   async close(): Promise<void> {
     clearInterval(this.#timer);
+    this.#closing.abort();
     while (this.#pending.size > 0) await Promise.allSettled(this.#pending);
     this.#flushUses();
     await this.#checkpoint();
@@ -406,6 +414,10 @@ export class BlobStore {
   #writeBehind(): void {
     this.#flushUses();
     void this.#track(this.#partials.sweep());
+    const tidied = this.#evictor.tidy(this.#closing.signal).catch((error: unknown) => {
+      this.#context.log.warn({ err: error }, 'room could not be made ahead');
+    });
+    void this.#track(tidied);
     if (this.#dirty) void this.#track(this.#checkpoint());
   }
 

@@ -5,6 +5,7 @@ import type { Child } from '../oci/manifest.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Counts, LedgerRow, LedgerStore } from '../util/ledger.ts';
 import { migrate } from './schema.ts';
+import { mostUses, worthOf } from './worth.ts';
 
 export interface TagRow extends Descriptor {
   /** When the upstream last said so (ms since the epoch). */
@@ -13,10 +14,11 @@ export interface TagRow extends Descriptor {
   readonly previous: Digest | null;
 }
 
+/** A blob that may leave. */
 export interface Victim {
   readonly digest: Digest;
   readonly size: number;
-  readonly usedAt: number;
+  readonly priority: number;
 }
 
 /** The journal of an unfinished fill. */
@@ -54,7 +56,10 @@ export function footprint(size: number): number {
  */
 export class Catalog implements LedgerStore {
   readonly #db: Database.Database;
-  readonly #used = new Map<Digest, number>();
+  /** Uses that are not written down yet. */
+  readonly #used = new Map<Digest, { at: number; count: number }>();
+  /** The priority of what has left last: what comes now starts above it. */
+  #inflation: number;
   readonly #statements: ReturnType<typeof prepareStatements>;
 
   constructor(file: string) {
@@ -65,6 +70,8 @@ export class Catalog implements LedgerStore {
     this.#db.pragma('wal_autocheckpoint = 0');
     migrate(this.#db, file);
     this.#statements = prepareStatements(this.#db);
+    // What is left is worth at least what has left.
+    this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
   }
 
   blob(digest: Digest): Descriptor | undefined {
@@ -75,9 +82,12 @@ export class Catalog implements LedgerStore {
   addBlob({ digest, size, mediaType }: Descriptor, children: readonly Child[], now: number): boolean {
     const { addBlob, setMediaType, addChild, removeChildren } = this.#statements;
     return this.#db.transaction(() => {
-      const isNew = addBlob.run(digest, size, mediaType, now, now).changes === 1;
-      if (mediaType === blobMediaType) return isNew;
-      if (!isNew) setMediaType.run(mediaType, digest);
+      const isManifest = mediaType !== blobMediaType;
+      const worth = worthOf(size, isManifest);
+      const priority = this.#inflation + worth;
+      const isNew = addBlob.run(digest, size, mediaType, now, now, worth, priority).changes === 1;
+      if (!isManifest) return isNew;
+      if (!isNew) setMediaType.run(mediaType, worth, digest);
       removeChildren.run(digest);
       children.forEach((child, i) => {
         addChild.run(digest, i, child.digest, child.size, child.kind, child.foreign ? 1 : 0);
@@ -101,21 +111,36 @@ export class Catalog implements LedgerStore {
   }
 
   used(digest: Digest, now: number): void {
-    this.#used.set(digest, now);
+    const use = this.#used.get(digest);
+    if (use) {
+      use.at = now;
+      use.count += 1;
+    } else this.#used.set(digest, { at: now, count: 1 });
   }
 
   flushUses(): void {
     if (this.#used.size === 0) return;
     const { use } = this.#statements;
+    const inflation = this.#inflation;
     this.#db.transaction(() => {
-      for (const [digest, at] of this.#used) use.run(at, digest);
+      for (const [digest, { at, count }] of this.#used) use.run({ digest, at, count, inflation, mostUses });
     })();
     this.#used.clear();
   }
 
-  /** The next `count` blobs that were used least recently, after one that was given before. */
-  leastRecentlyUsed(count: number, after: Victim | undefined): Victim[] {
-    return this.#statements.leastRecentlyUsed.all(after?.usedAt ?? -1, after?.digest ?? '', count);
+  /** The next `count` blobs that are worth least and not pinned, after one that was given before. */
+  leastWorthy(count: number, after: Victim | undefined): Victim[] {
+    return this.#statements.leastWorthy.all(after?.priority ?? -1, after?.digest ?? '', count);
+  }
+
+  /** Blobs that are not pinned and that nobody has asked for since `before` (ms since the epoch). */
+  idleSince(before: number, count: number): Victim[] {
+    return this.#statements.idleSince.all(before, count);
+  }
+
+  /** It has left for want of room. */
+  evicted({ priority }: Victim): void {
+    this.#inflation = Math.max(this.#inflation, priority);
   }
 
   /** What all blobs take on disk. */
@@ -215,15 +240,27 @@ function prepareStatements(db: Database.Database) {
       'SELECT digest, size, media_type AS mediaType FROM blobs WHERE digest = ?',
     ),
     addBlob: db.prepare(
-      `INSERT INTO blobs (digest, size, media_type, stored_at, used_at) VALUES (?, ?, ?, ?, ?)
+      `INSERT INTO blobs (digest, size, media_type, stored_at, used_at, worth, priority) VALUES (?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT (digest) DO NOTHING`,
     ),
-    setMediaType: db.prepare<[string, Digest]>('UPDATE blobs SET media_type = ? WHERE digest = ?'),
+    setMediaType: db.prepare<[string, number, Digest]>(
+      'UPDATE blobs SET media_type = ?, worth = ? WHERE digest = ?',
+    ),
     removeBlob: db.prepare<[Digest]>('DELETE FROM blobs WHERE digest = ?'),
-    use: db.prepare<[number, Digest]>('UPDATE blobs SET used_at = ? WHERE digest = ?'),
-    leastRecentlyUsed: db.prepare<[number, string, number], Victim>(
-      `SELECT digest, size, used_at AS usedAt FROM blobs WHERE (used_at, digest) > (?, ?)
-       ORDER BY used_at, digest LIMIT ?`,
+    use: db.prepare(
+      `UPDATE blobs SET used_at = @at, uses = min(@mostUses, uses + @count),
+         priority = @inflation + min(@mostUses, uses + @count) * worth
+       WHERE digest = @digest`,
+    ),
+    leastPriority: db.prepare<[], { least: number }>(
+      'SELECT priority AS least FROM blobs WHERE pinned = 0 ORDER BY priority LIMIT 1',
+    ),
+    leastWorthy: db.prepare<[number, string, number], Victim>(
+      `SELECT digest, size, priority FROM blobs WHERE pinned = 0 AND (priority, digest) > (?, ?)
+       ORDER BY priority, digest LIMIT ?`,
+    ),
+    idleSince: db.prepare<[number, number], Victim>(
+      `SELECT digest, size, priority FROM blobs WHERE used_at < ? AND pinned = 0 ORDER BY used_at LIMIT ?`,
     ),
     footprint: db.prepare<[], { total: number }>(
       'SELECT coalesce(sum((size + 4095) / 4096 * 4096), 0) AS total FROM blobs',

@@ -8,11 +8,15 @@ export interface EvictorOptions {
   maxBytes: number;
   /** What the file system must keep free. */
   minFreeBytes: number;
+  /** What nobody asked for that long leaves; 0: it stays. */
+  maxIdleMs: number;
 }
 
 /** What the evictor may ask of the store that it serves. */
 export interface Evictable {
-  leastRecentlyUsed(count: number, after: Victim | undefined): Victim[];
+  leastWorthy(count: number, after: Victim | undefined): Victim[];
+  /** What nobody has asked for since `maxIdleMs`. */
+  idle(count: number): Victim[];
   isLeased(digest: Digest): boolean;
   /** What unfinished fills have left that nobody works on. */
   readonly partialBytes: number;
@@ -23,7 +27,7 @@ export interface Evictable {
   freeBytes(): Promise<number>;
 }
 
-export type EvictionReason = 'max-bytes' | 'min-free';
+export type EvictionReason = 'max-bytes' | 'min-free' | 'idle';
 
 /** Room that was set aside before writing. */
 export class Reservation {
@@ -80,9 +84,15 @@ export class Reservation {
   }
 }
 
+/** So much is kept ready, so that nobody waits for a file to be deleted. */
+const aheadShare = 0.02;
+const mostAhead = 1_000_000_000;
+const idleAtOnce = 16;
+const lookedAtOnce = 64;
+
 /**
- * Keeps the store under its cap: room is made and set aside before anything is written, by putting out what was used
- * least recently. What is leased stays. Those who need room are served one after the other.
+ * Keeps the store under its cap: room is made and set aside before anything is written, by putting out what is worth
+ * least. What is leased or pinned stays. Those who need room are served one after the other; some of it is made ahead.
  */
 export class Evictor {
   readonly #options: EvictorOptions;
@@ -90,6 +100,7 @@ export class Evictor {
   readonly #reservations = new Set<Reservation>();
   #stored: number;
   #line: Promise<unknown> = Promise.resolve();
+  #tidying: Promise<void> | undefined;
 
   constructor(options: EvictorOptions, store: Evictable, stored: number) {
     this.#options = options;
@@ -110,9 +121,7 @@ export class Evictor {
 
   /** `grant` is called in the same tick in which the room was found. */
   makeRoom(wanted: () => number, grant: () => void): Promise<void> {
-    const turn = this.#line.then(() => this.#makeRoom(wanted(), grant));
-    this.#line = turn.catch(() => undefined);
-    return turn;
+    return this.#inLine(() => this.#makeRoom(wanted(), grant));
   }
 
   settle(reservation: Reservation, stored: number): void {
@@ -124,43 +133,117 @@ export class Evictor {
     this.#stored -= footprint(size);
   }
 
+  /**
+   * In small steps, between those who wait for room: puts out what is idle, and what is above the high-water mark, as after
+   * the cap was lowered or while others fill the disk. `signal` ends it early.
+   */
+  tidy(signal: AbortSignal): Promise<void> {
+    this.#tidying ??= this.#tidy(signal).finally(() => (this.#tidying = undefined));
+    return this.#tidying;
+  }
+
+  async #tidy(signal: AbortSignal): Promise<void> {
+    const ahead = (bytes: number): number => Math.min(bytes * aheadShare, mostAhead);
+    const scan = new Scan(this.#store);
+    for (let again = true; again && !signal.aborted;) {
+      again = await this.#inLine(async () => {
+        if (await this.#evictIdle()) return true;
+        const { maxBytes, minFreeBytes } = this.#options;
+        const lack = await this.#lack(ahead(maxBytes), ahead(minFreeBytes));
+        return lack !== undefined && lack.isCurable && (await this.#evictOne(scan, lack.reason));
+      });
+    }
+  }
+
+  #inLine<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#line.then(work);
+    this.#line = turn.catch(() => undefined);
+    return turn;
+  }
+
   async #makeRoom(bytes: number, grant: () => void): Promise<void> {
-    const { maxBytes, minFreeBytes } = this.#options;
+    const { maxBytes } = this.#options;
     if (bytes <= 0) return;
     if (bytes > maxBytes) throw full(bytes, 'it is larger than store.maxBytes');
-    let last: Victim | undefined;
-    let victims: Victim[] = [];
+    const scan = new Scan(this.#store);
     for (;;) {
-      const free = (await this.#store.freeBytes()) - this.#sum((reservation) => reservation.unwritten);
-      const reason =
-        this.bytes + bytes > maxBytes ? 'max-bytes' : free - bytes < minFreeBytes ? 'min-free' : undefined;
-      if (reason === undefined) {
+      const lack = await this.#lack(bytes, bytes);
+      if (!lack) {
         grant();
         return;
       }
       // Emptying the whole store for nothing helps nobody.
-      const partial = this.#store.partialBytes;
-      if (this.bytes - this.#stored - partial + bytes > maxBytes) {
-        throw full(bytes, 'store.maxBytes is taken by fills');
+      if (!lack.isCurable) {
+        throw full(
+          bytes,
+          lack.reason === 'max-bytes'
+            ? 'store.maxBytes is taken by fills'
+            : 'the file system has too little free space for store.minFreeBytes',
+        );
       }
-      if (free + this.#stored + partial - bytes < minFreeBytes) {
-        throw full(bytes, 'the file system has too little free space for store.minFreeBytes');
+      if (!(await this.#evictOne(scan, lack.reason))) {
+        throw full(bytes, 'everything that is stored is in use or pinned');
       }
-      if (await this.#store.dropPartial()) continue;
-      if (victims.length === 0) {
-        victims = this.#store.leastRecentlyUsed(64, last);
-        if (victims.length === 0) throw full(bytes, 'everything that is stored is in use');
-      }
-      last = victims.shift();
-      if (!last || this.#store.isLeased(last.digest)) continue;
-      await this.#store.evict(last, reason);
     }
+  }
+
+  /** Which bound stands in the way of so many bytes more, and whether putting things out can help. */
+  async #lack(
+    underCap: number,
+    underFree: number,
+  ): Promise<{ reason: 'max-bytes' | 'min-free'; isCurable: boolean } | undefined> {
+    const { maxBytes, minFreeBytes } = this.#options;
+    const free = (await this.#store.freeBytes()) - this.#sum((reservation) => reservation.unwritten);
+    const partial = this.#store.partialBytes;
+    if (this.bytes + underCap > maxBytes) {
+      return { reason: 'max-bytes', isCurable: this.bytes - this.#stored - partial + underCap <= maxBytes };
+    }
+    if (free - underFree < minFreeBytes) {
+      return { reason: 'min-free', isCurable: free + this.#stored + partial - underFree >= minFreeBytes };
+    }
+    return undefined;
+  }
+
+  /** Resolves to whether there was something to put out. */
+  async #evictOne(scan: Scan, reason: EvictionReason): Promise<boolean> {
+    if (await this.#store.dropPartial()) return true;
+    const victim = scan.next();
+    if (victim) await this.#store.evict(victim, reason);
+    return victim !== undefined;
+  }
+
+  async #evictIdle(): Promise<boolean> {
+    const idle = this.#options.maxIdleMs > 0 ? this.#store.idle(idleAtOnce) : [];
+    const victims = idle.filter(({ digest }) => !this.#store.isLeased(digest));
+    for (const victim of victims) await this.#store.evict(victim, 'idle');
+    return victims.length > 0;
   }
 
   #sum(of: (reservation: Reservation) => number): number {
     let total = 0;
     for (const reservation of this.#reservations) total += of(reservation);
     return total;
+  }
+}
+
+/** What may leave, from the least worthy on; what is leased is passed over. */
+class Scan {
+  readonly #store: Evictable;
+  #last: Victim | undefined;
+  #found: Victim[] = [];
+
+  constructor(store: Evictable) {
+    this.#store = store;
+  }
+
+  next(): Victim | undefined {
+    for (;;) {
+      if (this.#found.length === 0) this.#found = this.#store.leastWorthy(lookedAtOnce, this.#last);
+      const victim = this.#found.shift();
+      if (!victim) return undefined;
+      this.#last = victim;
+      if (!this.#store.isLeased(victim.digest)) return victim;
+    }
   }
 }
 

@@ -92,6 +92,21 @@ const migrations: readonly string[] = [
     PRIMARY KEY (day, registry, repo)
   ) WITHOUT ROWID;
   `,
+  `
+  -- What is worth least leaves first (worth.ts); what is pinned stays.
+  ALTER TABLE blobs ADD COLUMN uses INTEGER NOT NULL DEFAULT 1;
+  ALTER TABLE blobs ADD COLUMN worth REAL NOT NULL DEFAULT 1;
+  ALTER TABLE blobs ADD COLUMN priority REAL NOT NULL DEFAULT 1;
+  ALTER TABLE blobs ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+  UPDATE blobs SET worth = (size + iif(media_type = 'application/octet-stream', 1e6, 16e6)) / max(size, 4096.0);
+  UPDATE blobs SET priority = worth;
+  CREATE INDEX blobs_by_priority ON blobs (priority, digest) WHERE pinned = 0;
+  CREATE INDEX blobs_pinned ON blobs (digest) WHERE pinned = 1;
+
+  -- Patterns that were pinned while it ran.
+  CREATE TABLE pins (pattern TEXT PRIMARY KEY, pinned_at INTEGER NOT NULL) WITHOUT ROWID;
+  CREATE INDEX tags_by_digest ON tags (digest);
+  `,
 ];
 
 /** Brings the catalog to this program's version. Throws when it is a newer program's. */

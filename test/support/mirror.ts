@@ -44,7 +44,7 @@ export class TestMirror {
   readonly clock = new TestClock();
   log = '';
   #service: Service | undefined;
-  readonly #options: MirrorOptions;
+  #options: MirrorOptions;
 
   private constructor(directory: string, options: MirrorOptions) {
     this.directory = directory;
@@ -94,6 +94,11 @@ export class TestMirror {
     const loaded = loadConfig({ file, env: {}, directory: this.directory });
     this.#service = await Service.start(loaded, { clock: this.clock, logSink: sink });
     await this.#service.reconciled;
+  }
+
+  /** From the next start on. */
+  reconfigure(options: Partial<MirrorOptions>): void {
+    this.#options = { ...this.#options, ...options };
   }
 
   async stop(): Promise<void> {

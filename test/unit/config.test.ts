@@ -65,6 +65,7 @@ describe('configuration', () => {
       path: join(directory, 'x'),
       maxBytes: 1.5 * 1024 ** 3,
       minFreeBytes: 0,
+      maxIdle: 0,
     });
     assert.deepEqual(config.tags, {
       ttl: 0,
@@ -172,7 +173,10 @@ describe('configuration', () => {
     ['{', /^not JSON: /],
     [[], /^found \[\], expected an object$/],
     [{ stor: {} }, /^stor: unknown key, did you mean "store"\?$/],
-    [{ store: { quota: 1 } }, /^store\.quota: unknown key; known here: path, maxBytes, minFreeBytes$/],
+    [
+      { store: { quota: 1 } },
+      /^store\.quota: unknown key; known here: path, maxBytes, minFreeBytes, maxIdle$/,
+    ],
     [
       { store: { maxBytes: '5 apples' } },
       /^store\.maxBytes: found "5 apples", expected a size such as "512MB" or "50GiB", or "off"$/,

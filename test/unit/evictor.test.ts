@@ -8,7 +8,7 @@ import { isFault } from '../../src/util/errors.ts';
 
 /** A store of names and sizes on a disk of a given size. */
 class Disk {
-  readonly blobs = new Map<string, { size: number; usedAt: number; leased: boolean }>();
+  readonly blobs = new Map<string, { size: number; priority: number; leased: boolean }>();
   readonly evictor: Evictor;
   readonly #capacity: number;
   /** Bytes that fills have written. */
@@ -18,9 +18,10 @@ class Disk {
   constructor(maxBytes: number, minFreeBytes = 0, capacity = Infinity) {
     this.#capacity = capacity;
     this.evictor = new Evictor(
-      { maxBytes, minFreeBytes },
+      { maxBytes, minFreeBytes, maxIdleMs: 0 },
       {
-        leastRecentlyUsed: (count, after) => this.#order(after).slice(0, count),
+        leastWorthy: (count, after) => this.#order(after).slice(0, count),
+        idle: () => [],
         partialBytes: 0,
         dropPartial: () => Promise.resolve(false),
         isLeased: (digest) => this.blobs.get(digest)?.leased ?? false,
@@ -51,24 +52,24 @@ class Disk {
 
   keep(reservation: Reservation, name: string, size: number): void {
     reservation.keep(size);
-    this.blobs.set(name, { size, usedAt: this.now++, leased: false });
+    this.blobs.set(name, { size, priority: this.now++, leased: false });
   }
 
   #order(after: Victim | undefined): Victim[] {
     return [...this.blobs]
-      .map(([name, { size, usedAt }]) => ({ digest: name as Digest, size, usedAt }))
-      .filter(({ usedAt }) => usedAt > (after?.usedAt ?? -1))
-      .sort((a, b) => a.usedAt - b.usedAt);
+      .map(([name, { size, priority }]) => ({ digest: name as Digest, size, priority }))
+      .filter(({ priority }) => priority > (after?.priority ?? -1))
+      .sort((a, b) => a.priority - b.priority);
   }
 }
 
 const block = 4096;
 
 describe('evictor', () => {
-  test('puts out what was used least recently, and no more than is needed', async () => {
+  test('puts out what is worth least, and no more than is needed', async () => {
     const disk = new Disk(3 * block);
     for (const name of ['a', 'b', 'c']) await disk.add(name, block);
-    disk.blobs.get('a')!.usedAt = disk.now++;
+    disk.blobs.get('a')!.priority = disk.now++;
     await disk.add('d', block);
     assert.deepEqual([...disk.blobs.keys()], ['a', 'c', 'd']);
   });

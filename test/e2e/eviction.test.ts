@@ -1,0 +1,98 @@
+import assert from 'node:assert/strict';
+import { afterEach, beforeEach, describe, test } from 'node:test';
+import type { Reply } from '../support/http.ts';
+import { imageOf, largeBlob, type Blob } from '../support/images.ts';
+import { TestMirror, until } from '../support/mirror.ts';
+import { Upstream } from '../support/upstream.ts';
+
+const MB = 1_000_000;
+
+describe('what leaves', () => {
+  let upstream: Upstream;
+  let mirror: TestMirror;
+
+  beforeEach(async () => {
+    upstream = await Upstream.start();
+  });
+
+  afterEach(async () => {
+    await mirror.close();
+    await upstream.stop();
+  });
+
+  async function start(store: object): Promise<void> {
+    mirror = await TestMirror.start({ upstream: upstream.url, config: { store } });
+  }
+
+  function add(size: number): Blob {
+    const blob = largeBlob(size);
+    upstream.addBlob('library/x', blob);
+    return blob;
+  }
+
+  const get = (blob: Blob): Promise<Reply> => mirror.get(`/v2/library/x/blobs/${blob.digest}`);
+  const isHeld = async ({ digest }: Blob): Promise<boolean> =>
+    (await mirror.files('blobs')).some(({ path }) => path.endsWith(digest.slice(7)));
+
+  async function fill(blob: Blob): Promise<void> {
+    await get(blob);
+    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fill is over');
+  }
+
+  test('ten layers that are asked for again and again survive a crawl of three times the cap', async () => {
+    await start({ maxBytes: 20 * MB });
+    const hot = Array.from({ length: 10 }, () => add(MB));
+    for (let round = 0; round < 3; round++) for (const blob of hot) await fill(blob);
+    for (let i = 0; i < 60; i++) {
+      await fill(add(MB));
+      if (i % 10 === 0) for (const blob of hot) await get(blob);
+    }
+    const kept = await Promise.all(hot.map(isHeld));
+    assert.equal(kept.filter(Boolean).length, 10);
+  });
+
+  test('what was popular long ago leaves in the end', async () => {
+    await start({ maxBytes: 10 * MB });
+    const old = add(2 * MB);
+    for (let i = 0; i < 50; i++) await fill(old);
+    let count = 0;
+    for (; count < 200 && (await isHeld(old)); count++) await fill(add(2 * MB));
+    assert.ok(count > 10 && count < 200, String(count));
+  });
+
+  test('a manifest, which costs a pull, outlives layers that were used as often', async () => {
+    await start({ maxBytes: 10 * MB });
+    const image = imageOf([]);
+    upstream.addImage('library/x', image, '1');
+    await mirror.get('/v2/library/x/manifests/1');
+    await mirror.get(`/v2/library/x/blobs/${image.config.digest}`);
+    for (let i = 0; i < 50; i++) await fill(add(2 * MB));
+    assert.ok(await isHeld(image.manifest));
+    assert.ok(await isHeld(image.config));
+  });
+
+  test('what nobody asked for so long leaves', async () => {
+    await start({ maxIdle: '1h' });
+    const [used, idle] = [add(MB), add(MB)];
+    await fill(used);
+    await fill(idle);
+    mirror.clock.advance(50 * 60_000);
+    await get(used);
+    mirror.clock.advance(20 * 60_000);
+    await until(async () => !(await isHeld(idle)), 'it has left');
+    assert.ok(await isHeld(used));
+    assert.equal(await mirror.metric('layercache_evictions_total{reason="idle"}'), 1);
+  });
+
+  test('a cap that was lowered is met behind the first answers', async () => {
+    await start({ maxBytes: 20 * MB });
+    const blobs = Array.from({ length: 9 }, () => add(2 * MB));
+    for (const blob of blobs) await fill(blob);
+    await mirror.stop();
+    mirror.reconfigure({ config: { store: { maxBytes: 9 * MB } } });
+    await mirror.start();
+    assert.equal((await get(blobs[8]!)).headers['x-cache'], 'hit');
+    await until(async () => (await mirror.metric('layercache_store_bytes')) <= 9 * MB, 'it is met');
+    assert.equal((await mirror.files('blobs')).length, 4);
+  });
+});
