@@ -79,6 +79,10 @@ const registryName = z
   .string()
   .regex(/^[a-z0-9.-]+(?::\d+)?$/, 'a host such as "docker.io" or "registry.example.com:5000"');
 
+const patternText = z.string().refine((value) => Pattern.parse(value) !== undefined, {
+  message: 'a pattern such as "docker.io/library/*:3.*" or "ghcr.io/acme/**"',
+});
+
 const secret = z.union([text, z.strictObject({ env: text }), z.strictObject({ file: text })]);
 
 const account = z
@@ -92,10 +96,6 @@ const account = z
       anonymous ? !username && !password : username !== undefined && password !== undefined,
     'username and password, or { "anonymous": true }',
   );
-
-const patternText = z.string().refine((value) => Pattern.parse(value) !== undefined, {
-  message: 'a pattern such as "docker.io/library/*:3.*" or "ghcr.io/acme/**"',
-});
 
 const upstream = z.strictObject({
   registry: registryName,
@@ -125,6 +125,7 @@ const schema = z.strictObject({
       maxBytes: sizeOr(Infinity).prefault('50GB'),
       minFreeBytes: sizeOr(0).prefault('2GB'),
       maxIdle: durationOrOff.prefault('off'),
+      pins: z.array(patternText).default([]),
     })
     .prefault({}),
   upstreams: z

@@ -1,15 +1,13 @@
 import { LRUCache } from 'lru-cache';
 import type { Digest } from '../oci/digest.ts';
 import type { Repo } from '../oci/repo.ts';
-import type { Catalog } from '../store/catalog.ts';
+import { everywhere, type Catalog } from '../store/catalog.ts';
 import type { Given } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
 import type { Logger } from '../util/log.ts';
 import { isFresh, isServableStale, type TagPolicy } from './freshness.ts';
 
 const linkLifeMs = 24 * 60 * 60 * 1000;
-/** A repo of this name stands for its whole registry. */
-const everywhere = '';
 const maxRemembered = 100_000;
 
 /**
@@ -36,7 +34,7 @@ export class Access {
     const now = this.#clock.now();
     this.#granted.set(`${repo.key}@${digest}`, isPublic ? Infinity : now);
     this.#write(repo, digest, () => {
-      this.#catalog.addLink(digest, repo.registry, isPublic ? everywhere : repo.name, now);
+      this.#catalog.addLink(digest, repo, isPublic, now);
     });
   }
 

@@ -5,6 +5,8 @@ import type { Repo } from './repo.ts';
  * it means every tag and digest.
  */
 export class Pattern {
+  /** What it matches at most, for SQLite's GLOB over `registry/repo`. */
+  readonly glob: string;
   readonly #repo: RegExp;
   readonly #tag: RegExp | undefined;
 
@@ -18,7 +20,9 @@ export class Pattern {
     const [registry, ...rest] = repo.split('/');
     // As names are normalised: on Docker Hub a bare name is an official image.
     const isBare = registry === 'docker.io' && rest.length === 1 && !rest[0]?.includes('**');
-    this.#repo = toRegExp(isBare ? `docker.io/library/${rest[0] ?? ''}` : repo);
+    const full = isBare ? `docker.io/library/${rest[0] ?? ''}` : repo;
+    this.glob = full;
+    this.#repo = toRegExp(full);
     this.#tag = tag === undefined ? undefined : toRegExp(tag);
   }
 

@@ -16,6 +16,7 @@ import { Evictor, type EvictionReason, type EvictorOptions } from './evictor.ts'
 import { Ingest } from './ingest.ts';
 import { lockDirectory } from './lock.ts';
 import { Partials } from './partials.ts';
+import { Pins } from './pins.ts';
 import { reconcile } from './recovery.ts';
 import { MemoryContent, SharedFile, SmallContent, StoredContent, type Held } from './stored-content.ts';
 import { Verifier } from './verifier.ts';
@@ -23,6 +24,8 @@ import { Verifier } from './verifier.ts';
 export interface StoreOptions extends EvictorOptions {
   /** The data directory. */
   path: string;
+  /** Patterns of what stays. */
+  pins: readonly string[];
 }
 
 export interface StoreContext {
@@ -42,6 +45,7 @@ const writeBehindMs = 5000;
  */
 export class BlobStore {
   readonly catalog: Catalog;
+  readonly pins: Pins;
   readonly verifier = new Verifier();
   readonly #root: string;
   readonly #context: StoreContext;
@@ -96,6 +100,13 @@ export class BlobStore {
     this.#context = context;
     this.#unlock = unlock;
     this.catalog = new Catalog(this.#catalogFile);
+    try {
+      this.pins = new Pins(options.pins, options.maxBytes, this.catalog, context.clock);
+    } catch (error) {
+      this.catalog.close();
+      throw error;
+    }
+    this.catalog.onChange = (registry, repo, tag) => this.pins.changed(registry, repo, tag);
     this.#partials = new Partials(this.#ingestDirectory, { ...context, catalog: this.catalog });
     const partials = this.#partials;
     this.#evictor = new Evictor(
@@ -262,6 +273,7 @@ export class BlobStore {
   async close(): Promise<void> {
     clearInterval(this.#timer);
     this.#closing.abort();
+    this.pins.close();
     while (this.#pending.size > 0) await Promise.allSettled(this.#pending);
     this.#flushUses();
     await this.#checkpoint();
@@ -350,6 +362,7 @@ export class BlobStore {
         await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
         this.#dirty = true;
         const isNew = this.catalog.addBlob(descriptor, children, this.#context.clock.now());
+        if (this.pins.covers(digest)) this.catalog.setPinned([digest], []);
         this.#lost.delete(digest);
         return isNew;
       } catch (error) {

@@ -34,6 +34,14 @@ export interface IngestRow {
   readonly updatedAt: number;
 }
 
+/** A manifest of a repo, by tag or by digest. */
+export interface Root {
+  readonly registry: string;
+  readonly repo: string;
+  readonly tag: string | undefined;
+  readonly digest: Digest;
+}
+
 /** How many pulls an account had left. Times in ms since the epoch. */
 export interface QuotaRow {
   readonly limit: number;
@@ -44,6 +52,9 @@ export interface QuotaRow {
   readonly observedAt: number;
   readonly backAt: number | null;
 }
+
+/** A repo of this name stands for its whole registry. */
+export const everywhere = '';
 
 /** Files take whole blocks, and the cap is meant as `du` counts. */
 export function footprint(size: number): number {
@@ -61,6 +72,8 @@ export class Catalog implements LedgerStore {
   /** The priority of what has left last: what comes now starts above it. */
   #inflation: number;
   readonly #statements: ReturnType<typeof prepareStatements>;
+  /** Is told of every tag that is set or removed. */
+  onChange: (registry: string, repo: string, tag: string) => void = () => undefined;
 
   constructor(file: string) {
     this.#db = new Database(file);
@@ -179,8 +192,18 @@ export class Catalog implements LedgerStore {
     return this.#statements.link.get(digest, registry, repo)?.confirmedAt;
   }
 
-  addLink(digest: Digest, registry: string, repo: string, now: number): void {
-    this.#statements.addLink.run(digest, registry, repo, now);
+  /** The digest belongs to the repo; `isPublic`: and to every repo of its registry. */
+  addLink(
+    digest: Digest,
+    { registry, name }: Pick<Repo, 'registry' | 'name'>,
+    isPublic: boolean,
+    now: number,
+  ): void {
+    const { addLink } = this.#statements;
+    this.#db.transaction(() => {
+      addLink.run(digest, registry, name, now);
+      if (isPublic) addLink.run(digest, registry, everywhere, now);
+    })();
   }
 
   removeLink(digest: Digest, registry: string, repo: string): void {
@@ -192,11 +215,13 @@ export class Catalog implements LedgerStore {
   }
 
   setTag(repo: Repo, tag: string, row: TagRow): void {
+    this.onChange(repo.registry, repo.name, tag);
     const { digest, size, mediaType, checkedAt, previous } = row;
     this.#statements.setTag.run(repo.registry, repo.name, tag, digest, size, mediaType, checkedAt, previous);
   }
 
   removeTag(repo: Repo, tag: string): void {
+    this.onChange(repo.registry, repo.name, tag);
     this.#statements.removeTag.run(repo.registry, repo.name, tag);
   }
 
@@ -212,6 +237,51 @@ export class Catalog implements LedgerStore {
 
   removeQuota(registry: string, account: string): void {
     this.#statements.removeQuota.run(registry, account);
+  }
+
+  /** Patterns that were pinned while it ran. */
+  pins(): string[] {
+    return this.#statements.pins.all().map(({ pattern }) => pattern);
+  }
+
+  addPin(pattern: string, now: number): void {
+    this.#statements.addPin.run(pattern, now);
+  }
+
+  /** Returns whether it was there. */
+  removePin(pattern: string): boolean {
+    return this.#statements.removePin.run(pattern).changes === 1;
+  }
+
+  pinned(): Digest[] {
+    return this.#statements.pinned.all().map(({ digest }) => digest);
+  }
+
+  setPinned(pinned: readonly Digest[], others: readonly Digest[]): void {
+    if (pinned.length + others.length === 0) return;
+    const { setPinned } = this.#statements;
+    this.#db.transaction(() => {
+      for (const digest of pinned) setPinned.run(1, digest);
+      for (const digest of others) setPinned.run(0, digest);
+    })();
+  }
+
+  /** Whether it is part of a manifest that is pinned. */
+  hasPinnedParent(digest: Digest): boolean {
+    return this.#statements.hasPinnedParent.get(digest) !== undefined;
+  }
+
+  /** Tags of repos that match a GLOB over `registry/repo`; or those of them that point to one digest. */
+  tagged(glob: string, only?: Digest): Root[] {
+    const { tagged, taggedAs } = this.#statements;
+    return only === undefined ? tagged.all(glob) : taggedAs.all(only, glob);
+  }
+
+  /** Manifests that belong to repos that match a GLOB over `registry/repo`; or one of them. */
+  linked(glob: string, only?: Digest): Root[] {
+    const { linked, linkedAs } = this.#statements;
+    const rows = only === undefined ? linked.all(glob) : linkedAs.all(only, glob);
+    return rows.map((row) => ({ ...row, tag: undefined }));
   }
 
   addToLedger(rows: readonly LedgerRow[]): void {
@@ -291,6 +361,30 @@ function prepareStatements(db: Database.Database) {
     ),
     setTag: db.prepare('INSERT OR REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?, ?)'),
     removeTag: db.prepare('DELETE FROM tags WHERE registry = ? AND repo = ? AND tag = ?'),
+    pins: db.prepare<[], { pattern: string }>('SELECT pattern FROM pins ORDER BY pattern'),
+    addPin: db.prepare('INSERT OR IGNORE INTO pins VALUES (?, ?)'),
+    removePin: db.prepare<[string]>('DELETE FROM pins WHERE pattern = ?'),
+    pinned: db.prepare<[], { digest: Digest }>('SELECT digest FROM blobs WHERE pinned = 1'),
+    setPinned: db.prepare<[number, Digest]>('UPDATE blobs SET pinned = ? WHERE digest = ?'),
+    hasPinnedParent: db.prepare<[Digest], object>(
+      `SELECT 1 FROM children JOIN blobs ON blobs.digest = children.parent
+       WHERE children.digest = ? AND blobs.pinned = 1 LIMIT 1`,
+    ),
+    tagged: db.prepare<[string], Root>(
+      `SELECT registry, repo, tag, digest FROM tags WHERE registry || '/' || repo GLOB ?`,
+    ),
+    taggedAs: db.prepare<[Digest, string], Root>(
+      `SELECT registry, repo, tag, digest FROM tags WHERE digest = ? AND registry || '/' || repo GLOB ?`,
+    ),
+    linked: db.prepare<[string], Omit<Root, 'tag'>>(
+      `SELECT registry, repo, digest FROM links JOIN blobs USING (digest)
+       WHERE repo <> '' AND registry || '/' || repo GLOB ? AND media_type <> 'application/octet-stream'`,
+    ),
+    linkedAs: db.prepare<[Digest, string], Omit<Root, 'tag'>>(
+      `SELECT registry, repo, digest FROM links JOIN blobs USING (digest)
+       WHERE links.digest = ? AND repo <> '' AND registry || '/' || repo GLOB ?
+         AND media_type <> 'application/octet-stream'`,
+    ),
     quota: db.prepare<[string, string], QuotaRow>(
       `SELECT pull_limit AS "limit", remaining, window_ms AS windowMs, source, risen_at AS risenAt,
          observed_at AS observedAt, back_at AS backAt

@@ -66,6 +66,7 @@ describe('configuration', () => {
       maxBytes: 1.5 * 1024 ** 3,
       minFreeBytes: 0,
       maxIdle: 0,
+      pins: [],
     });
     assert.deepEqual(config.tags, {
       ttl: 0,
@@ -175,7 +176,7 @@ describe('configuration', () => {
     [{ stor: {} }, /^stor: unknown key, did you mean "store"\?$/],
     [
       { store: { quota: 1 } },
-      /^store\.quota: unknown key; known here: path, maxBytes, minFreeBytes, maxIdle$/,
+      /^store\.quota: unknown key; known here: path, maxBytes, minFreeBytes, maxIdle, pins$/,
     ],
     [
       { store: { maxBytes: '5 apples' } },

@@ -70,7 +70,7 @@ class Model {
 
   async start(): Promise<void> {
     this.#store = await BlobStore.open(
-      { path: this.directory, maxBytes: Infinity, minFreeBytes: 0, maxIdleMs: 0 },
+      { path: this.directory, maxBytes: Infinity, minFreeBytes: 0, maxIdleMs: 0, pins: [] },
       { clock: new TestClock(), log: pino({ level: 'silent' }), onEvicted: () => undefined },
     );
     await this.begin();
