@@ -43,10 +43,12 @@ const sizeOr = (off: number) =>
   scalar('a size such as "512MB" or "50GiB", or "off"', (value) =>
     value === 'off' ? off : parseSize(value),
   );
-const count = scalar('a whole number above 0', (value) => {
-  const figure = typeof value === 'string' && /^\d+$/.test(value) ? Number(value) : value;
-  return Number.isSafeInteger(figure) && Number(figure) > 0 ? Number(figure) : undefined;
-});
+const wholeNumber = (least: number, expected: string) =>
+  scalar(expected, (value) => {
+    const figure = typeof value === 'string' && /^\d+$/.test(value) ? Number(value) : value;
+    return Number.isSafeInteger(figure) && Number(figure) >= least ? Number(figure) : undefined;
+  });
+const count = wholeNumber(1, 'a whole number above 0');
 const flag = scalar('true or false', (value) =>
   value === true || value === 'true' ? true : value === false || value === 'false' ? false : undefined,
 );
@@ -163,10 +165,7 @@ const schema = z.strictObject({
     .prefault({}),
   quota: z
     .strictObject({
-      reserve: scalar('a whole number', (value) => {
-        const figure = typeof value === 'string' && /^\d+$/.test(value) ? Number(value) : value;
-        return Number.isSafeInteger(figure) && Number(figure) >= 0 ? Number(figure) : undefined;
-      }).prefault(10),
+      reserve: wholeNumber(0, 'a whole number').prefault(10),
       whenSpent: scalar<429 | 503>('"429" or "503"', (value) =>
         String(value) === '429' ? 429 : String(value) === '503' ? 503 : undefined,
       ).prefault('429'),
@@ -239,10 +238,15 @@ function readJson(path: string, source: string, mustExist: boolean): Record<stri
   try {
     json = JSON.parse(content);
   } catch (error) {
-    throw new ConfigError(source, [`not JSON: ${(error as Error).message}`]);
+    // The parser's message quotes what stands there, and that may be a secret.
+    const [at = 'somewhere'] =
+      /at position \d+(?: \(line \d+ column \d+\))?/.exec((error as Error).message) ?? [];
+    throw new ConfigError(source, [`not JSON: ${at}`]);
   }
   if (isRecord(json)) return json;
-  throw new ConfigError(source, [`found ${show(json)}, expected an object`]);
+  throw new ConfigError(source, [
+    `found ${isPlainValue(json) ? show(json) : kindOf(json)}, expected an object`,
+  ]);
 }
 
 function complete(
@@ -289,11 +293,16 @@ function complete(
 }
 
 function checkAccounts(
-  { accounts, dockerConfig }: Pick<UpstreamConfig, 'accounts' | 'dockerConfig'>,
+  { accounts, dockerConfig, credentialHelper }: UpstreamConfig,
   at: string,
   problems: string[],
 ): void {
-  const names = accounts.map((each) => ('username' in each ? each.username : 'anonymous'));
+  // By these names they go in metrics and messages.
+  const names = [
+    ...accounts.map((each) => ('username' in each ? each.username : 'anonymous')),
+    ...(dockerConfig === undefined ? [] : ['docker-config']),
+    ...(credentialHelper === undefined ? [] : [credentialHelper]),
+  ];
   const twice = names.find((name, i) => names.indexOf(name) < i);
   if (twice !== undefined)
     problems.push(`${at}.accounts: found ${show(twice)} a second time, expected each account once`);
@@ -402,8 +411,15 @@ function describe(issue: z.core.$ZodIssue): string[] {
       return `${at === '' ? key : `${at}.${key}`}: unknown key${hint || `; known here: ${known.join(', ')}`}`;
     });
   }
-  const isSecret = at.endsWith('password') || /\.accounts\[\d+\]$/.test(at);
-  const found = issue.input === undefined ? 'nothing' : isSecret ? 'something else' : show(issue.input);
+  const isSecret = /password$|accounts/.test(at);
+  const found =
+    issue.input === undefined
+      ? 'nothing'
+      : isSecret
+        ? 'something else'
+        : isPlainValue(issue.input)
+          ? show(issue.input)
+          : kindOf(issue.input);
   return [`${at === '' ? 'the configuration' : at}: found ${found}, expected ${expectation(issue)}`];
 }
 
@@ -427,6 +443,15 @@ function keysAt(path: readonly PropertyKey[]): string[] {
 
 function show(value: unknown): string {
   return JSON.stringify(value).slice(0, 100);
+}
+
+function isPlainValue(value: unknown): boolean {
+  return typeof value !== 'object' || value === null || Object.keys(value).length === 0;
+}
+
+/** What is in it is not shown: there may be secrets below. */
+function kindOf(value: unknown): string {
+  return Array.isArray(value) ? 'a list' : 'an object';
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

@@ -259,6 +259,7 @@ export class Service {
           headersTimeoutMs: headersTimeout,
           idleTimeoutMs: idleTimeout,
           maxManifestBytes,
+          firstByteTimeoutMs: config.fetch.firstByteTimeout,
         },
         { clock, metrics, admission, ledger: this.#ledger },
       );

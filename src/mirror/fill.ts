@@ -273,10 +273,7 @@ export class Fill {
     const isOne = size !== undefined && size <= (want === 'whole' ? spanBytes : smallSize);
     if (this.#asksPlainly || (isOne && present.total === 0)) return undefined;
     if (want !== 'whole' && 'last' in want) {
-      ({ size } =
-        size === undefined
-          ? await this.#upstream.client.headBlob(this.repo, this.#digest, deadline)
-          : { size });
+      size ??= (await this.#upstream.client.headBlob(this.repo, this.#digest, deadline)).size;
     }
     const open = { start: 0, end: Infinity };
     const known = want !== 'whole' && 'start' in want ? want : open;

@@ -1,3 +1,4 @@
+import { LRUCache } from 'lru-cache';
 import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import { parseManifest } from '../oci/manifest.ts';
@@ -17,6 +18,8 @@ import { Negatives } from './negatives.ts';
 import type { Prefetch } from './prefetch.ts';
 import type { Tags } from './tags.ts';
 import type { Upstreams } from './upstreams.ts';
+
+const maxUnrefreshed = 10_000;
 
 /** How an answer was come by. */
 export type Result = 'hit' | 'joined' | 'miss' | 'revalidated' | 'stale';
@@ -72,6 +75,10 @@ export class Mirror {
   readonly #manifests = new Flight<string, Content>();
   readonly #revalidations = new Flight<string, TagRow>();
   readonly #proofs = new Flight<string, true>();
+  /** Tags about which the upstream is being asked behind the answer. */
+  readonly #refreshing = new Set<string>();
+  /** Tags about which the upstream could not be asked behind the answer. */
+  readonly #unrefreshed = new LRUCache<string, true>({ max: maxUnrefreshed });
 
   constructor(options: MirrorOptions, context: MirrorContext) {
     this.#options = options;
@@ -149,18 +156,13 @@ export class Mirror {
     const ttlMs = upstreams.of(repo).ttlOf(repo, tag);
     const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), ttlMs);
     try {
-      if (known && !fresh && isFreshEnough(known.checkedAt, clock.now(), ttlMs, this.#options.tags)) {
-        const found = await this.#pointedTo(repo, known, method);
-        if (found) {
-          this.#refresh(repo, tag);
-          return { ...found, reason: 'revalidated-behind', ageMs: clock.now() - known.checkedAt };
-        }
-      }
+      const behind = known && (await this.#beforeAsking(repo, tag, known, ttlMs, method));
+      if (behind) return behind;
       const row = fresh ? known : await this.#askTag(repo, tag);
       const ageMs = clock.now() - row.checkedAt;
       if (method === 'HEAD' && !this.#holdsManifest(row.digest)) {
         // Whoever is told of what cannot be pulled now would not take what is held.
-        const spent = this.#upstreamOf(repo).admission.spent(`${repo.key}:${tag}`);
+        const spent = this.#upstreamOf(repo).admission.spent(repo, `${repo.key}:${tag}`);
         const stale = spent && (await this.#stale(repo, row, method, spent));
         if (stale) return stale;
         // The row has all that a HEAD wants, and a pull is spent only on who asks for the bytes.
@@ -180,22 +182,47 @@ export class Mirror {
     }
   }
 
-  /** What the tag is known to point to, if it is here and the repo may have it. */
-  async #pointedTo(repo: Repo, { digest }: TagRow, method: Method): Promise<Answer | undefined> {
-    if (!this.#holdsManifest(digest) || !this.#context.access.grants(repo, digest)) return undefined;
+  /** What is served before the upstream is asked, if that may be: the tag as it is known, or as it was before. */
+  async #beforeAsking(
+    repo: Repo,
+    tag: string,
+    known: TagRow,
+    ttlMs: number,
+    method: Method,
+  ): Promise<Answer | undefined> {
+    const { clock, access } = this.#context;
+    const now = clock.now();
+    const key = `${repo.key}:${tag}`;
+    const isRunning = this.#refreshing.has(key);
+    const isFreshNow = isFresh(known.checkedAt, now, ttlMs);
+    if (!isFreshEnough(known.checkedAt, now, ttlMs, this.#options.tags)) return undefined;
+    if (!isRunning && (isFreshNow || this.#unrefreshed.has(key))) return undefined;
+    const digest = [known.digest, known.previous].find((each) => each !== null && this.#holdsManifest(each));
+    if (!digest || !access.grants(repo, digest)) return undefined;
     const held = this.#lease(digest, method);
-    return held && (await isReadable(held)) ? answer(held, 'hit') : undefined;
+    if (!held || !(await isReadable(held))) return undefined;
+    if (!isRunning) void this.#refresh(repo, tag);
+    if (isFreshNow && digest === known.digest)
+      return { ...answer(held, 'hit'), reason: 'tag-fresh', ageMs: now - known.checkedAt };
+    return { ...answer(held, 'hit'), reason: 'revalidated-behind', ageMs: now - known.checkedAt };
   }
 
   /** Behind the answer: what the tag points to now, and that manifest, if a pull can be spared. */
-  #refresh(repo: Repo, tag: string): void {
-    const refreshed = async (): Promise<void> => {
+  async #refresh(repo: Repo, tag: string): Promise<void> {
+    const key = `${repo.key}:${tag}`;
+    this.#refreshing.add(key);
+    try {
       const { digest } = await this.#askTag(repo, tag);
-      if (this.#holdsManifest(digest) || !this.#upstreamOf(repo).admission.mayPullAhead()) return;
-      (await this.#manifests.run(`${repo.key}@${digest}`, () => this.#fetch(repo, digest)).outcome).release();
-    };
-    // Who asks next hears of what went wrong.
-    refreshed().catch(() => undefined);
+      this.#unrefreshed.delete(key);
+      if (this.#holdsManifest(digest) || !this.#upstreamOf(repo).admission.mayPullAhead(repo)) return;
+      const { outcome } = this.#manifests.run(`${repo.key}@${digest}`, () => this.#fetch(repo, digest));
+      (await outcome).release();
+    } catch {
+      // Who asks next waits, and hears of what went wrong.
+      this.#unrefreshed.set(key, true);
+    } finally {
+      this.#refreshing.delete(key);
+    }
   }
 
   #askTag(repo: Repo, tag: string): Promise<TagRow> {
@@ -318,23 +345,20 @@ export class Mirror {
   async #prove(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<true> {
     const { access, fills } = this.#context;
     const upstream = this.#upstreamOf(repo);
-    const ask = async (): Promise<true> => {
-      access.confirm(
-        repo,
-        digest,
-        kind === 'blob'
-          ? await hasBlob()
-          : ((await upstream.head(repo, digest, this.#deadline())) ?? (await get())),
-      );
-      return true;
-    };
-    const hasBlob = async (): Promise<Given> => {
+    const given = async (): Promise<Given> => {
+      if (kind === 'manifest') {
+        const said = await upstream.head(repo, digest, this.#deadline());
+        return said ?? (await upstream.manifest(repo, digest, this.#deadline()));
+      }
       const { size, isPublic } = await upstream.headBlob(repo, digest, this.#deadline());
       const held = this.#store.describe(digest)?.size ?? fills.sizeOf(digest) ?? size;
       if (size === held) return { isPublic };
       throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${held}`);
     };
-    const get = (): Promise<Given> => upstream.manifest(repo, digest, this.#deadline());
+    const ask = async (): Promise<true> => {
+      access.confirm(repo, digest, await given());
+      return true;
+    };
     try {
       return await this.#proofs.run(`${repo.key} ${kind} ${digest}`, ask).outcome;
     } catch (error) {

@@ -31,12 +31,12 @@ export class Retries {
   }
 
   /** How long to wait after this failure of a try that had, or had not, brought something; undefined: give up. */
-  after({ row, fault, retryAfterMs = 0, refused }: MirrorError, hasBrought: boolean): number | undefined {
+  after({ row, fault, retryAfterMs = 0, notAsked }: MirrorError, hasBrought: boolean): number | undefined {
     this.#failures = hasBrought ? 1 : this.#failures + 1;
     this.#failingSince ??= this.#clock.monotonic();
     const again = this.#opened
       ? row.resume && this.#clock.monotonic() - this.#failingSince <= this.#giveUpAfterMs
-      : row.retry && !refused && this.#failures < triesAtOpening;
+      : row.retry && !notAsked && this.#failures < triesAtOpening;
     if (!again) return undefined;
     const first = fault === 'upstream-limited' ? firstDelayWhenLimitedMs : firstDelayMs;
     const delay = Math.min(first * 2 ** (this.#failures - 1), longestDelayMs);

@@ -37,7 +37,7 @@ export class Tags {
   set(repo: Repo, tag: string, { digest, size, mediaType }: Descriptor): TagRow {
     const before = this.get(repo, tag);
     // The last one that can be served, however often the tag has moved since.
-    const isNews = before !== undefined && before.digest !== digest && this.#isHeld(before.digest);
+    const isNews = before !== undefined && before.digest !== digest && this.#holds(before.digest);
     const previous = isNews ? before.digest : (before?.previous ?? null);
     const row = { digest, size, mediaType, checkedAt: this.#clock.now(), previous };
     this.#rows.set(`${repo.key}:${tag}`, row);
@@ -48,6 +48,15 @@ export class Tags {
   remove(repo: Repo, tag: string): void {
     this.#rows.delete(`${repo.key}:${tag}`);
     this.#write(repo, tag, () => this.#catalog.removeTag(repo, tag));
+  }
+
+  #holds(digest: Digest): boolean {
+    try {
+      return this.#isHeld(digest);
+    } catch {
+      // A catalog that cannot be read is told of by those who need it.
+      return false;
+    }
   }
 
   #write(repo: Repo, tag: string, write: () => void): void {

@@ -61,7 +61,10 @@ export function finishAccess(
       const entry = ledger.of(repo.registry, repo.name);
       entry.servedBytes += bytes;
       if (kind === 'manifest' && line.method === 'GET') entry.clientPulls += 1;
-      if (result === 'stale' && !notOutages.has(record.reason ?? '')) entry.bridged(now);
+      if (result === 'stale' && !notOutages.has(record.reason ?? '')) {
+        entry.bridged(now);
+        ledger.of(repo.registry, '').bridged(now);
+      }
     }
   }
   // Repo, reference and fault are of a checked form; whatever else a client can choose is quoted.

@@ -92,7 +92,7 @@ function referenceOf(route: Exclude<Route, { kind: 'ping' }>): string {
 function report(error: MirrorError, record: AccessRecord, { log, metrics }: RegistryContext): void {
   metrics.faults.add(1, error.fault);
   // Why nothing was asked has been said when it began.
-  log.events[error.refused ? 'debug' : error.row.level](
+  log.events[error.notAsked ? 'debug' : error.row.level](
     { err: error, ...(record.repo && { repo: record.repo.key, reference: record.reference }) },
     'a request failed',
   );

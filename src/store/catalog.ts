@@ -291,8 +291,9 @@ export class Catalog implements LedgerStore {
     })();
   }
 
-  removeFromLedger(before: string): void {
-    this.#statements.removeFromLedger.run(before);
+  /** By days that are in it, not by today's date: a clock that is wrong for a moment costs nothing. */
+  pruneLedger(days: number): void {
+    this.#statements.pruneLedger.run(days);
   }
 
   ledgerTotals(): ({ readonly registry: string } & Counts)[] {
@@ -404,11 +405,15 @@ function prepareStatements(db: Database.Database) {
          limited = limited + excluded.limited,
          bridged_seconds = bridged_seconds + excluded.bridged_seconds`,
     ),
-    removeFromLedger: db.prepare<[string]>('DELETE FROM ledger WHERE day < ?'),
+    pruneLedger: db.prepare<[number]>(
+      `DELETE FROM ledger WHERE day < (SELECT day FROM (SELECT DISTINCT day FROM ledger ORDER BY day DESC LIMIT ?)
+       ORDER BY day LIMIT 1)`,
+    ),
     ledgerTotals: db.prepare<[], { registry: string } & Counts>(
       `SELECT registry, sum(client_pulls) AS clientPulls, sum(upstream_pulls) AS upstreamPulls,
          sum(served_bytes) AS servedBytes, sum(fetched_bytes) AS fetchedBytes, sum(token_calls) AS tokenCalls,
-         sum(limited) AS limited, sum(bridged_seconds) AS bridgedSeconds
+         sum(limited) AS limited,
+         sum(iif(repo = '', bridged_seconds, 0)) AS bridgedSeconds
        FROM ledger GROUP BY registry`,
     ),
   };

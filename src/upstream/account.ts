@@ -1,5 +1,5 @@
 import type { Clock } from '../util/clock.ts';
-import { MirrorError, toMirrorError } from '../util/errors.ts';
+import { MirrorError } from '../util/errors.ts';
 import type { Logger } from '../util/log.ts';
 import type { CredentialSource, Login } from './credentials.ts';
 import type { Quota } from './quota.ts';
@@ -32,7 +32,11 @@ export class Account {
   readonly #source: CredentialSource;
   readonly #context: AccountContext;
   #aside: Aside | undefined;
-  #refusals = 0;
+  #isProven = false;
+  /** Logins that were refused without one being taken in between. */
+  #inARow = 0;
+  /** How often it was set aside so. */
+  #times = 0;
 
   constructor(source: CredentialSource, quota: Quota, context: AccountContext) {
     this.name = source.name;
@@ -43,26 +47,24 @@ export class Account {
 
   /** Why it is not to be used now: its credentials were refused, and are still the same. */
   get aside(): MirrorError | undefined {
-    const aside = this.#aside;
-    const now = this.#context.clock.monotonic();
-    if (!aside || now >= aside.until) return undefined;
-    if (aside.login && now - aside.reconsideredAt >= reconsiderEveryMs) {
-      aside.reconsideredAt = now;
-      void this.#reconsider(aside, aside.login);
-    }
-    return aside.error;
+    return this.#isAside() ? this.#aside?.error : undefined;
+  }
+
+  /** Its login has been accepted, and not been refused since; so many may use it at once. */
+  get isProven(): boolean {
+    return this.#isProven;
   }
 
   /** Undefined: it is anonymous. Throws `account-refused` when the credentials cannot be had. */
   async login(): Promise<Login | undefined> {
     try {
-      return await this.#source.login();
+      const login = await this.#source.login();
+      if (!login) this.#isProven = true;
+      return login;
     } catch (cause) {
-      const { registry } = this.#context;
-      const why = toMirrorError(cause).fault === 'internal' ? (cause as Error).message : 'unknown';
-      const error = new MirrorError('account-refused', `account ${this.name} of ${registry}: ${why}`, {
-        cause,
-      });
+      // Which file or program it is is not for clients to know: the log has it.
+      const message = `account ${this.name} of ${this.#context.registry}: its credentials cannot be had`;
+      const error = new MirrorError('account-refused', message, { cause });
       this.#setAside(error, undefined, withoutLoginMs);
       throw error;
     }
@@ -70,26 +72,58 @@ export class Account {
 
   /** The upstream does not take this login. Returns whether there is another one to try at once. */
   async refused(login: Login, error: MirrorError): Promise<boolean> {
-    const next = await this.#source.renewed(login).catch(() => undefined);
-    if (next && !isSame(next, login)) return true;
-    this.#setAside(error, login, Math.min(firstAsideMs * 2 ** this.#refusals, longestAsideMs));
-    this.#refusals += 1;
+    this.#isProven = false;
+    this.#inARow += 1;
+    // A source that has a new one each time must not be asked for ever.
+    if (this.#inARow === 1) {
+      const next = await this.#source.renewed(login).catch(() => undefined);
+      if (next && !isSame(next, login)) return true;
+    }
+    this.#setAside(error, login, Math.min(firstAsideMs * 2 ** this.#times, longestAsideMs));
+    this.#times += 1;
     return false;
   }
 
+  /** The upstream has taken its login, now or when it gave a token for it. */
   accepted(): void {
+    // A token from before says nothing about the login that was refused since.
+    if (this.#isAside()) return;
+    this.#isProven = true;
+    this.#inARow = 0;
+    this.#times = 0;
     if (!this.#aside) return;
     this.#aside = undefined;
-    this.#refusals = 0;
     this.#context.log.info(
       { registry: this.#context.registry, account: this.name },
       'an account is in use again',
     );
   }
 
+  /** Looks now and then whether the credentials that were refused have been changed: then they are tried without waiting. */
+  reconsider(): void {
+    const now = this.#context.clock.monotonic();
+    const aside = this.#aside;
+    if (!aside?.login || !this.#isAside() || now - aside.reconsideredAt < reconsiderEveryMs) return;
+    aside.reconsideredAt = now;
+    const refused = aside.login;
+    this.#source.renewed(refused).then(
+      (login) => {
+        if (this.#aside !== aside || (login && isSame(login, refused))) return;
+        this.#aside = { ...aside, until: 0 };
+        this.#inARow = 0;
+      },
+      () => undefined,
+    );
+  }
+
+  #isAside(): boolean {
+    return this.#aside !== undefined && this.#context.clock.monotonic() < this.#aside.until;
+  }
+
   #setAside(error: MirrorError, login: Login | undefined, forMs: number): void {
     const now = this.#context.clock.monotonic();
-    const isNews = !this.#aside || now >= this.#aside.until;
+    const isNews = !this.#isAside();
+    this.#isProven = false;
     this.#aside = { error, login, until: now + forMs, reconsideredAt: now };
     if (!isNews) return;
     const { registry, log } = this.#context;
@@ -97,12 +131,6 @@ export class Account {
       { err: error, registry, account: this.name, forSeconds: forMs / 1000 },
       'an account is set aside: its credentials were refused or cannot be had',
     );
-  }
-
-  /** A password that was changed is tried without waiting. */
-  async #reconsider(aside: Aside, refused: Login): Promise<void> {
-    const login = await this.#source.login().catch(() => refused);
-    if (this.#aside === aside && !(login && isSame(login, refused))) this.#aside = { ...aside, until: 0 };
   }
 }
 

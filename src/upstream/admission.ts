@@ -26,9 +26,6 @@ export interface AdmissionContext {
   readonly savedQuota: (account: string) => QuotaState | undefined;
 }
 
-/** A GET of a manifest counts against the pull limit; everything else is free. */
-export type CallKind = 'pull' | 'free';
-
 /** How a connection fails over which nothing was sent. */
 const unsent = new Set([
   'ECONNREFUSED',
@@ -81,7 +78,7 @@ export class Admission {
     try {
       return await this.#gates.of(url).enter(what, insists);
     } catch (error) {
-      this.#refused((error as MirrorError).fault);
+      this.notAsked((error as MirrorError).fault);
       throw error;
     }
   }
@@ -95,35 +92,71 @@ export class Admission {
   }
 
   /** Accounts for one call, one after the other. */
-  turns(kind: CallKind, repo: Repo, what: string, accounts = this.accounts): Turns {
-    return new Turns(kind, repo, what, {
-      accounts,
-      seers: this.#seers,
-      blind: this.#blind,
-      refused: (fault) => this.#refused(fault),
-    });
+  turns(isPull: boolean, repo: Repo, what: string, accounts = this.accounts): Turns {
+    return new Turns(this, { isPull, repo, what }, accounts);
   }
 
   /** Whether a manifest may be asked for though no client waits for it: the reserve is for clients. */
-  mayPullAhead(): boolean {
-    const may = this.accounts.some(({ aside, quota }) => !aside && quota.left > this.#reserve);
-    if (!may) this.#refused('reserve');
-    return may;
+  mayPullAhead(repo: Repo): boolean {
+    const account = this.choose(true, repo, this.accounts);
+    if (account && account.quota.left > this.#reserve) return true;
+    this.notAsked('reserve');
+    return false;
+  }
+
+  /** Whether it is known if the account that would be asked is counted. */
+  isTold(repo: Repo): boolean {
+    return this.choose(true, repo, this.accounts)?.quota.isTold ?? true;
   }
 
   /** The fault that a pull would meet now for lack of quota. */
-  spent(what: string): MirrorError | undefined {
-    const accounts = this.accounts.filter(({ aside }) => !aside);
+  spent(repo: Repo, what: string): MirrorError | undefined {
+    const accounts = this.#seeing(repo, this.accounts);
     if (accounts.length === 0 || accounts.some(({ quota }) => quota.left > 0)) return undefined;
     return quotaSpent(what, accounts);
   }
 
   /** Spent accounts that are to be asked whether they still are: where none has pulls left, once a minute each. */
-  dueForALook(): Account[] {
-    if (this.accounts.some(({ aside, quota }) => !aside && quota.left > 0)) return [];
-    const due = this.accounts.filter(({ aside, quota }) => !aside && quota.isDueForALook);
+  dueForALook(repo: Repo): Account[] {
+    if (!this.spent(repo, '')) return [];
+    const due = this.#seeing(repo, this.accounts).filter(({ quota }) => quota.isDueForALook);
     for (const { quota } of due) quota.looks();
     return due;
+  }
+
+  /** Who is to ask, of these. For a pull somebody who has one left. */
+  choose(isPull: boolean, repo: Repo, accounts: readonly Account[]): Account | undefined {
+    for (const account of accounts) account.reconsider();
+    const seeing = this.#seeing(repo, accounts);
+    const open = seeing.filter(({ quota }) => quota.left > 0);
+    // What is free is asked by whoever would be asked for the manifest too: that saves a token.
+    const candidates = isPull || open.length > 0 ? open : seeing;
+    const best = candidates.reduce<Account | undefined>(
+      (most, each) => (most && most.quota.left >= each.quota.left ? most : each),
+      undefined,
+    );
+    const seer = this.#seers.get(repo.key);
+    if (!best || !seer || !candidates.includes(seer)) return best;
+    return best.quota.isTold && best.quota.left > 2 * seer.quota.left ? best : seer;
+  }
+
+  /** The account was given something of the repo, which these were not. */
+  saw(repo: Repo, account: Account, unseeing: Iterable<Account>): void {
+    if (this.accounts.length === 1) return;
+    this.#seers.set(repo.key, account);
+    this.#blind.delete(blindKey(repo, account));
+    for (const each of unseeing) this.#blind.set(blindKey(repo, each), true);
+  }
+
+  notAsked(reason: string): void {
+    this.#metrics.admissionsRefused.add(1, this.registry, reason);
+  }
+
+  /** Those of them that may be used, and see the repo as far as we know; if there are none, those that may be used. */
+  #seeing(repo: Repo, accounts: readonly Account[]): Account[] {
+    const usable = accounts.filter(({ aside }) => !aside);
+    const seeing = usable.filter((account) => !this.#blind.has(blindKey(repo, account)));
+    return seeing.length > 0 ? seeing : usable;
   }
 
   /** What has changed since it was saved last. Throws as `write` does; then it is still to be saved. */
@@ -134,43 +167,40 @@ export class Admission {
       quota.dirty = false;
     }
   }
-
-  #refused(reason: string): void {
-    this.#metrics.admissionsRefused.add(1, this.registry, reason);
-  }
 }
 
-interface TurnsContext {
-  readonly accounts: readonly Account[];
-  readonly seers: LRUCache<string, Account>;
-  readonly blind: LRUCache<string, true>;
-  readonly refused: (reason: string) => void;
+function blindKey(repo: Repo, { name }: Account): string {
+  return `${name} ${repo.key}`;
 }
 
 /** One call's way through the accounts: a spent one hands over, and so does one that is refused or sees nothing. */
 export class Turns {
-  readonly #kind: CallKind;
-  readonly #repo: Repo;
-  readonly #what: string;
-  readonly #context: TurnsContext;
+  readonly #admission: Admission;
+  readonly #question: { readonly isPull: boolean; readonly repo: Repo; readonly what: string };
+  readonly #accounts: readonly Account[];
   readonly #tried = new Set<Account>();
   /** Those that have said that there is nothing for them. */
   readonly #unseeing = new Set<Account>();
   #last: MirrorError | undefined;
 
-  constructor(kind: CallKind, repo: Repo, what: string, context: TurnsContext) {
-    this.#kind = kind;
-    this.#repo = repo;
-    this.#what = what;
-    this.#context = context;
+  constructor(
+    admission: Admission,
+    question: { isPull: boolean; repo: Repo; what: string },
+    accounts: readonly Account[],
+  ) {
+    this.#admission = admission;
+    this.#question = question;
+    this.#accounts = accounts;
   }
 
   /** Throws the fault that says most about why nobody is left. */
   next(): Turn {
-    const account = this.#choose();
+    const { isPull, repo } = this.#question;
+    const left = this.#accounts.filter((account) => !this.#tried.has(account));
+    const account = this.#admission.choose(isPull, repo, left);
     if (!account) throw this.#fault();
     this.#tried.add(account);
-    return new Turn(account, this.#kind, this);
+    return new Turn(account, isPull, this);
   }
 
   /** What the account's try has come to. Returns whether another one may do better. */
@@ -182,48 +212,24 @@ export class Turns {
   }
 
   won(account: Account): void {
-    const { seers, blind, accounts } = this.#context;
-    if (accounts.length === 1) return;
-    seers.set(this.#repo.key, account);
-    blind.delete(this.#keyOf(account));
-    for (const each of this.#unseeing) blind.set(this.#keyOf(each), true);
-  }
-
-  #keyOf(account: Account): string {
-    return `${account.name} ${this.#repo.key}`;
-  }
-
-  #choose(): Account | undefined {
-    const { accounts, seers, blind } = this.#context;
-    const usable = accounts.filter((account) => !this.#tried.has(account) && !account.aside);
-    const open = usable.filter(({ quota }) => quota.left > 0);
-    // What is free is asked by whoever would be asked for the manifest too: that saves a token.
-    const candidates = this.#kind === 'pull' || open.length > 0 ? open : usable;
-    const seeing = candidates.filter((account) => !blind.has(this.#keyOf(account)));
-    const best = (seeing.length > 0 ? seeing : candidates).reduce<Account | undefined>(
-      (most, each) => (most && most.quota.left >= each.quota.left ? most : each),
-      undefined,
-    );
-    const seer = seers.get(this.#repo.key);
-    if (!best || !seer || !candidates.includes(seer)) return best;
-    return best.quota.left > 2 * seer.quota.left ? best : seer;
+    this.#admission.saw(this.#question.repo, account, this.#unseeing);
   }
 
   #fault(): MirrorError {
-    const { accounts, refused } = this.#context;
-    const spent = accounts.filter(
+    const { isPull, what } = this.#question;
+    const spent = this.#accounts.filter(
       (each) => !this.#unseeing.has(each) && !each.aside && each.quota.left === 0,
     );
-    if (this.#kind === 'pull' && spent.length > 0) {
-      refused('quota-spent');
-      return quotaSpent(this.#what, spent);
+    if (isPull && spent.length > 0) {
+      this.#admission.notAsked('quota-spent');
+      return quotaSpent(what, spent);
     }
-    const aside = accounts.map((each) => each.aside).find((each) => each !== undefined);
+    const aside = this.#accounts.map((each) => each.aside).find((each) => each !== undefined);
     if (aside) {
-      refused('account-refused');
-      return new MirrorError('account-refused', aside.message, { cause: this.#last, refused: true });
+      this.#admission.notAsked('account-refused');
+      return new MirrorError('account-refused', aside.message, { cause: this.#last, notAsked: true });
     }
-    return this.#last ?? new MirrorError('internal', `${this.#what}: no account to ask with`);
+    return this.#last ?? new MirrorError('internal', `${what}: no account to ask with`);
   }
 }
 
@@ -234,10 +240,10 @@ export class Turn {
   readonly #turns: Turns;
   #isSent = false;
 
-  constructor(account: Account, kind: CallKind, turns: Turns) {
+  constructor(account: Account, isPull: boolean, turns: Turns) {
     this.account = account;
     this.#turns = turns;
-    this.#ticket = account.quota.begin(kind === 'pull');
+    this.#ticket = account.quota.begin(isPull);
   }
 
   /** From here on it may be counted. */
@@ -245,15 +251,16 @@ export class Turn {
     this.#isSent = true;
   }
 
-  /** The registry has answered. `isSpent`: that the pull limit is reached. */
-  answered(status: number, headers: Headers, isSpent: boolean): void {
-    this.account.quota.answered(this.#ticket, status, headers, isSpent);
+  /** The registry has answered; `headers`: about a manifest. `isSpent`: that the pull limit is reached. */
+  answered(status: number, headers: Headers | undefined, isSpent: boolean): void {
+    if (headers) this.account.quota.isTold = true;
+    this.account.quota.answered(this.#ticket, status, headers ?? {}, isSpent);
   }
 
   /** It was not asked, or has not answered. */
   unanswered(error: MirrorError): void {
     const { quota } = this.account;
-    if (!this.#isSent || error.refused || unsent.has(errorCode(error.cause) ?? ''))
+    if (!this.#isSent || error.notAsked || unsent.has(errorCode(error.cause) ?? ''))
       quota.returned(this.#ticket);
     else quota.failed(this.#ticket);
   }
@@ -281,7 +288,7 @@ export function quotaSpent(what: string, accounts: readonly Account[]): MirrorEr
   return new MirrorError(
     'quota-spent',
     `${what}: ${names.join(', ')}; they may come back in ${showTime(backInMs)}; what is cached is still served`,
-    { retryAfterMs: Math.max(1000, backInMs), refused: true },
+    { retryAfterMs: Math.max(1000, backInMs), notAsked: true },
   );
 }
 

@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { spawn, type ChildProcess } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import type { Clock } from '../util/clock.ts';
@@ -24,6 +24,8 @@ export type Secret = string | { readonly file: string };
 
 const helperTimeoutMs = 10_000;
 const maxHelperOutput = 64 * 1024;
+/** That there is no login is believed so long: somebody may log in. */
+const withoutLoginMs = 60_000;
 /** Cloud logins that expire, by the user name that their helpers give; renewed before they do. */
 const lifeMs: Readonly<Record<string, number>> = {
   AWS: 11 * 60 * 60_000,
@@ -69,7 +71,8 @@ export function helperCredentials(helper: string, registry: string, clock: Clock
   let running: Promise<Login | undefined> | undefined;
   const ask = async (): Promise<Login | undefined> => {
     const login = await runHelper(helper, serverOf(registry));
-    known = { login, until: clock.monotonic() + (lifeMs[login?.username ?? ''] ?? Infinity) };
+    const forMs = login ? (lifeMs[login.username] ?? Infinity) : withoutLoginMs;
+    known = { login, until: clock.monotonic() + forMs };
     return login;
   };
   const login = async (): Promise<Login | undefined> => {
@@ -78,7 +81,7 @@ export function helperCredentials(helper: string, registry: string, clock: Clock
     return running;
   };
   const renewed = (refused: Login): Promise<Login | undefined> => {
-    if (known?.login === refused) known = undefined;
+    if (known?.login?.password === refused.password) known = undefined;
     return login();
   };
   return { name: helper, login, renewed };
@@ -187,21 +190,33 @@ function runProgram(
   input: string,
 ): Promise<{ code: number | null; output: string }> {
   return new Promise((resolve, reject) => {
-    const child = spawn(program, args, {
-      stdio: ['pipe', 'pipe', 'ignore'],
-      timeout: helperTimeoutMs,
-      killSignal: 'SIGKILL',
-    });
-    let output = '';
-    child.stdout.setEncoding('utf8').on('data', (text: string) => {
-      output += text;
-      if (output.length > maxHelperOutput) child.kill('SIGKILL');
-    });
-    child.stdin.on('error', () => undefined);
+    // In a group of its own: what it has started holds its output open, and must go with it.
+    const child: ChildProcess = spawn(program, args, { stdio: ['pipe', 'pipe', 'ignore'], detached: true });
+    // First of all: without descriptors there are no pipes, and an error that nobody hears ends the process.
     child.on('error', (cause) => {
+      clearTimeout(timer);
       reject(new Error(`${program} cannot be run (${errorCode(cause) ?? 'unknown'})`, { cause }));
     });
-    child.on('close', (code) => resolve({ code, output }));
-    child.stdin.end(input);
+    const end = (why: string): void => {
+      reject(new Error(`${program} ${why}`));
+      child.stdout?.destroy();
+      try {
+        if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL');
+      } catch {
+        // It has just ended by itself.
+      }
+    };
+    const timer = setTimeout(() => end(`has not answered in ${helperTimeoutMs / 1000} s`), helperTimeoutMs);
+    let output = '';
+    child.stdout?.setEncoding('utf8').on('data', (text: string) => {
+      output += text;
+      if (output.length > maxHelperOutput) end('answers with too much');
+    });
+    child.on('close', (code) => {
+      clearTimeout(timer);
+      resolve({ code, output });
+    });
+    child.stdin?.on('error', () => undefined);
+    child.stdin?.end(input);
   });
 }

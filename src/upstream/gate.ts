@@ -2,13 +2,16 @@ import { LRUCache } from 'lru-cache';
 import type { Clock } from '../util/clock.ts';
 import { MirrorError, type Fault } from '../util/errors.ts';
 
-/** What a call to a host has shown of it; `unknown`: the caller left before it could show anything. */
-export type Outcome =
-  | 'answered'
-  | 'failed'
-  | 'silent'
-  | 'unknown'
-  | { readonly limited: true; readonly retryAfterMs: number | undefined };
+/**
+ * What a call to a host has shown of it: an answer; an answer that speaks of its own failure (5xx); no answer; no answer in
+ * the time that it has; or, when its caller's deadline passed (`late`) or its caller left (`unknown`), perhaps nothing.
+ */
+export type Outcome = 'answered' | 'ill' | 'failed' | 'silent' | 'late' | 'unknown' | Limited;
+
+/** All requests are limited. */
+export interface Limited {
+  readonly retryAfterMs: number | undefined;
+}
 
 /** To be told, once, what became of the call. */
 export type Pass = (outcome: Outcome) => void;
@@ -22,12 +25,35 @@ const firstLimitedHoldMs = 1000;
 const longestLimitedHoldMs = 60_000;
 /** Who comes while a probe is under way waits so long for it: a host that is back answers sooner. */
 const probePatienceMs = 500;
+/** A probe that takes longer gives its place to the next one. */
+const probeMs = 5000;
+/** As long whoever probed in vain lets others go first: it may be what it asks for that fails. */
+const courtesyMs = 1000;
+/** After that it counts as open in metrics, though nobody has tried. */
+const shownMs = 30_000;
+/** A deadline that passes is the host's silence if the call took that long, and so many times what others take. */
+const leastSilenceMs = 250;
+const silenceFactor = 5;
 const maxGates = 1000;
 
 interface Shut {
   readonly fault: GateFault;
   /** By the monotonic clock. */
   until: number;
+}
+
+interface Probe {
+  readonly startedAt: number;
+  /** It is over, or takes longer than others should wait. */
+  readonly soon: Promise<void>;
+  readonly end: () => void;
+}
+
+interface Entered {
+  readonly what: string;
+  readonly era: number;
+  readonly startedAt: number;
+  readonly role: 'usual' | 'insisting' | Probe;
 }
 
 /**
@@ -39,14 +65,19 @@ export class Gate {
   readonly #clock: Clock;
   readonly #onChange: (host: string, fault: GateFault | undefined) => void;
   #shut: Shut | undefined;
-  /** One after the other. */
+  /** Calls without an answer, one after the other. */
   #failures = 0;
+  /** What was answered with 5xx since anything was answered well: one thing that fails again and again counts once. */
+  readonly #ill = new Set<string>();
   /** How often it has been shut without an answer in between. */
   #times = 0;
   /** Calls that began before the last change prove nothing. */
   #era = 0;
   #answeredAt = -Infinity;
-  #probe: { readonly soon: Promise<void>; readonly over: () => void } | undefined;
+  /** How long answers take. */
+  #usualMs = 0;
+  #probe: Probe | undefined;
+  #probedInVain = '';
 
   constructor(host: string, clock: Clock, onChange: (host: string, fault: GateFault | undefined) => void) {
     this.#host = host;
@@ -54,8 +85,8 @@ export class Gate {
     this.#onChange = onChange;
   }
 
-  get fault(): GateFault | undefined {
-    return this.#shut?.fault;
+  get isShut(): boolean {
+    return this.#shut !== undefined && this.#clock.monotonic() < this.#shut.until + shownMs;
   }
 
   /**
@@ -65,16 +96,32 @@ export class Gate {
   async enter(what: string, insists: boolean): Promise<Pass> {
     for (let waited = false; this.#shut; waited = true) {
       const shut = this.#shut;
-      const passes = insists && shut.fault !== 'upstream-limited';
-      if (this.#clock.monotonic() >= shut.until && !this.#probe) return this.#probing();
-      if (passes) return this.#insisting();
-      if (this.#clock.monotonic() < shut.until || waited) throw this.#refusal(what, shut);
-      await this.#probe?.soon;
+      if (this.#mayProbe(what, shut)) return this.#enter(what, this.#newProbe());
+      if (insists && shut.fault !== 'upstream-limited') return this.#enter(what, 'insisting');
+      if (!this.#probe || waited) throw this.#notNow(what, shut);
+      await this.#probe.soon;
     }
-    return this.#watched();
+    return this.#enter(what, 'usual');
   }
 
-  #refusal(what: string, { fault, until }: Shut): MirrorError {
+  #mayProbe(what: string, { until }: Shut): boolean {
+    const now = this.#clock.monotonic();
+    if (now < until || (what === this.#probedInVain && now < until + courtesyMs)) return false;
+    return !this.#probe || now - this.#probe.startedAt >= probeMs;
+  }
+
+  #newProbe(): Probe {
+    const { promise, resolve } = Promise.withResolvers<undefined>();
+    const timer = setTimeout(resolve, probePatienceMs, undefined).unref();
+    const end = (): void => {
+      clearTimeout(timer);
+      resolve(undefined);
+    };
+    this.#probe = { startedAt: this.#clock.monotonic(), soon: promise, end };
+    return this.#probe;
+  }
+
+  #notNow(what: string, { fault, until }: Shut): MirrorError {
     const waitMs = Math.max(1000, until - this.#clock.monotonic());
     const why = {
       'upstream-down': 'has not been answering',
@@ -84,78 +131,73 @@ export class Gate {
     return new MirrorError(
       fault,
       `${what}: not asked, since ${this.#host} ${why}; it is asked again in ${Math.ceil(waitMs / 1000)} s`,
-      { retryAfterMs: waitMs, refused: true },
+      { retryAfterMs: waitMs, notAsked: true },
     );
   }
 
-  #watched(): Pass {
-    const era = this.#era;
-    const startedAt = this.#clock.monotonic();
+  #enter(what: string, role: Entered['role']): Pass {
+    const entered = { what, role, era: this.#era, startedAt: this.#clock.monotonic() };
     return (outcome) => {
-      if (outcome === 'unknown') return;
-      if (typeof outcome === 'object') this.#limit(outcome.retryAfterMs, era);
-      else if (era !== this.#era) return;
-      else if (outcome === 'answered') this.#answered();
-      else {
-        this.#failures += 1;
-        // Silence towards one call, while others are answered, is no more than a failure.
-        if (outcome === 'silent' && this.#answeredAt <= startedAt) this.#close('upstream-timeout');
-        else if (this.#failures >= failuresToShut) this.#close('upstream-down');
-      }
+      this.#settle(outcome, entered);
+      if (typeof role === 'string') return;
+      if (this.#probe === role) this.#probe = undefined;
+      role.end();
     };
   }
 
-  #probing(): Pass {
-    const { promise, resolve } = Promise.withResolvers<undefined>();
-    const timer = setTimeout(resolve, probePatienceMs, undefined).unref();
-    const probe = {
-      soon: promise.then(() => undefined),
-      over: () => {
-        clearTimeout(timer);
-        resolve(undefined);
-      },
-    };
-    this.#probe = probe;
-    return (outcome) => {
-      if (this.#probe === probe) this.#probe = undefined;
-      if (outcome === 'answered') this.#open();
-      else if (typeof outcome === 'object') this.#limit(outcome.retryAfterMs, this.#era);
-      else if (outcome !== 'unknown')
-        this.#close(outcome === 'silent' ? 'upstream-timeout' : 'upstream-down');
-      probe.over();
-    };
+  #settle(outcome: Outcome, { what, role, era, startedAt }: Entered): void {
+    const tookMs = this.#clock.monotonic() - startedAt;
+    if (typeof outcome === 'object') {
+      this.#limit(outcome, era);
+      return;
+    }
+    // What has begun before the last change proves nothing.
+    if (outcome === 'unknown' || era !== this.#era) return;
+    if (outcome === 'answered') {
+      this.#usualMs += (tookMs - this.#usualMs) / 8;
+      this.#open();
+      return;
+    }
+    const isSilent =
+      outcome === 'silent' ||
+      (outcome === 'late' && tookMs >= Math.max(leastSilenceMs, silenceFactor * this.#usualMs));
+    if (outcome === 'late' && !isSilent) return;
+    // Silence towards one call while others are answered says nothing about the host.
+    if (isSilent && this.#answeredAt > startedAt) return;
+    if (role === 'usual') this.#failed(what, outcome, isSilent);
+    else if (role !== 'insisting') {
+      this.#probedInVain = what;
+      this.#close(isSilent ? 'upstream-timeout' : 'upstream-down');
+    }
   }
 
-  #insisting(): Pass {
-    return (outcome) => {
-      if (outcome === 'answered' && this.#shut?.fault !== 'upstream-limited') this.#open();
-      else if (typeof outcome === 'object') this.#limit(outcome.retryAfterMs, this.#era);
-    };
+  #failed(what: string, outcome: Outcome, isSilent: boolean): void {
+    if (isSilent) {
+      this.#close('upstream-timeout');
+      return;
+    }
+    if (outcome === 'ill') this.#ill.add(what);
+    else this.#failures += 1;
+    if (this.#failures + this.#ill.size >= failuresToShut) this.#close('upstream-down');
   }
 
-  #answered(): void {
-    this.#failures = 0;
-    this.#answeredAt = this.#clock.monotonic();
-  }
-
-  #limit(retryAfterMs: number | undefined, era: number): void {
-    // Of many that are refused together one counts.
-    if (this.#shut?.fault !== 'upstream-limited' || era === this.#era) {
+  #limit({ retryAfterMs }: Limited, era: number): void {
+    if (era === this.#era || this.#shut?.fault !== 'upstream-limited') {
       this.#close('upstream-limited', retryAfterMs);
     } else if (retryAfterMs !== undefined) {
+      // Of many that are limited together one counts.
       this.#shut.until = Math.max(this.#shut.until, this.#clock.monotonic() + retryAfterMs);
     }
   }
 
   #close(fault: GateFault, retryAfterMs?: number): void {
     const before = this.#shut?.fault;
-    if (before !== undefined && (before === 'upstream-limited') !== (fault === 'upstream-limited'))
-      this.#times = 0;
-    const hold =
-      fault === 'upstream-limited'
-        ? // Jitter: other mirrors have been refused in the same moment.
-          Math.min(firstLimitedHoldMs * 2 ** this.#times, longestLimitedHoldMs) * (1 + Math.random() / 4)
-        : Math.min(firstHoldMs * 2 ** this.#times, longestHoldMs);
+    const isLimit = fault === 'upstream-limited';
+    if (before !== undefined && (before === 'upstream-limited') !== isLimit) this.#times = 0;
+    const hold = isLimit
+      ? // Jitter: other mirrors have been limited in the same moment.
+        Math.min(firstLimitedHoldMs * 2 ** this.#times, longestLimitedHoldMs) * (1 + Math.random() / 4)
+      : Math.min(firstHoldMs * 2 ** this.#times, longestHoldMs);
     this.#times += 1;
     this.#era += 1;
     this.#shut = { fault, until: this.#clock.monotonic() + (retryAfterMs ?? hold) };
@@ -163,11 +205,14 @@ export class Gate {
   }
 
   #open(): void {
-    this.#answered();
+    this.#failures = 0;
+    this.#ill.clear();
+    this.#answeredAt = this.#clock.monotonic();
     if (!this.#shut) return;
     this.#shut = undefined;
     this.#times = 0;
     this.#era += 1;
+    this.#probedInVain = '';
     this.#onChange(this.#host, undefined);
   }
 }
@@ -195,7 +240,7 @@ export class Gates {
   /** How many are shut, of those that `match`. */
   shut(match: (origin: string) => boolean): number {
     let count = 0;
-    for (const [origin, gate] of this.#gates.entries()) if (gate.fault && match(origin)) count += 1;
+    for (const [origin, gate] of this.#gates.entries()) if (gate.isShut && match(origin)) count += 1;
     return count;
   }
 }

@@ -1,6 +1,5 @@
 import type { Clock } from '../util/clock.ts';
-import { parseRetryAfter } from './retry-after.ts';
-import { one, type Headers } from './transport.ts';
+import { one, retryAfterOf, type Headers } from './transport.ts';
 
 /** What is written down of a quota. Times in ms since the epoch. */
 export interface QuotaState {
@@ -28,6 +27,11 @@ const defaultWindowMs = 6 * 60 * 60_000;
 const shortestWindowMs = 1000;
 const longestWindowMs = 7 * 24 * 60 * 60_000;
 const lookEveryMs = 60_000;
+/** A look that has shown nothing. */
+const lookAgainMs = 5000;
+const firstDoubtMs = 60_000;
+/** Where nobody has ever counted, a refusal may be of another kind. */
+const firstDoubtUncountedMs = 1000;
 const longestDoubtMs = 60 * 60_000;
 const rateOverMs = 15 * 60_000;
 
@@ -50,12 +54,22 @@ export class Quota {
   /** Pulls that have begun or ended. */
   #changes = 0;
   /** Since the upstream has refused a pull. */
-  #refusal: { readonly at: number; readonly backAt: number; readonly doubtedUntil: number } | undefined;
+  #refusal:
+    | {
+        readonly at: number;
+        readonly backAt: number;
+        readonly doubtedUntil: number;
+        /** The upstream has said when. */
+        readonly isSaid: boolean;
+      }
+    | undefined;
   /** One after the other. */
   #refusals = 0;
   /** Pulls of the last minutes, weighed less the older they are. */
   #recent = 0;
   #recentAt = 0;
+  /** The registry has answered about a manifest since we run. */
+  isTold = false;
   /** Something is to be written down. */
   dirty = false;
 
@@ -65,6 +79,7 @@ export class Quota {
     // After a window without a pull all of them are back.
     if (!saved || age < 0 || age >= saved.windowMs) return;
     const here = (then: number): number => clock.monotonic() - (clock.now() - then);
+    this.isTold = true;
     this.#limit = saved.limit;
     this.#remaining = saved.remaining;
     this.#windowMs = saved.windowMs;
@@ -74,7 +89,7 @@ export class Quota {
     if (saved.backAt === null) return;
     const now = clock.monotonic();
     const backAt = Math.min(here(saved.backAt), now + saved.windowMs);
-    this.#refusal = { at: this.#observedAt, backAt, doubtedUntil: now };
+    this.#refusal = { at: this.#observedAt, backAt, doubtedUntil: now, isSaid: false };
   }
 
   get limit(): number | undefined {
@@ -96,11 +111,14 @@ export class Quota {
 
   /** Pulls that may be spent now. */
   get left(): number {
-    if (this.#refusal && this.#limit === undefined) {
-      // Nobody tells when they are back: one tries.
-      return this.#clock.monotonic() < this.#refusal.backAt || this.#underWay > 0 ? 0 : 1;
-    }
-    return this.remaining ?? Infinity;
+    this.#expire();
+    const remaining = this.remaining ?? Infinity;
+    const refusal = this.#refusal;
+    if (!refusal || (this.#limit !== undefined && remaining > 0)) return remaining;
+    // Nobody tells when they are back, or it is told by pulls alone: one tries.
+    const isTime = this.#clock.monotonic() >= refusal.backAt && this.#observedAt < refusal.backAt;
+    if (this.#limit !== undefined && !refusal.isSaid) return remaining;
+    return isTime && this.#underWay === 0 ? 1 : 0;
   }
 
   /** How long until pulls may be back; undefined while there are some. */
@@ -119,8 +137,8 @@ export class Quota {
     if (this.left > 0 || this.#limit === undefined) return false;
     const now = this.#clock.monotonic();
     if (now < (this.#refusal?.doubtedUntil ?? -Infinity)) return false;
-    const last = Math.max(this.#observedAt, this.#lookedAt);
-    return now - last >= lookEveryMs || (last < this.#backAt && this.#backAt <= now);
+    if (now - this.#lookedAt < lookAgainMs) return false;
+    return now - this.#observedAt >= lookEveryMs || (this.#observedAt < this.#backAt && this.#backAt <= now);
   }
 
   looks(): void {
@@ -180,8 +198,7 @@ export class Quota {
     const remaining = parseFigure(one(headers, 'ratelimit-remaining'));
     const limit = parseFigure(one(headers, 'ratelimit-limit'));
     if (remaining) this.#told(ticket, remaining.figure, isAlone);
-    else if (ticket.isPull && status === 200) this.#giveBack();
-    else if (!isSpent && this.#clock.monotonic() - this.#observedAt >= this.#windowMs) this.#forget();
+    else if (ticket.isPull && status < 500 && !isSpent) this.#giveBack();
     if (remaining) {
       this.#limit = limit?.figure ?? this.#limit ?? remaining.figure;
       this.#windowMs = limit?.windowMs ?? remaining.windowMs ?? this.#windowMs;
@@ -189,7 +206,7 @@ export class Quota {
       this.#observedAt = this.#clock.monotonic();
       this.dirty = true;
     }
-    if (isSpent) this.#refused(ticket, one(headers, 'retry-after'));
+    if (isSpent) this.#refused(ticket, headers);
     else if (ticket.isPull && status === 200 && ticket.startedAt > (this.#refusal?.at ?? -Infinity)) {
       this.#refusals = 0;
       this.#refusal = undefined;
@@ -202,7 +219,7 @@ export class Quota {
     this.#changes += 1;
   }
 
-  /** Some images are not counted: their answers carry no figures. */
+  /** Some images are not counted, and what is not there neither: these answers carry no figures. */
   #giveBack(): void {
     if (this.#remaining === undefined) return;
     this.#remaining = Math.min(this.#limit ?? Infinity, this.#remaining + 1);
@@ -222,26 +239,28 @@ export class Quota {
     }
   }
 
-  #refused({ startedAt }: Ticket, retryAfter: string | undefined): void {
+  #refused({ startedAt }: Ticket, headers: Headers): void {
     // Of many that are refused together one counts.
     if (startedAt <= (this.#refusal?.at ?? -Infinity)) return;
     const now = this.#clock.monotonic();
-    const doubtMs = Math.min(lookEveryMs * 2 ** this.#refusals, longestDoubtMs);
+    const firstMs = this.#limit === undefined ? firstDoubtUncountedMs : firstDoubtMs;
+    const doubtMs = Math.min(firstMs * 2 ** this.#refusals, longestDoubtMs);
     this.#refusals += 1;
-    const saidMs = parseRetryAfter(retryAfter, this.#clock.now(), this.#windowMs);
+    const saidMs = retryAfterOf(headers, this.#clock.now(), this.#windowMs);
     const windowEnd = this.#limit === undefined ? now : this.#risenAt + this.#windowMs;
     this.#refusal = {
       at: now,
       backAt: saidMs === undefined ? Math.max(windowEnd, now + doubtMs) : now + saidMs,
       doubtedUntil: now + Math.min(doubtMs, saidMs ?? doubtMs),
+      isSaid: saidMs !== undefined,
     };
     if (this.#remaining !== undefined) this.#remaining = Math.min(0, this.#remaining);
     this.dirty = true;
   }
 
-  /** A whole window has passed in which nobody told. */
-  #forget(): void {
-    if (this.#limit === undefined) return;
+  /** After a whole window in which nobody told, all are back as far as we know. */
+  #expire(): void {
+    if (this.#limit === undefined || this.#clock.monotonic() - this.#observedAt < this.#windowMs) return;
     this.#limit = undefined;
     this.#remaining = undefined;
     this.#refusal = undefined;

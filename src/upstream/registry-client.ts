@@ -5,13 +5,16 @@ import { parseContentRange, parseUnsatisfied, type ByteRange } from '../oci/rang
 import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
 import { errorCode, isFault, MirrorError, toMirrorError } from '../util/errors.ts';
+import { Flight } from '../util/flight.ts';
 import type { Ledger } from '../util/ledger.ts';
 import type { Metrics } from '../util/metrics.ts';
-import { quotaSpent, type Admission, type CallKind, type Turn, type Turns } from './admission.ts';
+import { quotaSpent, type Admission, type Turn, type Turns } from './admission.ts';
 import type { Body } from './body.ts';
+import { parseChallenges } from './challenge.ts';
 import { NetworkPolicy, type NetworkPolicyOptions } from './network-policy.ts';
 import { noAuthorization, Tokens, type Authorization } from './tokens.ts';
 import {
+  isPull,
   isPullLimit,
   one,
   statusFault,
@@ -26,6 +29,8 @@ export interface UpstreamOptions extends NetworkPolicyOptions, TransportOptions 
   /** The name that clients and metrics know it by: `docker.io`. */
   registry: string;
   maxManifestBytes: number;
+  /** Over everything before the first byte of an answer. */
+  firstByteTimeoutMs: number;
 }
 
 export interface UpstreamContext {
@@ -86,6 +91,7 @@ export class RegistryClient {
   readonly #policy: NetworkPolicy;
   readonly #transport: Transport;
   readonly #tokens: Tokens;
+  readonly #firstLook = new Flight<'first', undefined>();
 
   constructor(options: UpstreamOptions, { clock, metrics, ledger, admission }: UpstreamContext) {
     this.registry = options.registry;
@@ -96,7 +102,12 @@ export class RegistryClient {
     this.#policy = new NetworkPolicy(options);
     const policy = this.#policy;
     this.#transport = new Transport(options.registry, options, { admission, policy, metrics, ledger, clock });
-    this.#tokens = new Tokens(options.registry, options.url, { transport: this.#transport, policy, clock });
+    this.#tokens = new Tokens(options.registry, options.url, {
+      transport: this.#transport,
+      policy,
+      clock,
+      sharedTimeoutMs: Math.min(options.headersTimeoutMs, options.firstByteTimeoutMs),
+    });
   }
 
   /** How many hosts are not asked now: the registry itself, and others that it leads to. */
@@ -217,9 +228,17 @@ export class RegistryClient {
 
   /** A HEAD shows whether pulls are back, where the upstream counts them and none is left. */
   async #look(repo: Repo, reference: string, signal: AbortSignal): Promise<void> {
-    const looks = this.admission.dueForALook().map(async (account) => {
+    if (!this.admission.isTold(repo)) {
+      // The first of all: it is not known yet how many there are, so not many may go at once.
       const ask = askManifest('HEAD', repo, reference, signal);
-      const response = await this.#asOneOf(ask, this.admission.turns('free', repo, ask.what, [account]));
+      const first = async (): Promise<undefined> => {
+        (await this.#once(ask)).body.discard();
+      };
+      await this.#firstLook.run('first', first).outcome.catch(() => undefined);
+    }
+    const looks = this.admission.dueForALook(repo).map(async (account) => {
+      const ask = askManifest('HEAD', repo, reference, signal);
+      const response = await this.#asOneOf(ask, this.admission.turns(false, repo, ask.what, [account]));
       response.body.discard();
     });
     // What they have shown is in the quotas; that they failed says nothing.
@@ -228,8 +247,7 @@ export class RegistryClient {
 
   /** Status 200, 206, or what a HEAD or a range may also be answered with. */
   #once(ask: Ask): Promise<Landed> {
-    const kind: CallKind = ask.kind === 'manifest' && ask.method === 'GET' ? 'pull' : 'free';
-    return this.#asOneOf(ask, this.admission.turns(kind, ask.repo, ask.what));
+    return this.#asOneOf(ask, this.admission.turns(isPull(ask), ask.repo, ask.what));
   }
 
   /** As one account after the other, for as long as the next may do better. */
@@ -245,8 +263,10 @@ export class RegistryClient {
         if (turn.lost(fault)) continue;
         throw error;
       }
-      const isSpent = isPullLimit(ask, response);
-      turn.answered(response.status, response.headers, isSpent);
+      // Others may count too, of something else.
+      const isCounted = ask.kind === 'manifest' && response.url.origin === this.#base.origin;
+      const isSpent = isCounted && isPullLimit(ask, response);
+      turn.answered(response.status, isCounted ? response.headers : undefined, isSpent);
       const fault = isSpent ? quotaSpent(ask.what, [turn.account]) : this.#faultOf(ask, response);
       if (!fault) {
         turn.won(response.isPublic);
@@ -263,7 +283,16 @@ export class RegistryClient {
     let authorization = await this.#tokens.authorize(account, repo, signal);
     turn.sent();
     let response = await this.#follow(ask, authorization);
-    if (response.status === 401 && !authorization.fresh && authorization.header !== undefined) {
+    // What it was not made for a new token would not open either.
+    const isNotEnough = parseChallenges(response.headers['www-authenticate']).some(
+      ({ params }) => params['error'] === 'insufficient_scope',
+    );
+    if (
+      response.status === 401 &&
+      !authorization.fresh &&
+      authorization.header !== undefined &&
+      !isNotEnough
+    ) {
       // Some registries challenge an expired token towards another realm: ask for the challenge without it.
       response.body.discard();
       this.#tokens.drop(account, repo);
@@ -403,6 +432,6 @@ function askBlob(
 
 /** A host that does not even accept a connection would only cost the same time again. */
 function isWorthARetry(error: unknown): boolean {
-  if (!isFault(error, 'upstream-down', 'redirect-refused') || error.refused) return false;
+  if (!isFault(error, 'upstream-down', 'redirect-refused') || error.notAsked) return false;
   return errorCode(error.cause) !== 'UND_ERR_CONNECT_TIMEOUT' && errorCode(error.cause) !== 'ENOTFOUND';
 }

@@ -2,7 +2,7 @@ import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
 import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
-import { isFault, MirrorError } from '../util/errors.ts';
+import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Account } from './account.ts';
 import { parseChallenges, type Challenge } from './challenge.ts';
@@ -43,6 +43,8 @@ interface Scheme {
 
 export interface TokensContext {
   readonly transport: Transport;
+  /** Over work that several wait for, each with a deadline of its own. */
+  readonly sharedTimeoutMs: number;
   readonly policy: NetworkPolicy;
   readonly clock: Clock;
 }
@@ -51,6 +53,7 @@ const maxTokens = 10_000;
 const maxTokenBytes = 1024 * 1024;
 const defaultLifeMs = 60_000;
 const longestLifeMs = 24 * 60 * 60 * 1000;
+const unreadableForMs = 1000;
 
 const tokenAnswer = z.object({
   token: z.string().min(1).optional(),
@@ -72,9 +75,15 @@ export class Tokens {
   readonly #tokens = new LRUCache<string, Token>({ max: maxTokens });
   readonly #flights = new Flight<string, Token>();
   readonly #pings = new Flight<'ping', Scheme | undefined>();
+  readonly #sharedTimeoutMs: number;
+  /** The first tries with a login, one for each account: a wrong one is sent once, and not for each repo. */
+  readonly #trials = new Map<Account, Promise<unknown>>();
   #scheme: Scheme | undefined;
+  /** A token server that answers with something else is left alone for a moment. */
+  #unreadable: { readonly error: MirrorError; readonly until: number } | undefined;
 
-  constructor(registry: string, base: URL, { transport, policy, clock }: TokensContext) {
+  constructor(registry: string, base: URL, { transport, policy, clock, sharedTimeoutMs }: TokensContext) {
+    this.#sharedTimeoutMs = sharedTimeoutMs;
     this.#registry = registry;
     this.#base = base;
     this.#transport = transport;
@@ -84,7 +93,10 @@ export class Tokens {
 
   /** The authorization for a repo before anybody has asked for one. */
   async authorize(account: Account, repo: Repo, signal: AbortSignal): Promise<Authorization> {
-    this.#scheme ??= await this.#pings.run('ping', () => this.#ping(signal)).outcome;
+    this.#scheme ??= await within(
+      signal,
+      this.#pings.run('ping', () => this.#ping(AbortSignal.timeout(this.#sharedTimeoutMs))).outcome,
+    );
     if (!this.#scheme) return noAuthorization;
     // Whatever scope it was made for: the upstream has asked for that one.
     const kept = this.#kept(account, repo);
@@ -93,7 +105,8 @@ export class Tokens {
       return await this.#answer(this.#scheme, undefined, account, repo, signal);
     } catch (error) {
       // What was learnt may have been wrong, or be so no longer.
-      if (!isFault(error, 'repo-unknown', 'account-refused', 'upstream-limited')) this.#scheme = undefined;
+      const isTelling = !isFault(error, 'repo-unknown', 'account-refused', 'upstream-limited');
+      if (isTelling && !toMirrorError(error).notAsked) this.#scheme = undefined;
       throw error;
     }
   }
@@ -122,7 +135,7 @@ export class Tokens {
 
   /** Basic was answered with 401: whether it is the login that is not taken, or just not enough. */
   async checkBasic(account: Account, signal: AbortSignal): Promise<void> {
-    const login = await account.login();
+    const login = await within(signal, account.login());
     if (!login) return;
     const what = `GET ${this.#registry} /v2/`;
     const response = await this.#send('ping', new URL('/v2/', this.#base), what, undefined, signal, {
@@ -180,7 +193,7 @@ export class Tokens {
   ): Promise<Authorization> {
     const { bearer } = scheme;
     if (!bearer) {
-      const login = scheme.basic ? await account.login() : undefined;
+      const login = scheme.basic ? await within(signal, account.login()) : undefined;
       if (!login) return noAuthorization;
       return { header: basic(login), challenge: 'basic', fresh: true, isPublic: false };
     }
@@ -190,11 +203,14 @@ export class Tokens {
     if (kept?.challenge === challenge) return kept;
     const key = keyOf(account, repo);
     const fetch = async (): Promise<Token> => {
-      const token = await this.#fetchToken({ ...bearer, scope: wanted, challenge }, account, repo, signal);
+      const shared = AbortSignal.timeout(this.#sharedTimeoutMs);
+      const ask = () => this.#fetchToken({ ...bearer, scope: wanted, challenge }, account, repo, shared);
+      const token = await this.#oneFirst(account, ask);
       this.#tokens.set(key, token);
       return token;
     };
-    const { header, isPublic } = await this.#flights.run(`${key} ${challenge}`, fetch).outcome;
+    const flight = this.#flights.run(`${key} ${challenge}`, fetch);
+    const { header, isPublic } = await within(signal, flight.outcome);
     return { header, challenge, fresh: true, isPublic };
   }
 
@@ -202,6 +218,20 @@ export class Tokens {
     const token = this.#tokens.get(keyOf(account, repo));
     if (!token || token.expiresAt <= this.#clock.monotonic()) return undefined;
     return { header: token.header, challenge: token.challenge, fresh: false, isPublic: token.isPublic };
+  }
+
+  /** Until an account's login has been taken once, one asks with it and the others wait to see. */
+  async #oneFirst<T>(account: Account, ask: () => Promise<T>): Promise<T> {
+    for (;;) {
+      if (account.aside) throw account.aside;
+      if (account.isProven) return ask();
+      const trial = this.#trials.get(account);
+      if (!trial) break;
+      await trial.catch(() => undefined);
+    }
+    const trial = ask().finally(() => this.#trials.delete(account));
+    this.#trials.set(account, trial);
+    return trial;
   }
 
   async #fetchToken(
@@ -213,12 +243,14 @@ export class Tokens {
     const { realm, service, scope, challenge } = wanted;
     const url = this.#policy.checkRealm(realm);
     const what = `GET ${this.#registry} token for ${scope}`;
+    if (this.#unreadable && this.#clock.monotonic() < this.#unreadable.until) throw this.#unreadable.error;
     for (let tries = 1; ; tries++) {
       const login = await account.login();
       const asked = this.#clock.monotonic();
       const response = await this.#askToken(url, { service, scope }, login, what, repo, signal);
       if (response.status === 200) {
-        const { token, lifeMs } = await readToken(response, what, signal);
+        const { token, lifeMs } = await this.#read(response, what, signal);
+        account.accepted();
         // A tenth of its life before the end, since it still has to travel.
         const expiresAt = asked + lifeMs * 0.9;
         return { header: `Bearer ${token}`, challenge, isPublic: login === undefined, expiresAt };
@@ -233,6 +265,21 @@ export class Tokens {
       const error = accountRefused(message, account);
       const hasAnother = await account.refused(login, error);
       if (!hasAnother || tries === 2) throw error;
+    }
+  }
+
+  async #read(
+    response: Response,
+    what: string,
+    signal: AbortSignal,
+  ): Promise<{ token: string; lifeMs: number }> {
+    try {
+      return await readToken(response, what, signal);
+    } catch (error) {
+      const { fault, message } = toMirrorError(error);
+      const again = new MirrorError(fault, message, { retryAfterMs: unreadableForMs, notAsked: true });
+      this.#unreadable = { error: again, until: this.#clock.monotonic() + unreadableForMs };
+      throw error;
     }
   }
 
@@ -275,6 +322,19 @@ export class Tokens {
     if (login) url.searchParams.set('account', login.username);
     const headers = login ? { authorization: basic(login) } : {};
     return this.#send('token', url, what, repo, signal, { headers });
+  }
+}
+
+/** What is waited for, but no longer than one's own deadline. */
+async function within<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
+  const left = Promise.withResolvers<never>();
+  const leave = (): void => left.reject(toFault('authentication', signal.reason, signal));
+  if (signal.aborted) leave();
+  signal.addEventListener('abort', leave, { once: true });
+  try {
+    return await Promise.race([work, left.promise]);
+  } finally {
+    signal.removeEventListener('abort', leave);
   }
 }
 

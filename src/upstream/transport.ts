@@ -58,8 +58,10 @@ export interface Response {
 
 export type Headers = Readonly<Record<string, string | string[] | undefined>>;
 
-const callConnections = 16;
-const maxHosts = 1000;
+const callConnections = 32;
+/** Of these for one repo, so that one which is not answered leaves some to the others. */
+const callsOfRepo = 8;
+const maxLines = 10_000;
 const userAgent = 'layercache';
 const maxHeaderBytes = 64 * 1024;
 
@@ -73,8 +75,8 @@ export class Transport {
   readonly #context: TransportContext;
   readonly #calls: Agent;
   readonly #blobs: Agent;
-  /** Calls to each host at once. What waits here, and not in a connection, hears at once that the host is not asked. */
-  readonly #lines = new LRUCache<string, Slots>({ max: maxHosts });
+  /** Calls to each host at once, and for each repo. What waits here, and not in a connection, hears at once that the host is not asked. */
+  readonly #lines = new LRUCache<string, Slots>({ max: maxLines });
 
   constructor(registry: string, options: TransportOptions, context: TransportContext) {
     this.#registry = registry;
@@ -98,6 +100,7 @@ export class Transport {
    * `address-refused`.
    */
   async send(call: Call): Promise<Response> {
+    if (call.signal.aborted) throw toFault(call.what, call.signal.reason, call.signal);
     const done = isBody(call) ? undefined : await this.#line(call);
     try {
       const pass = await this.#context.admission.enter(call.url, call.what, call.insists === true);
@@ -111,13 +114,13 @@ export class Transport {
     const spent = trace.getStore();
     if (spent) spent.upstreamCalls += 1;
     const { clock, metrics, ledger } = this.#context;
-    const entry = ledger.of(this.#registry, call.repo?.name ?? '');
     let status = 'error';
     let outcome: Outcome = 'unknown';
     try {
       const response = await this.#dispatch(call);
       status = String(response.status);
       outcome = outcomeOf(call, response, clock.now());
+      const entry = ledger.of(this.#registry, call.repo?.name ?? '');
       if (call.kind === 'token') entry.tokenCalls += 1;
       if (response.status === 429) entry.limited += 1;
       if (response.status === 200 && isPull(call)) entry.upstreamPulls += 1;
@@ -133,16 +136,29 @@ export class Transport {
   }
 
   /** A place among the calls to this host. */
-  async #line({ url, what, signal }: Call): Promise<() => void> {
-    const line = this.#lines.get(url.origin) ?? new Slots(callConnections);
-    this.#lines.set(url.origin, line);
-    return line.take(signal).catch((cause: unknown) => {
+  async #line({ url, repo, what, signal }: Call): Promise<() => void> {
+    const places: (() => void)[] = [];
+    const done = (): void => {
+      for (const give of places) give();
+    };
+    try {
+      if (repo) places.push(await this.#slots(`${url.origin} ${repo.key}`, callsOfRepo).take(signal));
+      places.push(await this.#slots(url.origin, callConnections).take(signal));
+      return done;
+    } catch (cause) {
+      done();
       throw new MirrorError('upstream-busy', `${what}: ${url.host}: too many calls are waiting for it`, {
         cause,
         retryAfterMs: 5000,
-        refused: true,
+        notAsked: true,
       });
-    });
+    }
+  }
+
+  #slots(key: string, count: number): Slots {
+    const known = this.#lines.get(key) ?? new Slots(count);
+    this.#lines.set(key, known);
+    return known;
   }
 
   async close(): Promise<void> {
@@ -156,6 +172,7 @@ export class Transport {
     return new Promise((resolve, reject) => {
       let controller: Dispatcher.DispatchController | undefined;
       let body: Body | undefined;
+      let isContent = false;
       const abort = (): void => {
         const reason = signal.reason as Error;
         controller?.abort(reason);
@@ -179,13 +196,14 @@ export class Transport {
           },
           onResponseStart: (started, status, responseHeaders) => {
             if (status < 200) return;
+            isContent = (status === 200 || status === 206) && (kind === 'blob' || kind === 'manifest');
             signal.removeEventListener('abort', abort);
             const length = method === 'HEAD' ? 0 : Number(one(responseHeaders, 'content-length') ?? NaN);
             body = new Body(started, Number.isNaN(length) ? undefined : length);
             resolve({ status, headers: responseHeaders, body });
           },
           onResponseData: (_, chunk) => {
-            if (kind === 'blob' || kind === 'manifest') this.#count(kind, chunk.length, call.repo);
+            if (isContent) this.#count(call, chunk.length);
             body?.received(chunk);
           },
           onResponseEnd: () => body?.end(),
@@ -199,10 +217,10 @@ export class Transport {
     });
   }
 
-  #count(kind: 'blob' | 'manifest', bytes: number, repo: Repo | undefined): void {
+  #count({ kind, repo }: Call, bytes: number): void {
     const { metrics, ledger } = this.#context;
     metrics.upstreamBytes.add(bytes, this.#registry);
-    metrics.proxyPulledBytes.add(bytes, kind);
+    metrics.proxyPulledBytes.add(bytes, kind === 'manifest' ? 'manifest' : 'blob');
     ledger.of(this.#registry, repo?.name ?? '').fetchedBytes += bytes;
   }
 }
@@ -212,7 +230,8 @@ function isBody({ kind, method }: Call): boolean {
   return kind === 'blob' && method === 'GET';
 }
 
-function isPull({ kind, method }: Pick<Call, 'kind' | 'method'>): boolean {
+/** A GET of a manifest counts against the pull limit; everything else is free. */
+export function isPull({ kind, method }: Pick<Call, 'kind' | 'method'>): boolean {
   return kind === 'manifest' && method === 'GET';
 }
 
@@ -229,16 +248,19 @@ export function isPullLimit(call: Pick<Call, 'kind' | 'method'>, { status, heade
 function outcomeOf(call: Call, response: Response, now: number): Outcome {
   const { status, headers } = response;
   if (status === 429 && !isPullLimit(call, response)) {
-    return { limited: true, retryAfterMs: parseRetryAfter(one(headers, 'retry-after'), now) };
+    return { retryAfterMs: retryAfterOf(headers, now) };
   }
   // 501 says that it does not know the method.
-  return status >= 500 && status !== 501 ? 'failed' : 'answered';
+  if (status < 500 || status === 501) return 'answered';
+  // A registry may fail over one image; what serves all of them fails as a whole.
+  return call.kind === 'token' || call.kind === 'ping' ? 'failed' : 'ill';
 }
 
 function failureOf({ fault }: MirrorError, cause: unknown, signal: AbortSignal): Outcome {
   if (fault === 'address-refused') return 'unknown';
-  // Whoever leaves says nothing about the host; a deadline that passes does.
-  if (signal.aborted && cause === signal.reason && (cause as Error).name !== 'TimeoutError') return 'unknown';
+  if (signal.aborted && cause === signal.reason) {
+    return (cause as Error).name === 'TimeoutError' ? 'late' : 'unknown';
+  }
   const isSilence = fault === 'upstream-timeout' || errorCode(cause) === 'UND_ERR_CONNECT_TIMEOUT';
   return isSilence ? 'silent' : 'failed';
 }
@@ -249,10 +271,16 @@ export function one(headers: Headers, name: string): string | undefined {
   return Array.isArray(value) ? value[0] : value;
 }
 
+/** What `Retry-After` asks to wait, by the clock of whoever says it. */
+export function retryAfterOf(headers: Headers, now: number, mostMs?: number): number | undefined {
+  const said = Date.parse(one(headers, 'date') ?? '');
+  return parseRetryAfter(one(headers, 'retry-after'), Number.isNaN(said) ? now : said, mostMs);
+}
+
 /** The fault behind a status that is no answer and no plain no. `now` in ms since the epoch. */
 export function statusFault({ status, headers }: Response, message: string, now: number): MirrorError {
   if (status === 429) {
-    const retryAfterMs = parseRetryAfter(one(headers, 'retry-after'), now);
+    const retryAfterMs = retryAfterOf(headers, now) ?? 1000;
     return new MirrorError('upstream-limited', `${message}: its rate limit is reached`, { retryAfterMs });
   }
   return new MirrorError(status >= 500 ? 'upstream-down' : 'upstream-invalid', message);

@@ -73,7 +73,7 @@ export interface MirrorErrorOptions {
   /** When it may be worth asking again. */
   retryAfterMs?: number | undefined;
   /** Nothing was asked, since it would have been in vain: no use in trying again at once. */
-  refused?: boolean;
+  notAsked?: boolean;
 }
 
 /**
@@ -83,14 +83,14 @@ export interface MirrorErrorOptions {
 export class MirrorError extends Error {
   readonly fault: Fault;
   readonly retryAfterMs: number | undefined;
-  readonly refused: boolean;
+  readonly notAsked: boolean;
 
   constructor(fault: Fault, message: string, options: MirrorErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.name = 'MirrorError';
     this.fault = fault;
     this.retryAfterMs = options.retryAfterMs;
-    this.refused = options.refused === true;
+    this.notAsked = options.notAsked === true;
   }
 
   get row(): FaultRow {

@@ -27,7 +27,9 @@ export interface LedgerRow extends Counts {
 export interface LedgerStore {
   /** Adds to what is there, all or nothing. */
   addToLedger(rows: readonly LedgerRow[]): void;
-  removeFromLedger(before: string): void;
+  /** Keeps so many days that are in it, the newest. */
+  pruneLedger(days: number): void;
+  /** By registry; an outage counts once, however many repos were served in it. */
   ledgerTotals(): ({ readonly registry: string } & Counts)[];
 }
 
@@ -73,7 +75,6 @@ const fields = [
 const longestGapSeconds = 60;
 const maxEntries = 10_000;
 const keptDays = 365;
-const dayMs = 24 * 60 * 60_000;
 
 /** What was spent and what was saved, by day, registry and repo: gathered here, written in batches. */
 export class Ledger {
@@ -106,23 +107,33 @@ export class Ledger {
     const day = dayOf(this.#clock.now());
     const rows = [...this.#entries.values()].filter(isUsed).map((entry) => {
       // A client can name any repo; only what was there gets a row of its own.
-      const isKnown = entry.clientPulls + entry.servedBytes + entry.fetchedBytes > 0;
+      const isKnown = entry.clientPulls + entry.upstreamPulls + entry.servedBytes + entry.fetchedBytes > 0;
       return { ...pick(entry), day, registry: entry.registry, repo: isKnown ? entry.repo : '' };
     });
     try {
       if (rows.length > 0) this.#store.addToLedger(rows);
-      if (this.#prunedOn !== day) this.#store.removeFromLedger(dayOf(this.#clock.now() - keptDays * dayMs));
-      this.#prunedOn = day;
     } catch (error) {
       this.#onError(error);
       if (this.#entries.size >= maxEntries) this.#entries.clear();
       return;
     }
-    for (const row of rows) add(this.#totalOf(row.registry), row);
+    for (const row of rows) add(this.#totalOf(row.registry), totalled(row));
     const now = this.#clock.monotonic();
     for (const [key, entry] of this.#entries) {
       if (entry.isBridging(now)) clear(entry);
       else this.#entries.delete(key);
+    }
+    if (this.#prunedOn !== day) this.#prune(day);
+  }
+
+  #prune(day: string): void {
+    try {
+      this.#store.pruneLedger(keptDays);
+      this.#prunedOn = day;
+      this.#totals.clear();
+      for (const { registry, ...counts } of this.#store.ledgerTotals()) this.#totals.set(registry, counts);
+    } catch (error) {
+      this.#onError(error);
     }
   }
 
@@ -132,7 +143,7 @@ export class Ledger {
     for (const entry of this.#entries.values()) {
       const total = totals.get(entry.registry) ?? zero();
       totals.set(entry.registry, total);
-      add(total, entry);
+      add(total, totalled(entry));
     }
     return [...totals].flatMap(([registry, counts]) =>
       fields.map((field): [string, keyof Counts, number] => [registry, field, counts[field]]),
@@ -148,6 +159,11 @@ export class Ledger {
 
 function isUsed(counts: Counts): boolean {
   return fields.some((field) => counts[field] > 0);
+}
+
+/** What a row adds to its registry's total: outages have a row of their own there. */
+function totalled(counts: Counts & { readonly repo: string }): Counts {
+  return counts.repo === '' ? counts : { ...pick(counts), bridgedSeconds: 0 };
 }
 
 function pick(counts: Counts): Counts {

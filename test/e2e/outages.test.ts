@@ -98,6 +98,24 @@ describe('an ill upstream', () => {
     assert.equal((await get('another')).status, 404);
   });
 
+  test('one blob that fails for ever, or one repo that is not answered, stops no other', async () => {
+    upstream.script('blob', (_call, _req, res) => void res.writeHead(500).end(), {
+      match: ({ reference }) => reference === layer.digest,
+    });
+    upstream.script('manifest', () => undefined, { match: ({ repo }) => repo === 'library/slow' });
+    const stop = new AbortController();
+    const bad = repeat(5, async () => {
+      while (!stop.signal.aborted) await blob();
+    });
+    const slow = repeat(20, (i) => mirror.get(`/v2/library/slow/manifests/${i}`));
+    for (let i = 0; i < 20; i++) {
+      upstream.addManifest(`library/r${i}`, image.manifest, '1');
+      assert.equal((await mirror.get(`/v2/library/r${i}/manifests/1`)).status, 200, String(i));
+    }
+    stop.abort();
+    await Promise.all([bad, slow]);
+  });
+
   test('a CDN that is down is no reason not to ask the registry', async () => {
     upstream.script('cdn', (_call, req) => void req.socket.destroy());
     await mirror.get(`/v2/library/x/blobs/${image.config.digest}`);
@@ -225,6 +243,7 @@ test('a host that accepts and never answers, with limits as they are by default 
     upstream: `http://127.0.0.1:${port}`,
     config: { fetch: { firstByteTimeout: '500ms' } },
   });
+  mirror.clock.run();
   const started = performance.now();
   for (const reply of await repeat(30, (i) => mirror.get(`/v2/library/x/manifests/${i}`)))
     assert.ok([503, 504].includes(reply.status));

@@ -156,6 +156,33 @@ describe('pulls', () => {
     assert.equal(reply.headers['retry-after'], '21600');
   });
 
+  test('what gives nothing spends nothing, and figures of others do not count', async () => {
+    await start({ pulls: 10, cdn: true });
+    const image = imageOf([randomBlob(1000)]);
+    upstream.addImage('library/x', image, 'y');
+    await get(0);
+    for (let i = 0; i < 20; i++) {
+      const digest = `sha256:${String(i).padStart(64, '0')}`;
+      assert.equal((await mirror.get(`/v2/library/x/manifests/${digest}`)).status, 404);
+    }
+    assert.equal(await mirror.metric(anonymousLeft), 9);
+    upstream.script('cdn', (_call, _req, res, next) => {
+      res.setHeader('ratelimit-remaining', '0;w=60');
+      next();
+    });
+    assert.equal((await mirror.get(`/v2/library/x/blobs/${image.layers[0]!.digest}`)).status, 200);
+    assert.equal((await get(1)).status, 200);
+  });
+
+  test('fifty cold digests at once, before anything is known, overspend nothing', async () => {
+    await start({ pulls: 3 });
+    const replies = await Promise.all(
+      images.slice(0, 50).map(({ manifest }) => mirror.get(`/v2/library/x/manifests/${manifest.digest}`)),
+    );
+    assert.equal(replies.filter(({ status }) => status === 200).length, 3);
+    assert.equal(upstream.overspent, 0);
+  });
+
   test('figures that are none are passed over', async () => {
     await start();
     for (const figure of ['', 'abc', '-1', '1e9', '99999999999999', ';w=5']) {
@@ -238,11 +265,42 @@ describe('pulls', () => {
       assert.equal(await mirror.metric(aside), 1);
       await writeFile(file, `${logins[0]!.password}\n`);
       mirror.clock.advance(11_000);
-      await mirror.metrics();
+      await get(20);
       await until(async () => (await mirror.metric(aside)) === 0, 'its password is seen to have changed');
       const metrics = await mirror.metrics();
       for (const place of [mirror.log, metrics]) assert.doesNotMatch(place, /wr0ng|s3cr3t/);
       await rm(directory, { recursive: true });
+    });
+
+    test('a wrong password is sent once, however many repos are asked for at once', async () => {
+      const accounts = [{ username: 'ann', password: 'wr0ng' }, logins[1]];
+      await start({ logins }, { upstreamConfig: { accounts } });
+      for (let i = 0; i < 30; i++) upstream.addImage(`library/r${i}`, images[i]!, '1');
+      const replies = await Promise.all(
+        Array.from({ length: 30 }, (_, i) => mirror.get(`/v2/library/r${i}/manifests/1`)),
+      );
+      for (const reply of replies) assert.equal(reply.status, 200);
+      assert.ok(upstream.calls.filter(({ url }) => url.includes('account=ann')).length <= 2);
+    });
+
+    test('a spent account that alone sees a repo is asked whether pulls are back', async () => {
+      await start({ logins, pulls: 3 }, { upstreamConfig });
+      upstream.seers.set('me/secret', 'bob');
+      for (let i = 0; i < 5; i++) upstream.addImage('me/secret', images[i]!, `t${i}`);
+      const secret = (reference: string, method = 'GET'): Promise<Reply> =>
+        mirror.get(`/v2/me/secret/manifests/${reference}`, { method });
+      for (let i = 0; i < 3; i++) assert.equal((await secret(`t${i}`)).status, 200);
+      assert.equal((await secret('t3')).status, 429);
+      // A tag that has moved is the same to HEAD and GET.
+      upstream.addManifest('me/secret', images[4]!.manifest, 't0');
+      mirror.clock.advance(6 * minute);
+      for (const method of ['HEAD', 'GET']) {
+        const reply = await secret('t0', method);
+        assert.equal(reply.headers['docker-content-digest'], images[0]!.manifest.digest);
+      }
+      upstream.spent.clear();
+      mirror.clock.advance(minute);
+      assert.equal((await secret(images[3]!.manifest.digest)).status, 200);
     });
 
     test('anonymous takes over only where it is listed', async () => {
@@ -344,13 +402,23 @@ describe('pulls', () => {
         for (let i = 0; i < 5; i++) {
           const reply = await get(i);
           assert.equal(reply.status, 503);
-          assert.match(
-            errorOf(reply).message,
-            /account test of docker\.io: docker-credential-test ended with 3/,
-          );
+          assert.match(errorOf(reply).message, /account test of docker\.io: its credentials cannot be had/);
         }
         assert.equal(upstream.count('token'), 0);
+        await until(() => mirror.log.includes('docker-credential-test ended with 3'), 'the log tells why');
         assert.doesNotMatch(mirror.log, /s3cr3t-output/);
+      }));
+
+    test('a helper that hangs, and what it has started, is ended; the deadline holds, and others take over', () =>
+      withHelpers(async () => {
+        await helper('test', 'sleep 300');
+        await start(
+          { logins: [login], anonymous: true },
+          { upstreamConfig: { credentialHelper: 'test' }, config: { fetch: { firstByteTimeout: '300ms' } } },
+        );
+        const started = performance.now();
+        assert.equal((await get(0)).status, 504);
+        assert.ok(performance.now() - started < 2000);
       }));
 
     test('the login that docker has left, an identity token among them', () =>

@@ -63,6 +63,18 @@ describe('tags', () => {
     assert.equal(digestOf(await get()), next.manifest.digest);
   });
 
+  test('behind the answer an outage is not hidden: what can no longer be pulled is not served as if it were', async () => {
+    await start({ revalidate: 'behind' });
+    await get();
+    await upstream.stop();
+    mirror.clock.advance(10 * minute);
+    assert.equal((await get()).headers['x-cache'], 'hit');
+    await until(async () => (await get()).status === 503, 'the outage shows: its layers are not here');
+    await upstream.resume();
+    mirror.clock.advance(minute);
+    assert.equal((await get()).headers['x-cache'], 'revalidated');
+  });
+
   test('what has run out long ago is asked about first', async () => {
     await start({ revalidate: 'behind' });
     await get();

@@ -15,14 +15,15 @@ describe('the gate of a host', () => {
     gate = new Gate('cdn.example', clock, (_host, fault) => changes.push(fault));
   });
 
-  async function call(outcome: Outcome, insists = false): Promise<void> {
-    const pass = await gate.enter('GET x', insists);
+  let asked = 0;
+  async function call(outcome: Outcome, insists = false, what = `GET ${asked++}`): Promise<void> {
+    const pass = await gate.enter(what, insists);
     clock.advance(1);
     pass(outcome);
   }
 
-  const limited = (retryAfterMs?: number): Outcome => ({ limited: true, retryAfterMs });
-  const refused = (fault: GateFault) => (error: unknown) => isFault(error, fault) && error.refused;
+  const limited = (retryAfterMs?: number): Outcome => ({ retryAfterMs });
+  const refused = (fault: GateFault) => (error: unknown) => isFault(error, fault) && error.notAsked;
 
   async function assertShutFor(ms: number, fault: GateFault): Promise<void> {
     await assert.rejects(gate.enter('GET x', false), refused(fault));
@@ -41,7 +42,7 @@ describe('the gate of a host', () => {
     }
     clock.advance(5000);
     await call('answered');
-    assert.equal(gate.fault, undefined);
+    assert.equal(gate.isShut, false);
     assert.deepEqual(changes, ['upstream-down', undefined]);
   });
 
@@ -50,10 +51,70 @@ describe('the gate of a host', () => {
     clock.advance(10);
     await call('answered');
     slow('silent');
-    assert.equal(gate.fault, undefined);
+    assert.equal(gate.isShut, false);
     clock.advance(10);
     await call('silent');
     await assertShutFor(500, 'upstream-timeout');
+  });
+
+  test('one thing that is answered with 5xx again and again shuts nobody out', async () => {
+    for (let i = 0; i < 20; i++) await call('ill', false, 'GET bad');
+    assert.equal(gate.isShut, false);
+    for (let i = 0; i < 4; i++) await call('ill');
+    assert.equal(gate.isShut, true);
+    // Once it is shut, what has probed in vain lets others go first.
+    for (let i = 0; i < 3; i++) {
+      clock.advance(5000);
+      await call('ill', false, 'GET bad');
+    }
+    clock.advance(4000);
+    await assert.rejects(gate.enter('GET bad', false), refused('upstream-down'));
+    await call('answered');
+    assert.equal(gate.isShut, false);
+  });
+
+  test('a deadline that passes is silence only if the call had its time', async () => {
+    for (let i = 0; i < 20; i++) {
+      const pass = await gate.enter('GET x', false);
+      clock.advance(150);
+      pass('answered');
+    }
+    const short = await gate.enter('GET x', false);
+    clock.advance(100);
+    short('late');
+    assert.equal(gate.isShut, false);
+    const long = await gate.enter('GET x', false);
+    clock.advance(2000);
+    long('late');
+    assert.equal(gate.isShut, true);
+  });
+
+  test('what has changed meanwhile is not undone by an old probe, and a limit counts once', async () => {
+    await call('silent');
+    clock.advance(500);
+    const probe = await gate.enter('GET probe', false);
+    await call('answered', true);
+    probe('silent');
+    assert.equal(gate.isShut, false);
+    await call('silent');
+    clock.advance(500);
+    const old = await gate.enter('GET probe', false);
+    const spans = await Promise.all(Array.from({ length: 16 }, () => gate.enter('GET span', true)));
+    for (const pass of spans) pass(limited());
+    old('answered');
+    await assert.rejects(gate.enter('GET x', true), refused('upstream-limited'));
+    clock.advance(1300);
+    await call('answered');
+    assert.equal(gate.isShut, false);
+  });
+
+  test('a probe that is stuck gives its place to the next', async () => {
+    await call('silent');
+    clock.advance(500);
+    await gate.enter('GET stuck', false);
+    clock.advance(5000);
+    await call('answered');
+    assert.equal(gate.isShut, false);
   });
 
   test('one probe at a time; the others wait for it, though not for long', async () => {
@@ -74,7 +135,7 @@ describe('the gate of a host', () => {
     silent('unknown');
     // A probe that was given up leaves its place to the next.
     await call('answered');
-    assert.equal(gate.fault, undefined);
+    assert.equal(gate.isShut, false);
   });
 
   test('calls that began before it shut do not shut it for longer', async () => {
@@ -114,6 +175,6 @@ describe('the gate of a host', () => {
     await call('failed', true);
     await assert.rejects(gate.enter('GET x', false), refused('upstream-timeout'));
     await call('answered', true);
-    assert.equal(gate.fault, undefined);
+    assert.equal(gate.isShut, false);
   });
 });

@@ -13,7 +13,7 @@ import { TestClock, until } from '../support/mirror.ts';
 
 const noLedgerStore = {
   addToLedger: () => undefined,
-  removeFromLedger: () => undefined,
+  pruneLedger: () => undefined,
   ledgerTotals: () => [],
 };
 
