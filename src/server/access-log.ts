@@ -58,7 +58,7 @@ export function finishAccess(
     metrics.requestSeconds.observe((now - startedAt) / 1000);
     metrics.firstByteSeconds.observe(firstByteMs / 1000);
     if (repo && result !== 'error') {
-      const entry = ledger.of(repo.registry, repo.name);
+      const entry = ledger.of(repo.registry, repo.name, repo.key);
       entry.servedBytes += bytes;
       if (kind === 'manifest' && line.method === 'GET') entry.clientPulls += 1;
       if (result === 'stale' && !notOutages.has(record.reason ?? '')) {

@@ -92,8 +92,8 @@ export class Ledger {
     for (const { registry, ...counts } of store.ledgerTotals()) this.#totals.set(registry, counts);
   }
 
-  of(registry: string, repo: string): Entry {
-    const key = `${registry}/${repo}`;
+  /** `key`: registry and repo in one, if the caller has it at hand; this is on the path of every hit. */
+  of(registry: string, repo: string, key = `${registry}/${repo}`): Entry {
     const known = this.#entries.get(key);
     if (known) return known;
     if (this.#entries.size >= maxEntries) this.flush();
