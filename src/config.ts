@@ -128,6 +128,7 @@ const schema = z.strictObject({
       minFreeBytes: sizeOr(0).prefault('2GB'),
       maxIdle: durationOrOff.prefault('off'),
       pins: z.array(patternText).default([]),
+      scrubEvery: durationOrOff.prefault('7d'),
     })
     .prefault({}),
   upstreams: z

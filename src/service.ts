@@ -11,11 +11,12 @@ import { Prefetch } from './mirror/prefetch.ts';
 import { Tags } from './mirror/tags.ts';
 import { Upstreams } from './mirror/upstreams.ts';
 import { Pattern } from './oci/pattern.ts';
-import type { Repo } from './oci/repo.ts';
+import { blobMediaType } from './oci/content.ts';
+import { createRepo, type Repo } from './oci/repo.ts';
 import { createAdminApp } from './server/admin.ts';
 import { createRegistryApp } from './server/app.ts';
 import { closeHttpServer, createHttpServer } from './server/http-server.ts';
-import { BlobStore } from './store/blob-store.ts';
+import { BlobStore, type Damaged } from './store/blob-store.ts';
 import { Admission } from './upstream/admission.ts';
 import {
   anonymous,
@@ -51,6 +52,7 @@ export class Service {
   readonly #store: BlobStore;
   readonly #upstreams: Upstreams;
   readonly #fills: Fills;
+  readonly #mirror: Mirror;
   readonly #prefetch: Prefetch | undefined;
   readonly #registry: Server;
   readonly #admin: Server | undefined;
@@ -65,16 +67,21 @@ export class Service {
     const log = createLog(config.log, options.logSink);
     const clock = options.clock ?? systemClock;
     const metrics = new Metrics();
-    const { maxIdle, ...storeOptions } = config.store;
-    const store = await BlobStore.open(
-      { ...storeOptions, maxIdleMs: maxIdle },
-      {
-        clock,
-        log: log.events,
-        onEvicted: (reason) => metrics.evictions.add(1, reason),
+    const { maxIdle, scrubEvery, ...rest } = config.store;
+    const storeOptions = { ...rest, maxIdleMs: maxIdle, scrubEveryMs: scrubEvery };
+    // It comes after the store that tells it.
+    const built: { service?: Service } = {};
+    const store = await BlobStore.open(storeOptions, {
+      clock,
+      log: log.events,
+      onEvicted: (reason) => metrics.evictions.add(1, reason),
+      onDamaged: (damaged) => {
+        metrics.damagedBlobs.add(1);
+        built.service?.restore(damaged);
       },
-    );
+    });
     const service = new Service(config, { log, clock, metrics, store });
+    built.service = service;
     try {
       await service.#listen();
     } catch (error) {
@@ -121,7 +128,7 @@ export class Service {
         onOutcome: (bytes, used) => metrics.prefetchedBytes.add(bytes, used ? 'yes' : 'no'),
       });
     }
-    const mirror = new Mirror(
+    this.#mirror = new Mirror(
       { firstByteTimeoutMs, tags: policy },
       {
         clock,
@@ -136,7 +143,7 @@ export class Service {
     this.#describe(metrics);
     const isDraining = (): boolean => this.#draining;
     const context = {
-      mirror,
+      mirror: this.#mirror,
       upstreams: this.#upstreams,
       clock,
       log,
@@ -148,7 +155,9 @@ export class Service {
     };
     this.#registry = createHttpServer(createRegistryApp(context));
     if (config.adminListen) {
-      this.#admin = createHttpServer(createAdminApp({ metrics, isDraining }) as RequestListener);
+      this.#admin = createHttpServer(
+        createAdminApp({ metrics, isDraining, trouble: () => store.health.trouble }) as RequestListener,
+      );
     }
   }
 
@@ -220,6 +229,22 @@ export class Service {
     );
   }
 
+  /** What is pinned is to be there: it is fetched again at once, the rest when somebody asks. */
+  restore({ digest, mediaType, pinnedFor }: Damaged): void {
+    if (!pinnedFor || this.#draining) return;
+    const repo = createRepo(pinnedFor.registry, pinnedFor.repo);
+    const asked = { method: 'GET', client: '' } as const;
+    const answer =
+      mediaType === blobMediaType
+        ? this.#mirror.blob(repo, digest, asked, 'whole')
+        : this.#mirror.manifest(repo, { digest }, asked);
+    answer.then(
+      ({ content }) => content?.release(),
+      (error: unknown) =>
+        this.log.events.warn({ err: error, digest }, 'what is pinned could not be fetched again'),
+    );
+  }
+
   /** What was spent, and what is left. */
   #writeBehind(): void {
     this.#ledger.flush();
@@ -282,6 +307,8 @@ export class Service {
     metrics.fillsActive.read = () => this.#fills.active;
     metrics.fillBytesPending.read = () => this.#store.pendingBytes;
     metrics.storeBytes.read = () => this.#store.bytes;
+    metrics.storeWritable.read = () => (this.#store.health.trouble === undefined ? 1 : 0);
+    metrics.storePinnedBytes.read = () => this.#store.pins.bytes;
     metrics.storeLimitBytes.read = () => this.#config.store.maxBytes;
   }
 }

@@ -5,19 +5,24 @@ import { createApp, endOnError } from './app.ts';
 export interface AdminContext {
   readonly metrics: Metrics;
   readonly isDraining: () => boolean;
+  /** Why the store cannot be written; undefined: it can. */
+  readonly trouble: () => string | undefined;
 }
 
 /** What operators and Prometheus ask: on an address of its own, never beside the registry API. */
-export function createAdminApp({ metrics, isDraining }: AdminContext): Express {
+export function createAdminApp({ metrics, isDraining, trouble }: AdminContext): Express {
   const app = createApp();
   app.get('/healthz', (_req, res) => {
     res.type('text/plain').send('ok\n');
   });
   app.get('/readyz', (_req, res) => {
+    const why = trouble();
+    // What cannot be stored is passed through: it serves.
+    const state = isDraining() ? 'draining' : why === undefined ? 'ok' : `degraded: ${why}`;
     res
       .status(isDraining() ? 503 : 200)
       .type('text/plain')
-      .send(isDraining() ? 'draining\n' : 'ok\n');
+      .send(`${state}\n`);
   });
   app.get('/metrics', async (_req, res) => {
     const text = await metrics.render();

@@ -3,21 +3,25 @@ import { mkdir, statfs, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LRUCache } from 'lru-cache';
 import { blobMediaType, smallSize, type Content, type Descriptor } from '../oci/content.ts';
-import { algorithmOf, hexOf, type Digest } from '../oci/digest.ts';
+import { hexOf, type Digest } from '../oci/digest.ts';
 import type { Child } from '../oci/manifest.ts';
 import type { Clock } from '../util/clock.ts';
-import { errorCode, MirrorError } from '../util/errors.ts';
+import { errorCode, isFault, MirrorError } from '../util/errors.ts';
 import type { Logger } from '../util/log.ts';
 import { Slots } from '../util/slots.ts';
 import { WorkerThread } from '../util/worker.ts';
 import { Buffers } from './buffers.ts';
 import { Catalog } from './catalog.ts';
-import { Evictor, type EvictionReason, type EvictorOptions } from './evictor.ts';
+import { Evictor, type EvictionReason, type EvictorOptions, type Reservation } from './evictor.ts';
+import { Health } from './health.ts';
 import { Ingest } from './ingest.ts';
+import { blobPath, blobsPath, catalogPath, ingestPath, lockPath, quarantinePath } from './layout.ts';
 import { lockDirectory } from './lock.ts';
 import { Partials } from './partials.ts';
 import { Pins } from './pins.ts';
+import { Quarantine } from './quarantine.ts';
 import { reconcile } from './recovery.ts';
+import { Scrubber } from './scrubber.ts';
 import { MemoryContent, SharedFile, SmallContent, StoredContent, type Held } from './stored-content.ts';
 import { Verifier } from './verifier.ts';
 
@@ -26,12 +30,23 @@ export interface StoreOptions extends EvictorOptions {
   path: string;
   /** Patterns of what stays. */
   pins: readonly string[];
+  /** As often everything is read again; 0: never. */
+  scrubEveryMs: number;
 }
 
 export interface StoreContext {
   readonly clock: Clock;
   readonly log: Logger;
   readonly onEvicted: (reason: EvictionReason) => void;
+  /** A stored blob was found wrong, and is gone from the store. */
+  readonly onDamaged: (damaged: Damaged) => void;
+}
+
+export interface Damaged {
+  readonly digest: Digest;
+  readonly mediaType: string;
+  /** Somebody it was pinned for; undefined: it was not. */
+  readonly pinnedFor: { readonly registry: string; readonly repo: string } | undefined;
 }
 
 const memoryBytes = 64 * 1024 * 1024;
@@ -46,6 +61,7 @@ const writeBehindMs = 5000;
 export class BlobStore {
   readonly catalog: Catalog;
   readonly pins: Pins;
+  readonly health: Health;
   readonly verifier = new Verifier();
   readonly #root: string;
   readonly #context: StoreContext;
@@ -67,6 +83,7 @@ export class BlobStore {
   readonly #lost = new Set<Digest>();
   readonly #ingests = new Set<Ingest>();
   readonly #partials: Partials;
+  readonly #quarantine: Quarantine;
   /** Work that a close must wait for. */
   readonly #pending = new Set<Promise<unknown>>();
   readonly #timer: NodeJS.Timeout;
@@ -77,17 +94,18 @@ export class BlobStore {
 
   /** Throws when the directory cannot be used, is in use, or is a newer program's. */
   static async open(options: StoreOptions, context: StoreContext): Promise<BlobStore> {
-    await mkdir(join(options.path, 'blobs'), { recursive: true });
-    const unlock = lockDirectory(join(options.path, 'lock.db'));
+    await mkdir(blobsPath(options.path), { recursive: true });
+    const unlock = lockDirectory(lockPath(options.path));
     try {
-      await mkdir(join(options.path, 'ingest'), { recursive: true });
+      await mkdir(ingestPath(options.path), { recursive: true });
       const store = new BlobStore(options, context, unlock);
-      await store.#partials
-        .load(() => store.#evictor.reservation())
-        .catch(async (error: unknown) => {
+      const reserve = (): Reservation => store.#evictor.reservation();
+      await Promise.all([store.#partials.load(reserve), store.#quarantine.load(reserve)]).catch(
+        async (error: unknown) => {
           await store.close();
           throw error;
-        });
+        },
+      );
       return store;
     } catch (error) {
       unlock();
@@ -99,7 +117,7 @@ export class BlobStore {
     this.#root = options.path;
     this.#context = context;
     this.#unlock = unlock;
-    this.catalog = new Catalog(this.#catalogFile);
+    this.catalog = new Catalog(catalogPath(this.#root));
     try {
       this.pins = new Pins(options.pins, options.maxBytes, this.catalog, context.clock);
     } catch (error) {
@@ -107,13 +125,16 @@ export class BlobStore {
       throw error;
     }
     this.catalog.onChange = (registry, repo, tag) => this.pins.changed(registry, repo, tag);
-    this.#partials = new Partials(this.#ingestDirectory, { ...context, catalog: this.catalog });
+    this.health = new Health(ingestPath(this.#root), context.log);
+    this.#partials = new Partials(ingestPath(this.#root), { ...context, catalog: this.catalog });
+    this.#quarantine = new Quarantine(quarantinePath(this.#root));
     const partials = this.#partials;
+    const quarantine = this.#quarantine;
     this.#evictor = new Evictor(
       options,
       {
         get partialBytes() {
-          return partials.bytes;
+          return partials.bytes + quarantine.bytes;
         },
         leastWorthy: (count, after) => {
           // Once a scan, so that what is in use does not run ahead of it.
@@ -126,7 +147,7 @@ export class BlobStore {
           return this.catalog.idleSince(before, count);
         },
         isLeased: (digest) => this.#isLeased(digest),
-        dropPartial: () => partials.dropOldest(),
+        dropPartial: async () => (await quarantine.dropOldest()) || partials.dropOldest(),
         evict: async (victim, reason) => {
           this.#context.onEvicted(reason);
           if (reason !== 'idle') this.catalog.evicted(victim);
@@ -140,6 +161,8 @@ export class BlobStore {
       this.catalog.footprint(),
     );
     this.#timer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
+    if (options.scrubEveryMs > 0)
+      void this.#track(this.#scrubber(options.scrubEveryMs).run(this.#closing.signal));
   }
 
   /** Bytes on disk, with what is set aside for what is arriving. */
@@ -212,9 +235,10 @@ export class BlobStore {
       now: () => this.#context.clock.monotonic(),
       journal: () => this.#partials.journal(digest, ingest),
       sync: (fd: number): Promise<void> =>
-        this.#disk.call('datasync', { fd, directory: this.#ingestDirectory }),
+        this.#disk.call('datasync', { fd, directory: ingestPath(this.#root) }),
       syncJournal: () => this.#checkpoint(),
       keep: () => this.#partials.keep(ingest),
+      onTrouble: (error: unknown) => this.health.failed(error),
       discard: async () => {
         this.#partials.forget(digest);
         await unlink(path).catch(() => undefined);
@@ -231,6 +255,7 @@ export class BlobStore {
     const { digest, size, path } = ingest;
     if (size === undefined) throw new Error(`commit of ${digest} before its size is known`);
     const isNew = await this.#publish(path, { digest, size, mediaType }, []).catch((cause: unknown) => {
+      this.health.failed(cause);
       throw new MirrorError('store-full', `blob ${digest}: cannot be stored`, { cause });
     });
     if (isNew) ingest.reservation.keep(size);
@@ -247,6 +272,7 @@ export class BlobStore {
       void this.#track(
         this.#persist(held)
           .catch((error: unknown) => {
+            if (!isFault(error, 'store-full')) this.health.failed(error);
             this.#context.log.warn({ err: error, digest }, 'content is not kept: it could not be written');
           })
           .finally(() => this.#settling.delete(digest)),
@@ -256,8 +282,48 @@ export class BlobStore {
   }
 
   pathOf(digest: Digest): string {
-    const hex = hexOf(digest);
-    return join(this.#root, 'blobs', algorithmOf(digest), hex.slice(0, 2), hex);
+    return blobPath(this.#root, digest);
+  }
+
+  /** Takes what was found wrong out of the store, and tells of it. */
+  async quarantine(digest: Digest, why: string): Promise<void> {
+    const row = this.catalog.blob(digest);
+    if (!row) return;
+    const { log, onDamaged } = this.#context;
+    const pinnedFor = this.catalog.isPinned(digest) ? this.catalog.repoOf(digest) : undefined;
+    log.error({ digest, size: row.size, why }, 'a stored blob is damaged: it will be fetched again');
+    await this.#delete(row, (path) => this.#quarantine.take(path, () => this.#evictor.reservation()));
+    onDamaged({ digest, mediaType: row.mediaType, pinnedFor });
+  }
+
+  /** Puts blobs out, except what is in use or pinned. Resolves to those that went. */
+  async remove(digests: Iterable<Digest>): Promise<Digest[]> {
+    const removed: Digest[] = [];
+    for (const digest of digests) {
+      const row = this.#row(digest);
+      if (!row || this.#isLeased(digest) || this.catalog.isPinned(digest)) continue;
+      await this.#delete(row);
+      removed.push(digest);
+    }
+    return removed;
+  }
+
+  /** Takes a verified file over, which is then at `path` no more. Resolves to whether it is new. */
+  async adopt(path: string, descriptor: Descriptor, children: readonly Child[]): Promise<boolean> {
+    const reservation = this.#evictor.reservation();
+    try {
+      await reservation.growTo(descriptor.size);
+      const isNew = await this.#publish(path, descriptor, children);
+      if (isNew) reservation.keep(descriptor.size);
+      return isNew;
+    } finally {
+      reservation.release();
+    }
+  }
+
+  /** A file of the store's own, for what comes from elsewhere. */
+  temporaryPath(digest: Digest): string {
+    return this.#newPath(digest);
   }
 
   /** Mends what a crash has left behind; `signal` ends it early. */
@@ -267,7 +333,7 @@ export class BlobStore {
       describe: (digest: Digest) => this.describe(digest),
       open: (digest: Digest) => this.open(digest),
     };
-    return this.#track(reconcile(join(this.#root, 'blobs'), store, this.#startedAt, signal));
+    return this.#track(reconcile(blobsPath(this.#root), store, this.#startedAt, signal));
   }
 
   async close(): Promise<void> {
@@ -282,17 +348,23 @@ export class BlobStore {
     this.#unlock();
   }
 
-  get #catalogFile(): string {
-    return join(this.#root, 'catalog.db');
-  }
-
-  get #ingestDirectory(): string {
-    return join(this.#root, 'ingest');
+  #scrubber(everyMs: number): Scrubber {
+    return new Scrubber(everyMs, {
+      blobsAfter: (digest, count) => this.catalog.blobsAfter(digest, count),
+      storedBytes: () => this.bytes,
+      pathOf: (digest) => this.pathOf(digest),
+      isBusy: () => this.#ingests.size > 0 || this.#leases.size > 0,
+      onDamaged: (digest, why) => this.quarantine(digest, why),
+      load: () => this.catalog.note('scrub'),
+      save: (position) => this.catalog.setNote('scrub', position),
+      now: () => this.#context.clock.now(),
+      log: this.#context.log,
+    });
   }
 
   /** Of a file that nobody can see yet. */
   #newPath(digest: Digest): string {
-    return join(this.#ingestDirectory, `${hexOf(digest).slice(0, 16)}-${randomBytes(4).toString('hex')}`);
+    return join(ingestPath(this.#root), `${hexOf(digest).slice(0, 16)}-${randomBytes(4).toString('hex')}`);
   }
 
   #row(digest: Digest): Descriptor | undefined {
@@ -375,7 +447,10 @@ export class BlobStore {
   }
 
   /** The row goes first: from then on nobody finds the blob, and the file follows. */
-  #delete({ digest, size }: Pick<Descriptor, 'digest' | 'size'>): Promise<void> {
+  #delete(
+    { digest, size }: Pick<Descriptor, 'digest' | 'size'>,
+    dispose: (path: string) => Promise<void> = unlink,
+  ): Promise<void> {
     const { log } = this.#context;
     let wasThere = false;
     try {
@@ -387,7 +462,7 @@ export class BlobStore {
     }
     this.#memory.delete(digest);
     this.#dirty = true;
-    const gone = unlink(this.pathOf(digest))
+    const gone = dispose(this.pathOf(digest))
       .catch((error: unknown) => {
         if (errorCode(error) !== 'ENOENT') log.warn({ err: error, digest }, 'cannot delete a blob');
       })
@@ -399,14 +474,8 @@ export class BlobStore {
     return this.#track(gone);
   }
 
-  #damaged(row: Descriptor): void {
-    const { digest, size } = row;
-    if (!this.catalog.blob(digest)) return;
-    this.#context.log.error(
-      { digest, size },
-      'a stored blob is missing or damaged: it will be fetched again',
-    );
-    void this.#delete(row);
+  #damaged({ digest }: Descriptor): void {
+    void this.#track(this.quarantine(digest, 'found when it was opened'));
   }
 
   #track<T>(work: Promise<T>): Promise<T> {
@@ -431,12 +500,13 @@ export class BlobStore {
       this.#context.log.warn({ err: error }, 'room could not be made ahead');
     });
     void this.#track(tidied);
+    void this.#track(this.health.probe());
     if (this.#dirty) void this.#track(this.#checkpoint());
   }
 
   async #checkpoint(): Promise<void> {
     this.#dirty = false;
-    await this.#disk.call('checkpoint', { file: this.#catalogFile }).catch((error: unknown) => {
+    await this.#disk.call('checkpoint', { file: catalogPath(this.#root) }).catch((error: unknown) => {
       this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
     });
   }

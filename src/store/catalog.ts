@@ -239,6 +239,43 @@ export class Catalog implements LedgerStore {
     this.#statements.removeQuota.run(registry, account);
   }
 
+  /** Where some slow work stands. */
+  note(name: string): string | undefined {
+    return this.#statements.note.get(name)?.value;
+  }
+
+  setNote(name: string, value: string): void {
+    this.#statements.setNote.run(name, value);
+  }
+
+  /** In the order of digests, after one that was given before. */
+  blobsAfter(digest: string, count: number): Descriptor[] {
+    return this.#statements.blobsAfter.all(digest, count);
+  }
+
+  /** A repo that it belongs to. */
+  repoOf(digest: Digest): { registry: string; repo: string } | undefined {
+    return this.#statements.repoOf.get(digest);
+  }
+
+  isPinned(digest: Digest): boolean {
+    return this.#statements.isPinned.get(digest) !== undefined;
+  }
+
+  /** Manifests that are held and name it. */
+  parents(digest: Digest): Digest[] {
+    return this.#statements.parents.all(digest).map(({ parent }) => parent);
+  }
+
+  /** Tags that point to it. */
+  tagsOf(digest: Digest): Root[] {
+    return this.#statements.taggedAs.all(digest, '*');
+  }
+
+  removeLinks(registry: string, repo: string): void {
+    this.#statements.removeRepoLinks.run(registry, repo);
+  }
+
   /** Patterns that were pinned while it ran. */
   pins(): string[] {
     return this.#statements.pins.all().map(({ pattern }) => pattern);
@@ -362,6 +399,19 @@ function prepareStatements(db: Database.Database) {
     ),
     setTag: db.prepare('INSERT OR REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?, ?)'),
     removeTag: db.prepare('DELETE FROM tags WHERE registry = ? AND repo = ? AND tag = ?'),
+    note: db.prepare<[string], { value: string }>('SELECT value FROM notes WHERE name = ?'),
+    setNote: db.prepare('INSERT OR REPLACE INTO notes VALUES (?, ?)'),
+    blobsAfter: db.prepare<[string, number], Descriptor>(
+      'SELECT digest, size, media_type AS mediaType FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?',
+    ),
+    repoOf: db.prepare<[Digest], { registry: string; repo: string }>(
+      `SELECT registry, repo FROM links WHERE digest = ? AND repo <> '' LIMIT 1`,
+    ),
+    isPinned: db.prepare<[Digest], object>('SELECT 1 FROM blobs WHERE digest = ? AND pinned = 1'),
+    parents: db.prepare<[Digest], { parent: Digest }>(
+      'SELECT parent FROM children JOIN blobs ON blobs.digest = children.parent WHERE children.digest = ?',
+    ),
+    removeRepoLinks: db.prepare<[string, string]>('DELETE FROM links WHERE registry = ? AND repo = ?'),
     pins: db.prepare<[], { pattern: string }>('SELECT pattern FROM pins ORDER BY pattern'),
     addPin: db.prepare('INSERT OR IGNORE INTO pins VALUES (?, ?)'),
     removePin: db.prepare<[string]>('DELETE FROM pins WHERE pattern = ?'),

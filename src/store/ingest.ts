@@ -29,6 +29,8 @@ export interface IngestContext {
   readonly syncJournal: () => Promise<void>;
   /** What is there stays for the next fill: the file and its reservation are the store's from now on. */
   readonly keep: () => void;
+  /** The disk does not take what is written. */
+  readonly onTrouble: (error: unknown) => void;
   /** Nothing stays. */
   readonly discard: () => Promise<void>;
   /** All leases are back and the file is closed. */
@@ -183,7 +185,7 @@ export class Ingest implements Journalled {
     try {
       this.#handle ??= await open(this.path, 'wx+');
     } catch (error) {
-      throw writeFault(this.digest, error);
+      throw this.#writeFault(error);
     }
     this.#syncedAt ||= this.#context.now();
   }
@@ -193,7 +195,7 @@ export class Ingest implements Journalled {
     try {
       await this.reservation.growTo(bytes);
     } catch (error) {
-      throw writeFault(this.digest, error);
+      throw this.#writeFault(error);
     }
   }
 
@@ -229,7 +231,7 @@ export class Ingest implements Journalled {
         done();
       }
     } catch (error) {
-      throw writeFault(this.digest, error);
+      throw this.#writeFault(error);
     }
     for (const { start, end: stop } of parts) this.#present.add(start, stop);
     this.reservation.wrote(added);
@@ -439,6 +441,14 @@ export class Ingest implements Journalled {
     for (const wake of waiting) wake();
   }
 
+  /** Whatever keeps bytes from being written, the store can hold no more of this. */
+  #writeFault(error: unknown): MirrorError {
+    if (error instanceof MirrorError) return error;
+    this.#context.onTrouble(error);
+    const what = `blob ${this.digest}: cannot write it to the store`;
+    return new MirrorError('store-full', what, { cause: error });
+  }
+
   #leave(): void {
     this.#holders -= 1;
     if (this.#holders > 0) return;
@@ -454,10 +464,4 @@ export class Ingest implements Journalled {
         this.#context.onClosed();
       });
   }
-}
-
-/** Whatever keeps bytes from being written, the store can hold no more of this. */
-function writeFault(digest: Digest, error: unknown): MirrorError {
-  if (error instanceof MirrorError) return error;
-  return new MirrorError('store-full', `blob ${digest}: cannot write it to the store`, { cause: error });
 }

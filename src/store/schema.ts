@@ -106,6 +106,7 @@ const migrations: readonly string[] = [
   -- Patterns that were pinned while it ran.
   CREATE TABLE pins (pattern TEXT PRIMARY KEY, pinned_at INTEGER NOT NULL) WITHOUT ROWID;
   CREATE INDEX tags_by_digest ON tags (digest);
+  CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
   CREATE INDEX links_by_repo ON links (registry, repo, digest);
   `,
 ];

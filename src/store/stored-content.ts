@@ -106,10 +106,10 @@ export class SharedFile {
         const what = `blob ${this.#row.digest}: too many open files`;
         throw new MirrorError('overloaded', what, { cause: error, retryAfterMs: 1000 });
       }
-      const missing = code === 'ENOENT';
-      if (!missing && !isFault(error, 'damaged')) throw error;
+      const why = { ENOENT: 'its file is missing', EIO: 'its file cannot be read' }[code ?? ''];
+      if (why === undefined && !isFault(error, 'damaged')) throw error;
       this.#events.onDamaged();
-      throw missing ? this.damaged('its file is missing', error) : error;
+      throw why === undefined ? error : this.damaged(why, error);
     }
   }
 

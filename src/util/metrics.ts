@@ -255,6 +255,22 @@ export class Metrics {
     'Blobs put out of the store, by reason.',
     ['reason'],
   );
+  readonly damagedBlobs = new Counter<[]>(
+    this.#r,
+    'layercache_damaged_blobs_total',
+    'Stored blobs that were found wrong, and taken out.',
+    [],
+  );
+  readonly storeWritable = new Gauge(
+    this.#r,
+    'layercache_store_writable',
+    '0 while the disk does not take what is written: pulls go past the store.',
+  );
+  readonly storePinnedBytes = new Gauge(
+    this.#r,
+    'layercache_store_pinned_bytes',
+    'What pins keep from being evicted, held or not.',
+  );
   readonly faults = new Counter<[fault: string]>(this.#r, 'layercache_faults_total', 'Faults, by name.', [
     'fault',
   ]);

@@ -67,6 +67,7 @@ describe('configuration', () => {
       minFreeBytes: 0,
       maxIdle: 0,
       pins: [],
+      scrubEvery: 7 * 24 * 60 * 60_000,
     });
     assert.deepEqual(config.tags, {
       ttl: 0,
@@ -176,7 +177,7 @@ describe('configuration', () => {
     [{ stor: {} }, /^stor: unknown key, did you mean "store"\?$/],
     [
       { store: { quota: 1 } },
-      /^store\.quota: unknown key; known here: path, maxBytes, minFreeBytes, maxIdle, pins$/,
+      /^store\.quota: unknown key; known here: path, maxBytes, minFreeBytes, maxIdle, pins, scrubEvery$/,
     ],
     [
       { store: { maxBytes: '5 apples' } },

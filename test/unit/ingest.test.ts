@@ -70,8 +70,13 @@ class Model {
 
   async start(): Promise<void> {
     this.#store = await BlobStore.open(
-      { path: this.directory, maxBytes: Infinity, minFreeBytes: 0, maxIdleMs: 0, pins: [] },
-      { clock: new TestClock(), log: pino({ level: 'silent' }), onEvicted: () => undefined },
+      { path: this.directory, maxBytes: Infinity, minFreeBytes: 0, maxIdleMs: 0, pins: [], scrubEveryMs: 0 },
+      {
+        clock: new TestClock(),
+        log: pino({ level: 'silent' }),
+        onEvicted: () => undefined,
+        onDamaged: () => undefined,
+      },
     );
     await this.begin();
   }

@@ -1,0 +1,59 @@
+import { mkdir, readdir, rename, stat, unlink } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import type { Reservation } from './evictor.ts';
+
+const mostFiles = 10;
+
+/**
+ * Files that were found wrong, for whoever wants to know how: the last few, counted against the cap, and the first to go
+ * when room is needed.
+ */
+export class Quarantine {
+  readonly #directory: string;
+  readonly #files = new Map<string, Reservation>();
+
+  constructor(directory: string) {
+    this.#directory = directory;
+  }
+
+  /** Bytes on disk. */
+  get bytes(): number {
+    let total = 0;
+    for (const { bytes } of this.#files.values()) total += bytes;
+    return total;
+  }
+
+  async load(reserve: () => Reservation): Promise<void> {
+    const names = await readdir(this.#directory).catch(() => []);
+    for (const name of names) await this.#add(name, reserve);
+  }
+
+  /** Takes a file away from where it is. Throws what the file system says. */
+  async take(path: string, reserve: () => Reservation): Promise<void> {
+    await mkdir(this.#directory, { recursive: true });
+    const name = basename(path);
+    await rename(path, join(this.#directory, name));
+    this.#files.get(name)?.release();
+    this.#files.delete(name);
+    await this.#add(name, reserve);
+    while (this.#files.size > mostFiles) await this.dropOldest();
+  }
+
+  /** Resolves to whether there was one to drop. */
+  async dropOldest(): Promise<boolean> {
+    const [oldest] = this.#files;
+    if (!oldest) return false;
+    const [name, reservation] = oldest;
+    this.#files.delete(name);
+    await unlink(join(this.#directory, name)).catch(() => undefined);
+    reservation.release();
+    return true;
+  }
+
+  async #add(name: string, reserve: () => Reservation): Promise<void> {
+    const { size } = await stat(join(this.#directory, name));
+    const reservation = reserve();
+    reservation.adopt(size);
+    this.#files.set(name, reservation);
+  }
+}
