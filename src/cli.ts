@@ -1,4 +1,5 @@
 import { Command, Option } from 'commander';
+import { addStoreCommands } from './store-commands.ts';
 import { ConfigError, fileVariable, loadConfig, type Config } from './config.ts';
 import { Service } from './service.ts';
 import { version } from './version.ts';
@@ -10,16 +11,17 @@ export async function run(argv: readonly string[]): Promise<void> {
   const program = new Command('layercache')
     .description('A pull-through caching mirror for Docker Hub and any other OCI registry.')
     .version(version);
+  const configOption = (): Option =>
+    new Option(
+      '-c, --config <file>',
+      'configuration file (default: mirror.config.json, if there is one)',
+    ).env(fileVariable);
   program
     .command('serve', { isDefault: true })
     .description('run the mirror')
-    .addOption(
-      new Option(
-        '-c, --config <file>',
-        'configuration file (default: mirror.config.json, if there is one)',
-      ).env(fileVariable),
-    )
+    .addOption(configOption())
     .action(async ({ config }: { config?: string }) => serve(config));
+  addStoreCommands(program, configOption, readConfig);
   await program.parseAsync(argv);
 }
 

@@ -6,6 +6,7 @@ import { z } from 'zod';
 import { smallSize } from './oci/content.ts';
 import { Pattern } from './oci/pattern.ts';
 import { errorCode, MirrorError } from './util/errors.ts';
+import type { Secret } from './upstream/credentials.ts';
 import { NetworkPolicy } from './upstream/network-policy.ts';
 import { parseDuration, parseSize } from './util/units.ts';
 
@@ -118,6 +119,7 @@ const upstream = z.strictObject({
 const schema = z.strictObject({
   listen: address.prefault('0.0.0.0:5000'),
   adminListen: addressOrOff.prefault('127.0.0.1:5001'),
+  adminToken: secret.optional(),
   log: z
     .strictObject({ level: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace']).default('info') })
     .prefault({}),
@@ -179,8 +181,7 @@ type ParsedUpstream = Parsed['upstreams'][number];
 
 /** A user name with its password, or with the file that has it; or nobody. */
 export type AccountConfig =
-  | { readonly username: string; readonly password: string | { readonly file: string } }
-  | { readonly anonymous: true };
+  { readonly username: string; readonly password: Secret } | { readonly anonymous: true };
 
 export interface UpstreamConfig extends Omit<ParsedUpstream, 'url' | 'aliases' | 'accounts'> {
   readonly url: URL;
@@ -189,7 +190,9 @@ export interface UpstreamConfig extends Omit<ParsedUpstream, 'url' | 'aliases' |
 }
 
 /** The configuration, checked and with every default in place: durations in ms, sizes in bytes, paths absolute. */
-export interface Config extends Omit<Parsed, 'upstreams' | 'defaultUpstream'> {
+export interface Config extends Omit<Parsed, 'upstreams' | 'defaultUpstream' | 'adminToken'> {
+  /** For the operations of the admin API. */
+  readonly adminToken: Secret | undefined;
   readonly upstreams: readonly UpstreamConfig[];
   readonly defaultUpstream: string;
   /** Environment variables that look like ours and are not. */
@@ -290,7 +293,11 @@ function complete(
     problems.push(`defaultUpstream: found ${show(defaultUpstream)}, expected one of ${known}`);
   }
   const store = { ...parsed.store, path: resolve(directory, parsed.store.path) };
-  return { ...parsed, store, upstreams, defaultUpstream };
+  const adminToken =
+    parsed.adminToken === undefined
+      ? undefined
+      : readSecret(parsed.adminToken, directory, env, 'adminToken', problems);
+  return { ...parsed, store, upstreams, defaultUpstream, adminToken };
 }
 
 function checkAccounts(
@@ -322,7 +329,7 @@ function readSecret(
   env: ConfigSource['env'],
   at: string,
   problems: string[],
-): string | { file: string } {
+): Secret {
   if (typeof value === 'string') return value;
   if ('env' in value) {
     const content = env[value.env];
@@ -412,7 +419,7 @@ function describe(issue: z.core.$ZodIssue): string[] {
       return `${at === '' ? key : `${at}.${key}`}: unknown key${hint || `; known here: ${known.join(', ')}`}`;
     });
   }
-  const isSecret = /password$|accounts/.test(at);
+  const isSecret = /password$|accounts|adminToken/.test(at);
   const found =
     issue.input === undefined
       ? 'nothing'

@@ -13,10 +13,11 @@ import { Upstreams } from './mirror/upstreams.ts';
 import { Pattern } from './oci/pattern.ts';
 import { blobMediaType } from './oci/content.ts';
 import { createRepo, type Repo } from './oci/repo.ts';
-import { createAdminApp } from './server/admin.ts';
+import { createAdminApp, type AdminContext } from './server/admin.ts';
 import { createRegistryApp } from './server/app.ts';
 import { closeHttpServer, createHttpServer } from './server/http-server.ts';
 import { BlobStore, type Damaged } from './store/blob-store.ts';
+import { storeOperations } from './store/operations.ts';
 import { Admission } from './upstream/admission.ts';
 import {
   anonymous,
@@ -156,7 +157,7 @@ export class Service {
     this.#registry = createHttpServer(createRegistryApp(context));
     if (config.adminListen) {
       this.#admin = createHttpServer(
-        createAdminApp({ metrics, isDraining, trouble: () => store.health.trouble }) as RequestListener,
+        createAdminApp({ ...adminOf(config, store), metrics, isDraining }) as RequestListener,
       );
     }
   }
@@ -311,6 +312,31 @@ export class Service {
     metrics.storePinnedBytes.read = () => this.#store.pins.bytes;
     metrics.storeLimitBytes.read = () => this.#config.store.maxBytes;
   }
+}
+
+function adminOf(config: Config, store: BlobStore): Omit<AdminContext, 'metrics' | 'isDraining'> {
+  const { adminToken, adminListen, upstreams } = config;
+  const registries = upstreams.map(({ registry }) => registry);
+  const operations = storeOperations(store, registries);
+  const text = (value: unknown): string => (typeof value === 'string' ? value : '');
+  return {
+    trouble: () => store.health.trouble,
+    isLoopback: isLoopback(adminListen?.host ?? ''),
+    token: async () =>
+      adminToken === undefined ? undefined : (await fixedCredentials('admin', adminToken).login())?.password,
+    operations: {
+      pins: () => operations.pins(),
+      pin: ({ pattern }) => operations.pin(text(pattern)),
+      unpin: ({ pattern }) => operations.unpin(text(pattern)),
+      purge: ({ pattern, dryRun }) => operations.purge(text(pattern), dryRun === true),
+      quarantine: ({ digests }) => operations.quarantine(Array.isArray(digests) ? digests.map(String) : []),
+      import: ({ directory, registry }) => operations.import(text(directory), text(registry)),
+    },
+  };
+}
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || /^127\./.test(host);
 }
 
 function snakeCase(name: string): string {

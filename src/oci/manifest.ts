@@ -89,3 +89,25 @@ export function parseManifest(bytes: Uint8Array, mediaType: string, what: string
   add('layer', layers ?? []);
   return children;
 }
+
+/** Bytes of which nobody has said what they are: a manifest, if they read as one. */
+export function recognise(bytes: Uint8Array): { mediaType: string; children: Child[] } | undefined {
+  // Layers are compressed: nearly all of them are told apart by their first byte.
+  if (bytes[0] !== 0x7b) return undefined;
+  let json: unknown;
+  try {
+    json = JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('utf8'));
+  } catch {
+    return undefined;
+  }
+  const { data } = manifestBody.safeParse(json);
+  if (!data) return undefined;
+  const types = data.manifests ? indexTypes : data.config && data.layers ? manifestTypes : [];
+  const mediaType = types.find((type) => type === (data.mediaType ?? types[0]));
+  if (mediaType === undefined) return undefined;
+  try {
+    return { mediaType, children: parseManifest(bytes, mediaType, 'a manifest') };
+  } catch {
+    return undefined;
+  }
+}

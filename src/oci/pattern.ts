@@ -29,6 +29,10 @@ export class Pattern {
   /** `tag`: undefined for a digest. */
   matches(repo: Repo, tag: string | undefined): boolean {
     if (this.#tag && (tag === undefined || !this.#tag.test(tag))) return false;
+    return this.matchesRepo(repo);
+  }
+
+  matchesRepo(repo: Repo): boolean {
     return this.#repo.test(repo.key);
   }
 }

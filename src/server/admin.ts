@@ -1,16 +1,26 @@
-import type { Express } from 'express';
+import { timingSafeEqual, createHash } from 'node:crypto';
+import express, { type Express, type RequestHandler } from 'express';
 import type { Metrics } from '../util/metrics.ts';
 import { createApp, endOnError } from './app.ts';
+
+/** What may be asked of the running mirror: a name, and what answers it. A thrown `OperationError` is 409. */
+export type AdminOperations = Readonly<Record<string, (args: Record<string, unknown>) => Promise<unknown>>>;
 
 export interface AdminContext {
   readonly metrics: Metrics;
   readonly isDraining: () => boolean;
   /** Why the store cannot be written; undefined: it can. */
   readonly trouble: () => string | undefined;
+  readonly operations: AdminOperations;
+  /** Whether whoever reaches the address may use the operations; else they need the token. */
+  readonly isLoopback: boolean;
+  /** Undefined: none is configured. Read when it is needed. */
+  readonly token: () => Promise<string | undefined>;
 }
 
 /** What operators and Prometheus ask: on an address of its own, never beside the registry API. */
-export function createAdminApp({ metrics, isDraining, trouble }: AdminContext): Express {
+export function createAdminApp(context: AdminContext): Express {
+  const { metrics, isDraining, trouble, operations } = context;
   const app = createApp();
   app.get('/healthz', (_req, res) => {
     res.type('text/plain').send('ok\n');
@@ -29,6 +39,43 @@ export function createAdminApp({ metrics, isDraining, trouble }: AdminContext): 
     res.setHeader('Content-Type', metrics.contentType);
     res.end(text);
   });
+  // A browser sends JSON to another origin only after asking, and is never told that it may.
+  app.post('/api/:operation', authorise(context), express.json({ limit: '8mb' }), async (req, res) => {
+    const operation = operations[String(req.params['operation'])];
+    const args: unknown = req.body;
+    if (!operation) res.status(404).json({ error: 'no such operation' });
+    else if (typeof args !== 'object' || args === null)
+      res.status(400).json({ error: 'a JSON object is expected, as application/json' });
+    else {
+      try {
+        res.json(await operation(args as Record<string, unknown>));
+      } catch (error) {
+        const { name, message } = error as Error;
+        res
+          .status(name === 'OperationError' ? 409 : 500)
+          .json({ error: name === 'OperationError' ? message : 'internal error' });
+      }
+    }
+  });
   app.use(endOnError);
   return app;
+}
+
+function authorise({ isLoopback, token }: AdminContext): RequestHandler {
+  return async (req, res, next) => {
+    const wanted = await token().catch(() => undefined);
+    const given = /^Bearer (.+)$/.exec(req.headers.authorization ?? '')?.[1];
+    // A page in a browser of this machine may have a name of its own that leads here.
+    const isOurs = isLoopback && /^(?:localhost|127\.[\d.]+|\[::1\])(?::\d+)?$/.test(req.headers.host ?? '');
+    if (wanted === undefined ? isOurs : given !== undefined && isSame(given, wanted)) next();
+    else if (wanted === undefined)
+      res.status(403).json({ error: 'off loopback the operations need a token: configure adminToken' });
+    else res.status(401).json({ error: 'the adminToken is expected as Authorization: Bearer' });
+  };
+}
+
+/** In a time that says nothing about where they differ. */
+function isSame(a: string, b: string): boolean {
+  const hash = (text: string): Buffer => createHash('sha256').update(text).digest();
+  return timingSafeEqual(hash(a), hash(b));
 }

@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { mkdir, statfs, unlink, writeFile } from 'node:fs/promises';
+import { mkdir, stat, statfs, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LRUCache } from 'lru-cache';
 import { blobMediaType, smallSize, type Content, type Descriptor } from '../oci/content.ts';
@@ -15,7 +15,15 @@ import { Catalog } from './catalog.ts';
 import { Evictor, type EvictionReason, type EvictorOptions, type Reservation } from './evictor.ts';
 import { Health } from './health.ts';
 import { Ingest } from './ingest.ts';
-import { blobPath, blobsPath, catalogPath, ingestPath, lockPath, quarantinePath } from './layout.ts';
+import {
+  backupPath,
+  blobPath,
+  blobsPath,
+  catalogPath,
+  ingestPath,
+  lockPath,
+  quarantinePath,
+} from './layout.ts';
 import { lockDirectory } from './lock.ts';
 import { Partials } from './partials.ts';
 import { Pins } from './pins.ts';
@@ -53,6 +61,7 @@ const memoryBytes = 64 * 1024 * 1024;
 const memoryEntryBytes = 1024 * 1024;
 const maxWritesAtOnce = 8;
 const writeBehindMs = 5000;
+const backupEveryMs = 60 * 60_000;
 
 /**
  * The content-addressed store on local disk: files named by their digest, catalogued in SQLite. Nothing is visible
@@ -91,6 +100,8 @@ export class BlobStore {
   /** By the file system's clock, whatever the injected one says. */
   readonly #startedAt = Date.now();
   #dirty = false;
+  /** By the file system's clock. */
+  #backedUpAt = 0;
 
   /** Throws when the directory cannot be used, is in use, or is a newer program's. */
   static async open(options: StoreOptions, context: StoreContext): Promise<BlobStore> {
@@ -99,6 +110,10 @@ export class BlobStore {
     try {
       await mkdir(ingestPath(options.path), { recursive: true });
       const store = new BlobStore(options, context, unlock);
+      store.#backedUpAt = await stat(backupPath(options.path)).then(
+        ({ mtimeMs }) => mtimeMs,
+        () => 0,
+      );
       const reserve = (): Reservation => store.#evictor.reservation();
       await Promise.all([store.#partials.load(reserve), store.#quarantine.load(reserve)]).catch(
         async (error: unknown) => {
@@ -502,6 +517,18 @@ export class BlobStore {
     void this.#track(tidied);
     void this.#track(this.health.probe());
     if (this.#dirty) void this.#track(this.#checkpoint());
+    const now = Date.now();
+    if (now - this.#backedUpAt >= backupEveryMs) {
+      this.#backedUpAt = now;
+      void this.#track(this.#backup());
+    }
+  }
+
+  async #backup(): Promise<void> {
+    const files = { file: catalogPath(this.#root), to: backupPath(this.#root) };
+    await this.#disk.call('backup', files).catch((error: unknown) => {
+      this.#context.log.warn({ err: error }, 'the catalog could not be backed up');
+    });
   }
 
   async #checkpoint(): Promise<void> {

@@ -3,6 +3,7 @@ import { blobMediaType, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { Child } from '../oci/manifest.ts';
 import type { Repo } from '../oci/repo.ts';
+import { errorCode } from '../util/errors.ts';
 import type { Counts, LedgerRow, LedgerStore } from '../util/ledger.ts';
 import { migrate } from './schema.ts';
 import { mostUses, worthOf } from './worth.ts';
@@ -75,13 +76,24 @@ export class Catalog implements LedgerStore {
   /** Is told of every tag that is set or removed. */
   onChange: (registry: string, repo: string, tag: string) => void = () => undefined;
 
+  /** Throws when it is damaged, in use by something else, or a newer program's. */
   constructor(file: string) {
     this.#db = new Database(file);
-    this.#db.pragma('journal_mode = WAL');
+    try {
+      this.#db.pragma('journal_mode = WAL');
+    } catch (error) {
+      this.#db.close();
+      throw explain(error, file);
+    }
     this.#db.pragma('synchronous = NORMAL');
     // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
     this.#db.pragma('wal_autocheckpoint = 0');
-    migrate(this.#db, file);
+    try {
+      migrate(this.#db, file);
+    } catch (error) {
+      this.#db.close();
+      throw explain(error, file);
+    }
     this.#statements = prepareStatements(this.#db);
     // What is left is worth at least what has left.
     this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
@@ -340,6 +352,19 @@ export class Catalog implements LedgerStore {
   close(): void {
     this.#db.close();
   }
+}
+
+/** What an operator can do about it. */
+function explain(error: unknown, file: string): unknown {
+  const code = errorCode(error) ?? '';
+  const remedy =
+    code === 'SQLITE_NOTADB' || code.startsWith('SQLITE_CORRUPT')
+      ? 'it is damaged: "layercache store rebuild" makes a new one from its backup and the files'
+      : code.startsWith('SQLITE_BUSY')
+        ? 'another program has it locked: end that one'
+        : undefined;
+  if (remedy === undefined) return error;
+  return new Error(`${file} cannot be used (${code}): ${remedy}`, { cause: error });
 }
 
 function prepareStatements(db: Database.Database) {

@@ -30,6 +30,17 @@ answerCalls({
     fdatasyncSync(fd);
     sync(directory, fsyncSync);
   },
+  /** A copy that is whole at every moment. */
+  async backup({ file, to }: { file: string; to: string }) {
+    const db = new Database(file, { readonly: true });
+    try {
+      await db.backup(`${to}.new`);
+    } finally {
+      db.close();
+    }
+    sync(`${to}.new`, fdatasyncSync);
+    renameSync(`${to}.new`, to);
+  },
   /** Passive: it waits for no reader, and no writer waits for it. */
   checkpoint({ file }: { file: string }) {
     let db = catalogs.get(file);

@@ -1,9 +1,14 @@
 import Database from 'better-sqlite3';
 import { errorCode } from '../util/errors.ts';
 
+/** Another process has the data directory. */
+export class LockedError extends Error {
+  override readonly name = 'LockedError';
+}
+
 /**
  * Makes this process the only one on a data directory. A second SQLite file held by an open exclusive transaction: the
- * kernel lets it go with the process, kill -9 included. Returns the release; throws when another process holds it.
+ * kernel lets it go with the process, kill -9 included. Returns the release; throws `LockedError` when another process holds it.
  */
 export function lockDirectory(file: string): () => void {
   const db = new Database(file, { timeout: 0 });
@@ -13,7 +18,7 @@ export function lockDirectory(file: string): () => void {
   } catch (error) {
     db.close();
     if (errorCode(error) !== 'SQLITE_BUSY') throw error;
-    throw new Error(
+    throw new LockedError(
       `${file} is locked: another layercache is running on this data directory. Stop it, or give this one its own store.path`,
       { cause: error },
     );

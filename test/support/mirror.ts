@@ -63,6 +63,10 @@ export class TestMirror {
     return this.#service;
   }
 
+  get isRunning(): boolean {
+    return this.#service !== undefined;
+  }
+
   get url(): string {
     return `http://127.0.0.1:${this.service.address.port}`;
   }

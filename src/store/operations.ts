@@ -1,0 +1,66 @@
+import { isDigest } from '../oci/digest.ts';
+import { Pattern } from '../oci/pattern.ts';
+import type { BlobStore } from './blob-store.ts';
+import { importRegistry, type Imported } from './import.ts';
+import { PinError, type Pin } from './pins.ts';
+import { purge, type Purged } from './purge.ts';
+
+/** What an operator may ask of a store, of a running mirror or of the files alone. */
+export interface StoreOperations {
+  pins(): Promise<readonly Pin[]>;
+  /** Resolves to the bytes that are pinned then. Throws `OperationError`. */
+  pin(pattern: string): Promise<{ pinnedBytes: number }>;
+  unpin(pattern: string): Promise<{ pinnedBytes: number }>;
+  purge(pattern: string, dryRun: boolean): Promise<Purged>;
+  /** Puts aside what was found wrong; resolves to how many there were. */
+  quarantine(digests: readonly string[]): Promise<{ quarantined: number }>;
+  import(directory: string, registry: string): Promise<Imported>;
+}
+
+/** What cannot be done, said so that the operator can mend it. */
+export class OperationError extends Error {
+  override readonly name = 'OperationError';
+}
+
+/** `registries`: the upstreams that are configured. */
+export function storeOperations(store: BlobStore, registries: readonly string[]): StoreOperations {
+  const patternOf = (text: string): Pattern => {
+    const pattern = Pattern.parse(text);
+    if (pattern) return pattern;
+    throw new OperationError(`${text}: not a pattern such as "docker.io/library/alpine:3*"`);
+  };
+  const pinning = (work: () => number): Promise<{ pinnedBytes: number }> => {
+    try {
+      return Promise.resolve({ pinnedBytes: work() });
+    } catch (error) {
+      return Promise.reject(error instanceof PinError ? new OperationError(error.message) : (error as Error));
+    }
+  };
+  return {
+    pins: () => Promise.resolve(store.pins.list()),
+    pin: (pattern) => pinning(() => store.pins.pin(pattern)),
+    unpin: (pattern) => pinning(() => store.pins.unpin(pattern)),
+    async purge(pattern, dryRun) {
+      return purge(store, patternOf(pattern), dryRun);
+    },
+    async quarantine(digests) {
+      let quarantined = 0;
+      for (const digest of digests) {
+        if (!isDigest(digest) || !store.describe(digest)) continue;
+        await store.quarantine(digest, 'found by store verify');
+        quarantined += 1;
+      }
+      return { quarantined };
+    },
+    async import(directory, registry) {
+      if (!registries.includes(registry)) {
+        throw new OperationError(`${registry}: not among the configured upstreams, ${registries.join(', ')}`);
+      }
+      try {
+        return await importRegistry(store, directory, registry);
+      } catch (error) {
+        throw new OperationError((error as Error).message);
+      }
+    },
+  };
+}

@@ -1,0 +1,118 @@
+import { copyFile, mkdir, readdir, readFile, rename, stat, unlink } from 'node:fs/promises';
+import { join } from 'node:path';
+import Database from 'better-sqlite3';
+import { blobMediaType } from '../oci/content.ts';
+import { isDigest, type Digest } from '../oci/digest.ts';
+import { recognise } from '../oci/manifest.ts';
+import { errorCode } from '../util/errors.ts';
+import { Catalog } from './catalog.ts';
+import { backupPath, blobPath, blobsPath, catalogPath, lockPath } from './layout.ts';
+import { lockDirectory } from './lock.ts';
+
+export interface Rebuilt {
+  /** What the new catalog started from. */
+  readonly base: 'catalog' | 'backup' | 'nothing';
+  /** Files that it did not know. */
+  readonly found: number;
+  /** Blobs whose files are gone. */
+  readonly lost: number;
+  /** Where the damaged catalog is now. */
+  readonly keptAs: string | undefined;
+}
+
+const maxManifestBytes = 8 * 1024 * 1024;
+
+/**
+ * Makes a catalog anew, from what is left of it, or from its last backup, and from a walk of the directory, so that no blob
+ * has to be downloaded again. Which repo has what the upstream is asked about anew. Throws when a mirror is running.
+ */
+export async function rebuildCatalog(root: string, now: number): Promise<Rebuilt> {
+  await mkdir(blobsPath(root), { recursive: true });
+  const unlock = lockDirectory(lockPath(root));
+  try {
+    const file = catalogPath(root);
+    let base: Rebuilt['base'] = 'catalog';
+    let keptAs: string | undefined;
+    if (!isWhole(file)) {
+      keptAs = await putAside(file, now);
+      base = isWhole(backupPath(root)) ? 'backup' : 'nothing';
+      if (base === 'backup') await copyFile(backupPath(root), file);
+    }
+    const catalog = new Catalog(file);
+    try {
+      return { base, keptAs, ...(await compare(root, catalog, now)) };
+    } finally {
+      catalog.close();
+    }
+  } finally {
+    unlock();
+  }
+}
+
+function isWhole(file: string): boolean {
+  let db: Database.Database | undefined;
+  try {
+    db = new Database(file, { fileMustExist: true });
+    return db.pragma('quick_check', { simple: true }) === 'ok';
+  } catch {
+    return false;
+  } finally {
+    db?.close();
+  }
+}
+
+async function putAside(file: string, now: number): Promise<string | undefined> {
+  const aside = `${file}.damaged-${new Date(now).toISOString().replace(/[:.]/g, '-')}`;
+  for (const ending of ['-wal', '-shm']) await unlink(file + ending).catch(() => undefined);
+  try {
+    await rename(file, aside);
+    return aside;
+  } catch (error) {
+    if (errorCode(error) === 'ENOENT') return undefined;
+    throw error;
+  }
+}
+
+async function compare(
+  root: string,
+  catalog: Catalog,
+  now: number,
+): Promise<{ found: number; lost: number }> {
+  let found = 0;
+  for await (const digest of filesOf(root)) {
+    if (catalog.blob(digest)) continue;
+    const path = blobPath(root, digest);
+    const { size } = await stat(path);
+    const manifest = size <= maxManifestBytes ? recognise(await readFile(path)) : undefined;
+    const mediaType = manifest?.mediaType ?? blobMediaType;
+    catalog.addBlob({ digest, size, mediaType }, manifest?.children ?? [], now);
+    found += 1;
+  }
+  let lost = 0;
+  for (let last = ''; ;) {
+    const blobs = catalog.blobsAfter(last, 1000);
+    for (const { digest } of blobs) {
+      const isThere = await stat(blobPath(root, digest)).then(
+        () => true,
+        (error: unknown) => errorCode(error) !== 'ENOENT',
+      );
+      if (isThere) continue;
+      catalog.removeBlob(digest);
+      lost += 1;
+    }
+    if (blobs.length === 0) return { found, lost };
+    last = blobs.at(-1)?.digest ?? last;
+  }
+}
+
+async function* filesOf(root: string): AsyncGenerator<Digest> {
+  for (const algorithm of ['sha256', 'sha512']) {
+    const directory = join(blobsPath(root), algorithm);
+    for (const prefix of await readdir(directory).catch(() => [])) {
+      for (const hex of await readdir(join(directory, prefix)).catch(() => [])) {
+        const digest = `${algorithm}:${hex}`;
+        if (isDigest(digest)) yield digest;
+      }
+    }
+  }
+}

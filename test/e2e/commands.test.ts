@@ -1,0 +1,275 @@
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { mkdir, mkdtemp, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { afterEach, beforeEach, describe, test } from 'node:test';
+import { ask, sameBytes } from '../support/http.ts';
+import { imageOf, randomBlob, type Blob, type Image } from '../support/images.ts';
+import { TestMirror, until, type MirrorOptions } from '../support/mirror.ts';
+import { run } from '../support/programs.ts';
+import { Upstream } from '../support/upstream.ts';
+
+interface Ended {
+  readonly code: number;
+  readonly out: string;
+  readonly err: string;
+}
+
+describe('store commands', () => {
+  let upstream: Upstream;
+  let mirror: TestMirror;
+  const shared = randomBlob(200_000);
+  const images: Record<string, Image> = {
+    'library/x:1': imageOf([shared, randomBlob(100_000)]),
+    'library/x:2': imageOf([shared, randomBlob(100_000)]),
+    'acme/y:1': imageOf([randomBlob(100_000)]),
+  };
+
+  beforeEach(async () => {
+    upstream = await Upstream.start();
+    for (const [name, image] of Object.entries(images)) {
+      const [repo = '', tag = ''] = name.split(':');
+      upstream.addImage(repo, image, tag);
+    }
+    await begin();
+  });
+
+  async function begin(options: Partial<MirrorOptions> = {}): Promise<void> {
+    mirror = await TestMirror.start({ upstream: upstream.url, ...options });
+    for (const [name, image] of Object.entries(images)) {
+      const [repo = '', tag = ''] = name.split(':');
+      await mirror.get(`/v2/${repo}/manifests/${tag}`);
+      for (const { digest } of [image.config, ...image.layers])
+        await mirror.get(`/v2/${repo}/blobs/${digest}`);
+    }
+    await until(async () => (await mirror.files('blobs')).length === 10, 'all is stored');
+  }
+
+  afterEach(async () => {
+    await mirror.close();
+    await upstream.stop();
+  });
+
+  /** `isRunning`: the address of the running mirror's admin API is known. */
+  async function layercache(args: string[], env: Record<string, string> = {}): Promise<Ended> {
+    const file = join(mirror.directory, 'mirror.config.json');
+    const admin: Record<string, string> = mirror.isRunning
+      ? { LAYERCACHE_ADMIN_LISTEN: mirror.adminUrl.replace('http://', '') }
+      : {};
+    const options = { env: { ...process.env, ...admin, ...env } };
+    try {
+      const { stdout, stderr } = await run(
+        process.execPath,
+        ['src/main.js', 'store', ...args, '--config', file],
+        options,
+      );
+      return { code: 0, out: stdout, err: stderr };
+    } catch (error) {
+      const { code, stdout, stderr } = error as { code: number; stdout: string; stderr: string };
+      return { code, out: stdout, err: stderr };
+    }
+  }
+
+  async function json<T>(...args: string[]): Promise<T> {
+    const { out, err } = await layercache([...args, '--json']);
+    assert.ok(out.startsWith('{') || out.startsWith('['), out + err);
+    return JSON.parse(out) as T;
+  }
+
+  const pathOf = ({ digest }: Blob): string =>
+    join(mirror.dataDirectory, 'blobs/sha256', digest.slice(7, 9), digest.slice(7));
+  const isHeld = async (blob: Blob): Promise<boolean> =>
+    stat(pathOf(blob)).then(
+      () => true,
+      () => false,
+    );
+
+  for (const state of ['running', 'stopped'] as const) {
+    test(`usage, list, pins and purge, with the mirror ${state}`, async () => {
+      if (state === 'stopped') await mirror.stop();
+      const usage = await json<{
+        blobs: number;
+        repos: { repo: string; blobs: number; sharedBytes: number }[];
+      }>('usage');
+      assert.equal(usage.blobs, 10);
+      assert.deepEqual(
+        usage.repos.map(({ repo, blobs }) => [repo, blobs]),
+        [
+          ['library/x', 7],
+          ['acme/y', 3],
+        ],
+      );
+      assert.match((await layercache(['usage'])).out, /docker\.io\/library\/x +7 .*\n(.*\n)*\n10 blobs, /);
+      const list = await json<{ repo: string; tag: string; isPinned: boolean }[]>(
+        'list',
+        'docker.io/library/**',
+      );
+      assert.deepEqual(
+        list.map(({ tag }) => tag),
+        ['1', '2'],
+      );
+      assert.match((await layercache(['list'])).out, /docker\.io\/acme\/y:1 +sha256:/);
+
+      assert.equal((await layercache(['pin', 'docker.io/library/x:1'])).code, 0);
+      assert.match((await layercache(['pins'])).out, /docker\.io\/library\/x:1 +command/);
+      const dry = await json<{ blobs: number; kept: number }>('purge', 'docker.io/library/x', '--dry-run');
+      assert.deepEqual([dry.blobs, dry.kept], [3, 4]);
+      assert.ok(await isHeld(images['library/x:2']!.manifest));
+      const purged = await json<{ blobs: number; kept: number }>('purge', 'docker.io/library/x');
+      assert.deepEqual([purged.blobs, purged.kept], [3, 4]);
+      assert.ok(!(await isHeld(images['library/x:2']!.manifest)));
+      assert.ok(await isHeld(shared));
+      assert.ok(await isHeld(images['acme/y:1']!.manifest));
+      assert.equal((await layercache(['unpin', 'docker.io/library/x:1'])).code, 0);
+      await json('purge', 'docker.io/**');
+      assert.equal((await mirror.files('blobs')).length, 0);
+    });
+  }
+
+  test('what cannot be done is said with its reason, and ends with 1', async () => {
+    for (const [args, why] of [
+      [['pin', 'alpine'], /alpine: not a pattern such as/],
+      [['unpin', 'docker.io/x'], /docker\.io\/x: not pinned/],
+      [['purge', 'alpine'], /alpine: not a pattern/],
+      [['list', 'alpine'], /alpine: not a pattern/],
+      [['import', '/nowhere'], /\/nowhere: no registry's directory/],
+      [
+        ['import', '/nowhere', '--registry', 'quay.io'],
+        /quay\.io: not among the configured upstreams, docker\.io/,
+      ],
+      [['rebuild'], /is locked: another layercache is running/],
+    ] as const) {
+      const { code, err } = await layercache([...args]);
+      assert.equal(code, 1);
+      assert.match(err, why);
+    }
+    const { err } = await layercache(['pins'], { LAYERCACHE_ADMIN_LISTEN: 'off' });
+    assert.match(err, /a mirror is running on this store, and its adminListen is off/);
+  });
+
+  for (const state of ['running', 'stopped'] as const) {
+    test(`verify names what is wrong and repairs it, with the mirror ${state}`, async () => {
+      assert.deepEqual(
+        await layercache(['verify']).then(({ code, out }) => [code, /10 blobs, .* 0 damaged/.test(out)]),
+        [0, true],
+      );
+      const [flipped, cut, gone] = [
+        shared,
+        images['acme/y:1']!.layers[0]!,
+        images['library/x:1']!.layers[1]!,
+      ];
+      const bytes = Buffer.from(flipped.bytes);
+      bytes[100_000] = (bytes[100_000] ?? 0) ^ 1;
+      await writeFile(pathOf(flipped), bytes);
+      await truncate(pathOf(cut), 5);
+      await rm(pathOf(gone));
+      if (state === 'stopped') await mirror.stop();
+      const { code, out } = await layercache(['verify']);
+      assert.equal(code, 1);
+      assert.match(out, new RegExp(`${flipped.digest}: its bytes do not hash to it`));
+      assert.match(out, new RegExp(`${cut.digest}: its file has 5 bytes, expected 100000`));
+      assert.match(out, new RegExp(`${gone.digest}: its file is missing`));
+      const repaired = await layercache(['verify', '--repair']);
+      assert.equal(repaired.code, 0);
+      assert.match(repaired.out, /3 damaged, 3 put aside/);
+      if (state === 'stopped') await mirror.start();
+      for (const [repo, blob] of [
+        ['library/x', flipped],
+        ['acme/y', cut],
+        ['library/x', gone],
+      ] as const) {
+        sameBytes((await mirror.get(`/v2/${repo}/blobs/${blob.digest}`)).body, blob.bytes);
+      }
+      assert.equal((await layercache(['verify'])).code, 0);
+    });
+  }
+
+  test('rebuild: from a backup, and from the files alone; nothing is downloaded again', async () => {
+    for (const base of ['backup', 'nothing'] as const) {
+      await until(
+        async () => (await mirror.files()).some(({ path }) => path === 'catalog.backup.db'),
+        'it is backed up',
+      );
+      await mirror.stop();
+      const catalog = join(mirror.dataDirectory, 'catalog.db');
+      await writeFile(catalog, 'this is no database at all, and never was one');
+      if (base === 'nothing') await rm(join(mirror.dataDirectory, 'catalog.backup.db'));
+      await assert.rejects(
+        mirror.start(),
+        /catalog\.db cannot be used \(SQLITE_NOTADB\).*layercache store rebuild/,
+      );
+      const { out } = await layercache(['rebuild', '--json']);
+      const { base: from, keptAs } = JSON.parse(out) as { base: string; keptAs: string };
+      assert.equal(from, base);
+      assert.equal(await readFile(keptAs, 'utf8'), 'this is no database at all, and never was one');
+      upstream.forget();
+      await mirror.start();
+      for (const [name, image] of Object.entries(images)) {
+        const [repo = '', tag = ''] = name.split(':');
+        assert.equal((await mirror.get(`/v2/${repo}/manifests/${tag}`)).status, 200);
+        for (const blob of [image.config, ...image.layers])
+          sameBytes((await mirror.get(`/v2/${repo}/blobs/${blob.digest}`)).body, blob.bytes);
+      }
+      assert.equal(upstream.blobBytes, 0);
+      assert.equal(upstream.count('manifest', { method: 'GET' }), 0);
+    }
+  });
+
+  test('import of a registry:2 directory: verified, by hard link, with its tags', async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'layercache-test-'));
+    const root = join(directory, 'docker/registry/v2');
+    const image = imageOf([randomBlob(100_000)]);
+    const place = async (path: string, content: Buffer | string): Promise<void> => {
+      await mkdir(dirname(join(root, path)), { recursive: true });
+      await writeFile(join(root, path), content);
+    };
+    const now = mirror.clock.now() / 1000;
+    for (const { digest, bytes } of [image.manifest, image.config, ...image.layers]) {
+      const hex = digest.slice(7);
+      await place(`blobs/sha256/${hex.slice(0, 2)}/${hex}/data`, bytes);
+      const where = digest === image.manifest.digest ? '_manifests/revisions' : '_layers';
+      await place(`repositories/library/z/${where}/sha256/${hex}/link`, digest);
+      await utimes(join(root, `repositories/library/z/${where}/sha256/${hex}/link`), now, now);
+    }
+    await place('repositories/library/z/_manifests/tags/1/current/link', image.manifest.digest);
+    await utimes(join(root, 'repositories/library/z/_manifests/tags/1/current/link'), now, now);
+    const wrong = createHash('sha256').update('something').digest('hex');
+    await place(`blobs/sha256/${wrong.slice(0, 2)}/${wrong}/data`, 'something else');
+    const { code, out } = await layercache(['import', directory]);
+    assert.equal(code, 1);
+    assert.match(out, new RegExp(`blob sha256:${wrong}: its bytes do not hash to it`));
+    assert.match(out, /3 blobs, .* and 1 tags taken over; 0 blobs were here already/);
+    assert.equal((await stat(pathOf(image.layers[0]!))).nlink, 2);
+    await upstream.stop();
+    for (const path of [
+      'manifests/1',
+      ...[image.config, ...image.layers].map(({ digest }) => `blobs/${digest}`),
+    ]) {
+      const reply = await mirror.get(`/v2/library/z/${path}`);
+      assert.equal(reply.headers['x-cache'], 'hit', path);
+    }
+    assert.equal((await json<{ known: number }>('import', directory)).known, 3);
+    await rm(directory, { recursive: true });
+  });
+
+  test('off loopback the operations need a token', async () => {
+    const post = (headers: Record<string, string>) =>
+      ask(`${mirror.adminUrl}/api/pins`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json', ...headers },
+        body: '{}',
+      });
+    assert.equal((await post({})).status, 200);
+    assert.equal((await post({ host: 'evil.example' })).status, 403);
+    await mirror.close();
+    mirror = await TestMirror.start({
+      upstream: upstream.url,
+      config: { adminListen: '127.0.0.1:0', adminToken: 's3cr3t-token' },
+    });
+    assert.equal((await post({})).status, 401);
+    assert.equal((await post({ authorization: 'Bearer wrong' })).status, 401);
+    assert.equal((await post({ authorization: 'Bearer s3cr3t-token' })).status, 200);
+    assert.equal((await layercache(['pins'])).code, 0);
+  });
+});
