@@ -1,0 +1,143 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, test } from 'node:test';
+import { ask, sameBytes } from '../support/http.ts';
+import { imageOf, largeBlob, randomBlob } from '../support/images.ts';
+import { TestMirror, until } from '../support/mirror.ts';
+import { missing } from '../support/programs.ts';
+import { Upstream } from '../support/upstream.ts';
+
+const MB = 1_000_000;
+
+describe('a disk in trouble', { skip: missing('mount') }, () => {
+  let upstream: Upstream;
+  let mirror: TestMirror;
+
+  beforeEach(async () => {
+    upstream = await Upstream.start();
+    mirror = await TestMirror.start({ upstream: upstream.url });
+    mirror.clock.run();
+  });
+
+  afterEach(async () => {
+    await mirror.close();
+    await upstream.stop();
+  });
+
+  /** The data directory on a file system of its own. */
+  async function on(
+    options: string,
+    work: () => Promise<void>,
+    config: Record<string, unknown> = {},
+  ): Promise<void> {
+    await mirror.stop();
+    mirror.reconfigure({ config });
+    await rm(mirror.dataDirectory, { recursive: true });
+    await mkdir(mirror.dataDirectory);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', options, 'none', mirror.dataDirectory]);
+    try {
+      await mirror.start();
+      await work();
+    } finally {
+      await mirror.stop();
+      execFileSync('umount', [mirror.dataDirectory]);
+    }
+  }
+
+  async function assertPulls(name: string, size: number): Promise<void> {
+    const image = imageOf([largeBlob(size)]);
+    upstream.addImage(`library/${name}`, image, '1');
+    const manifest = await mirror.get(`/v2/library/${name}/manifests/1`);
+    sameBytes(manifest.body, image.manifest.bytes);
+    for (const { digest, bytes } of [image.config, ...image.layers]) {
+      const readers = [1, 2].map(() => mirror.get(`/v2/library/${name}/blobs/${digest}`));
+      for (const reply of await Promise.all(readers)) sameBytes(reply.body, bytes);
+    }
+  }
+
+  const admin = async (path: string): Promise<string> => {
+    const reply = await ask(`${mirror.adminUrl}${path}`);
+    assert.equal(reply.status, 200);
+    return reply.body.toString().trim();
+  };
+  const writable = (): Promise<number> => mirror.metric('layercache_store_writable');
+
+  test('read-only: pulls go past the store, it is said loudly, and ends by itself', async () => {
+    await assertPulls('before', MB);
+    const directory = join(mirror.dataDirectory, 'ingest');
+    execFileSync('mount', ['--bind', directory, directory]);
+    execFileSync('mount', ['-o', 'remount,bind,ro', directory]);
+    try {
+      await assertPulls('meanwhile', 3 * MB);
+      await until(async () => (await writable()) === 0, 'it is known');
+      assert.match(await admin('/readyz'), /^degraded: the store cannot be written \(EROFS\)$/);
+      assert.equal(await admin('/healthz'), 'ok');
+      await until(() => mirror.log.includes('the store cannot be written (EROFS)'), 'the log tells');
+    } finally {
+      execFileSync('umount', [directory]);
+    }
+    await until(async () => (await writable()) === 1, 'it is tried again');
+    assert.equal(await admin('/readyz'), 'ok');
+    await assertPulls('after', MB);
+    await until(async () => (await mirror.files('blobs')).length >= 6, 'storing goes on');
+  });
+
+  test('no inodes left', () =>
+    on('size=64m,nr_inodes=40', async () => {
+      for (let i = 0; i < 15; i++) await assertPulls(`many-${i}`, 200_000);
+      assert.equal(await writable(), 0);
+      assert.equal(await admin('/healthz'), 'ok');
+    }));
+
+  test('smaller than what is pulled, under a cap that is far off', () =>
+    on(
+      'size=96m',
+      async () => {
+        await assertPulls('image', 20 * MB);
+        await assertPulls('large', 256 * MB);
+        await assertPulls('again', 20 * MB);
+        assert.equal(await admin('/healthz'), 'ok');
+      },
+      { store: { maxBytes: '5GB', minFreeBytes: 0 } },
+    ));
+
+  test('a data directory that is gone', async () => {
+    await assertPulls('before', MB);
+    await until(async () => (await mirror.files('blobs')).length === 3, 'all is stored');
+    await rm(join(mirror.dataDirectory, 'blobs'), { recursive: true });
+    await rm(join(mirror.dataDirectory, 'ingest'), { recursive: true });
+    await writeFile(join(mirror.dataDirectory, 'ingest'), 'in the way');
+    const again = await mirror.get('/v2/library/before/manifests/1');
+    assert.equal(again.status, 200);
+    await assertPulls('meanwhile', 3 * MB);
+    await rm(join(mirror.dataDirectory, 'ingest'));
+    await until(async () => (await writable()) === 1, 'it is there again');
+    await assertPulls('after', MB);
+    await until(async () => (await mirror.files('blobs')).length >= 3, 'storing goes on');
+  });
+
+  test('what is damaged and pinned is fetched again at once', async () => {
+    await mirror.stop();
+    mirror.reconfigure({ config: { store: { pins: ['docker.io/library/x:1'] } } });
+    await mirror.start();
+    const image = imageOf([randomBlob(200_000)]);
+    upstream.addImage('library/x', image, '1');
+    await mirror.get('/v2/library/x/manifests/1');
+    for (const { digest } of [image.config, ...image.layers])
+      await mirror.get(`/v2/library/x/blobs/${digest}`);
+    await until(async () => (await mirror.files('blobs')).length === 3, 'all is stored');
+    const { digest, bytes } = image.layers[0]!;
+    const hex = digest.slice(7);
+    await writeFile(join(mirror.dataDirectory, 'blobs/sha256', hex.slice(0, 2), hex), 'something else');
+    upstream.forget();
+    sameBytes((await mirror.get(`/v2/library/x/blobs/${digest}`)).body, bytes);
+    const post = { method: 'POST', headers: { 'content-type': 'application/json' } };
+    await until(async () => (await mirror.files('blobs')).length === 3, 'it is stored again');
+    await ask(`${mirror.adminUrl}/api/quarantine`, { ...post, body: JSON.stringify({ digests: [digest] }) });
+    await until(() => upstream.count('blob') === 2, 'it is fetched again');
+    await until(async () => (await mirror.files('blobs')).length === 3, 'it is stored again');
+    assert.equal(await mirror.metric('layercache_damaged_blobs_total'), 2);
+  });
+});
