@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, stat, statfs, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { LRUCache } from 'lru-cache';
 import { blobMediaType, smallSize, type Content, type Descriptor } from '../oci/content.ts';
 import { hexOf, type Digest } from '../oci/digest.ts';
@@ -114,6 +115,7 @@ export class BlobStore {
         ({ mtimeMs }) => mtimeMs,
         () => 0,
       );
+      await warnOfNetwork(options.path, context.log);
       const reserve = (): Reservation => store.#evictor.reservation();
       await Promise.all([store.#partials.load(reserve), store.#quarantine.load(reserve)]).catch(
         async (error: unknown) => {
@@ -356,7 +358,7 @@ export class BlobStore {
     this.#closing.abort();
     this.pins.close();
     while (this.#pending.size > 0) await Promise.allSettled(this.#pending);
-    this.#flushUses();
+    await this.#flushAllUses();
     await this.#checkpoint();
     this.catalog.close();
     await Promise.all([this.verifier.close(), this.#disk.close()]);
@@ -500,16 +502,18 @@ export class BlobStore {
     return work;
   }
 
-  #flushUses(): void {
+  /** Returns whether there are more to write down. */
+  #flushUses(): boolean {
     try {
-      this.catalog.flushUses();
+      return this.catalog.flushUses();
     } catch (error) {
       this.#context.log.warn({ err: error }, 'use-times could not be written');
+      return false;
     }
   }
 
   #writeBehind(): void {
-    this.#flushUses();
+    void this.#track(this.#flushAllUses());
     void this.#track(this.#partials.sweep());
     const tidied = this.#evictor.tidy(this.#closing.signal).catch((error: unknown) => {
       this.#context.log.warn({ err: error }, 'room could not be made ahead');
@@ -522,6 +526,10 @@ export class BlobStore {
       this.#backedUpAt = now;
       void this.#track(this.#backup());
     }
+  }
+
+  async #flushAllUses(): Promise<void> {
+    while (this.#flushUses()) await nextTurn();
   }
 
   async #backup(): Promise<void> {
@@ -537,4 +545,22 @@ export class BlobStore {
       this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
     });
   }
+}
+
+/** By the types that Linux gives them (statfs(2)). */
+const networkFileSystems: Readonly<Record<number, string>> = {
+  0x6969: 'NFS',
+  0x517b: 'SMB',
+  0xff534d42: 'CIFS',
+  0xfe534d42: 'SMB2',
+  0x01021997: '9P',
+  0x00c36400: 'Ceph',
+};
+
+/** Locks, renames and SQLite's shared memory are not what they should be there. */
+async function warnOfNetwork(path: string, log: Logger): Promise<void> {
+  const { type } = await statfs(path);
+  const name = networkFileSystems[type];
+  if (name !== undefined)
+    log.warn({ path, fileSystem: name }, 'the data directory is on a network file system: use a local disk');
 }

@@ -54,6 +54,9 @@ export interface QuotaRow {
   readonly backAt: number | null;
 }
 
+/** In one step, which nothing else can interrupt. */
+const usesAtOnce = 500;
+
 /** A repo of this name stands for its whole registry. */
 export const everywhere = '';
 
@@ -97,6 +100,11 @@ export class Catalog implements LedgerStore {
     this.#statements = prepareStatements(this.#db);
     // What is left is worth at least what has left.
     this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
+  }
+
+  /** All of it, or nothing. */
+  transaction(work: () => void): void {
+    this.#db.transaction(work)();
   }
 
   blob(digest: Digest): Descriptor | undefined {
@@ -143,14 +151,17 @@ export class Catalog implements LedgerStore {
     } else this.#used.set(digest, { at: now, count: 1 });
   }
 
-  flushUses(): void {
-    if (this.#used.size === 0) return;
+  /** Writes down some of them, since each takes its time in a large catalog. Returns whether there are more. */
+  flushUses(): boolean {
+    if (this.#used.size === 0) return false;
     const { use } = this.#statements;
     const inflation = this.#inflation;
+    const some = [...this.#used].slice(0, usesAtOnce);
     this.#db.transaction(() => {
-      for (const [digest, { at, count }] of this.#used) use.run({ digest, at, count, inflation, mostUses });
+      for (const [digest, { at, count }] of some) use.run({ digest, at, count, inflation, mostUses });
     })();
-    this.#used.clear();
+    for (const [digest] of some) this.#used.delete(digest);
+    return this.#used.size > 0;
   }
 
   /** The next `count` blobs that are worth least and not pinned, after one that was given before. */

@@ -70,9 +70,10 @@ export class Inventory {
     const [day, week, month] = [now - dayMs, now - 7 * dayMs, now - 30 * dayMs];
     const repos = this.#db
       .prepare<[object], RepoUsage>(
-        `WITH owned AS (
-           SELECT registry, repo, pinned, used_at, ${footprint} AS bytes,
-             (SELECT count(*) FROM links AS others WHERE others.digest = links.digest AND others.repo <> '') > 1 AS shared
+        `WITH several AS MATERIALIZED (
+           SELECT digest FROM links WHERE repo <> '' GROUP BY digest HAVING count(*) > 1
+         ), owned AS (
+           SELECT registry, repo, pinned, used_at, ${footprint} AS bytes, digest IN several AS shared
            FROM links JOIN blobs USING (digest) WHERE repo <> ''
          )
          SELECT registry, repo, count(*) AS blobs, sum(bytes) AS bytes, sum(bytes * shared) AS sharedBytes,

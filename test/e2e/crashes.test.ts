@@ -1,0 +1,112 @@
+import assert from 'node:assert/strict';
+import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { digestOf } from '../../src/oci/digest.ts';
+import { Catalog, footprint } from '../../src/store/catalog.ts';
+import { ask } from '../support/http.ts';
+import { imageOf, largeBlob, type Blob } from '../support/images.ts';
+import { until } from '../support/mirror.ts';
+import { Program, run } from '../support/programs.ts';
+import { Upstream } from '../support/upstream.ts';
+
+const MB = 1_000_000;
+
+async function diskBytes(directory: string): Promise<number> {
+  let total = 0;
+  for (const name of await readdir(directory, { recursive: true })) {
+    const entry = await stat(join(directory, name)).catch(() => undefined);
+    if (entry?.isFile()) total += footprint(entry.size);
+  }
+  return total;
+}
+
+test('killed again and again during fills, commits and evictions: nothing is wrong, nothing is forgotten', async () => {
+  const upstream = await Upstream.start();
+  const blobs: Blob[] = Array.from({ length: 24 }, (_, i) => largeBlob((1 + (i % 5)) * MB + i));
+  for (const blob of blobs) upstream.addBlob('library/x', blob);
+  for (let i = 0; i < 20; i++) upstream.addImage('library/x', imageOf([]), `t${i}`);
+  const directory = await mkdtemp(join(tmpdir(), 'layercache-test-'));
+  const maxBytes = 20 * MB;
+  await writeFile(
+    join(directory, 'mirror.config.json'),
+    JSON.stringify({
+      listen: '127.0.0.1:0',
+      adminListen: 'off',
+      store: { minFreeBytes: 0, maxBytes },
+      upstreams: [{ registry: 'docker.io', url: upstream.url }],
+    }),
+  );
+  const data = join(directory, 'data');
+  for (let round = 0; round < 5; round++) {
+    const started = performance.now();
+    const program = new Program(['serve'], directory);
+    const url = `http://127.0.0.1:${await program.port()}/v2/library/x`;
+    assert.equal((await ask(`${url}/manifests/t${round}`)).status, 200);
+    assert.ok(performance.now() - started < 4000);
+    let answers = 0;
+    const load = Array.from({ length: 6 }, async (_, client) => {
+      for (let i = 0; ; i++) {
+        const blob = blobs[(7 * client + i * (client + 1) + round) % blobs.length]!;
+        const reply = await ask(`${url}/blobs/${blob.digest}`);
+        if (reply.broken) return;
+        assert.ok(reply.body.equals(blob.bytes));
+        await ask(`${url}/manifests/t${(client + i) % 20}`);
+        answers += 1;
+      }
+    });
+    const ended = Promise.allSettled(load);
+    await until(() => answers > 20 + 7 * round, 'it works');
+    program.child.kill('SIGKILL');
+    await program.exited;
+    for (const { status, reason } of (await ended) as { status: string; reason?: Error }[])
+      if (status === 'rejected') assert.match(String(reason), /ECONN|socket hang up/);
+    // The catalog's own files stand beside the cap.
+    const used = (await diskBytes(join(data, 'blobs'))) + (await diskBytes(join(data, 'ingest')));
+    assert.ok(used <= maxBytes * 1.05, `${used} bytes`);
+  }
+  const program = new Program(['serve'], directory);
+  await program.port();
+  await until(() => program.output.includes('is ready'), 'it is ready');
+  program.child.kill('SIGTERM');
+  await program.exited;
+  const main = join(import.meta.dirname, '../../src/main.js');
+  const { stdout } = await run(process.execPath, [main, 'store', 'verify', '--json'], { cwd: directory });
+  const { damaged, bytes } = JSON.parse(stdout) as { damaged: unknown[]; bytes: number };
+  assert.deepEqual(damaged, []);
+  // Every file is on somebody's account.
+  assert.ok((await diskBytes(join(data, 'blobs'))) - bytes < 24 * 4096 + 60 * 4096);
+  await rm(directory, { recursive: true });
+  await upstream.stop();
+});
+
+test('a store of many blobs answers as soon as an empty one', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'layercache-test-'));
+  await run('mkdir', ['-p', join(directory, 'data')]);
+  const catalog = new Catalog(join(directory, 'data/catalog.db'));
+  const count = 100_000;
+  catalog.transaction(() => {
+    for (let i = 0; i < count; i++) {
+      catalog.addBlob(
+        { digest: digestOf(Buffer.from(String(i))), size: 1000, mediaType: 'application/octet-stream' },
+        [],
+        i,
+      );
+    }
+  });
+  catalog.close();
+  await writeFile(
+    join(directory, 'mirror.config.json'),
+    JSON.stringify({ listen: '127.0.0.1:0', adminListen: 'off', store: { minFreeBytes: 0 } }),
+  );
+  const started = performance.now();
+  const program = new Program(['serve'], directory);
+  const port = await program.port();
+  assert.equal((await ask(`http://127.0.0.1:${port}/v2/`)).status, 200);
+  assert.ok(performance.now() - started < 4000);
+  // Nothing is behind these rows, which it would go on finding out.
+  program.child.kill('SIGKILL');
+  await program.exited;
+  await rm(directory, { recursive: true });
+});
