@@ -2,36 +2,24 @@ import { once } from 'node:events';
 import type { RequestListener, Server } from 'node:http';
 import { hostname } from 'node:os';
 import type { AddressInfo } from 'node:net';
-import type { Address, Config, UpstreamConfig } from './config.ts';
+import { adminOf, buildUpstreams, describeUpstreams } from './assembly.ts';
+import type { Address, Config } from './config.ts';
 import { Access } from './mirror/access.ts';
-import { Pool } from './mirror/connections.ts';
 import { Fills } from './mirror/fills.ts';
 import { Mirror } from './mirror/mirror.ts';
 import { Prefetch } from './mirror/prefetch.ts';
 import { Tags } from './mirror/tags.ts';
-import { Upstreams } from './mirror/upstreams.ts';
-import { Pattern } from './oci/pattern.ts';
+import type { Upstreams } from './mirror/upstreams.ts';
 import { blobMediaType } from './oci/content.ts';
-import { createRepo, type Repo } from './oci/repo.ts';
-import { createAdminApp, type AdminContext } from './server/admin.ts';
+import { createRepo } from './oci/repo.ts';
+import { createAdminApp } from './server/admin.ts';
 import { createRegistryApp } from './server/app.ts';
 import { closeHttpServer, createHttpServer } from './server/http-server.ts';
 import { BlobStore, type Damaged } from './store/blob-store.ts';
-import { storeOperations } from './store/operations.ts';
-import { Admission } from './upstream/admission.ts';
-import {
-  anonymous,
-  dockerCredentials,
-  fixedCredentials,
-  helperCredentials,
-  type CredentialSource,
-} from './upstream/credentials.ts';
-import { RegistryClient } from './upstream/registry-client.ts';
 import { systemClock, type Clock } from './util/clock.ts';
 import { Ledger } from './util/ledger.ts';
 import { createLog, type LineSink, type Log } from './util/log.ts';
 import { Metrics } from './util/metrics.ts';
-import { Slots } from './util/slots.ts';
 import { version } from './version.ts';
 
 const drainMs = 30_000;
@@ -98,7 +86,13 @@ export class Service {
     this.log = log;
     this.#store = store;
     this.#ledger = new Ledger(clock, store.catalog, (error) => this.#notWritten(error));
-    this.#upstreams = this.#buildUpstreams(clock, metrics);
+    this.#upstreams = buildUpstreams(config, {
+      clock,
+      metrics,
+      log: log.events,
+      ledger: this.#ledger,
+      catalog: store.catalog,
+    });
     this.#writer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
     const policy = {
       revalidate: config.tags.revalidate,
@@ -266,40 +260,6 @@ export class Service {
     this.log.events.warn({ err: error }, 'what was spent could not be written down; it is tried again');
   }
 
-  #buildUpstreams(clock: Clock, metrics: Metrics): Upstreams {
-    const config = this.#config;
-    const { catalog } = this.#store;
-    const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
-    const upstreams = config.upstreams.map((upstream) => {
-      const { registry, aliases, maxConnections } = upstream;
-      const credentials = credentialsOf(upstream, clock);
-      const savedQuota = (account: string) => catalog.quota(registry, account);
-      const admission = new Admission(
-        { registry, credentials, reserve: config.quota.reserve },
-        { clock, log: this.log.events, metrics, savedQuota },
-      );
-      const client = new RegistryClient(
-        {
-          ...upstream,
-          connectTimeoutMs: connectTimeout,
-          headersTimeoutMs: headersTimeout,
-          idleTimeoutMs: idleTimeout,
-          maxManifestBytes,
-          firstByteTimeoutMs: config.fetch.firstByteTimeout,
-        },
-        { clock, metrics, admission, ledger: this.#ledger },
-      );
-      return {
-        aliases,
-        client,
-        pool: new Pool(maxConnections),
-        relaySlots: new Slots(maxConnections),
-        ttlOf: ttlOf(upstream, config.tags),
-      };
-    });
-    return new Upstreams(upstreams, config.defaultUpstream);
-  }
-
   #describe(metrics: Metrics): void {
     describeUpstreams(metrics, this.#upstreams);
     metrics.ledger.read = () =>
@@ -314,79 +274,8 @@ export class Service {
   }
 }
 
-function adminOf(config: Config, store: BlobStore): Omit<AdminContext, 'metrics' | 'isDraining'> {
-  const { adminToken, adminListen, upstreams } = config;
-  const registries = upstreams.map(({ registry }) => registry);
-  const operations = storeOperations(store, registries);
-  const text = (value: unknown): string => (typeof value === 'string' ? value : '');
-  return {
-    trouble: () => store.health.trouble,
-    isLoopback: isLoopback(adminListen?.host ?? ''),
-    token: async () =>
-      adminToken === undefined ? undefined : (await fixedCredentials('admin', adminToken).login())?.password,
-    operations: {
-      pins: () => operations.pins(),
-      pin: ({ pattern }) => operations.pin(text(pattern)),
-      unpin: ({ pattern }) => operations.unpin(text(pattern)),
-      purge: ({ pattern, dryRun }) => operations.purge(text(pattern), dryRun === true),
-      quarantine: ({ digests }) => operations.quarantine(Array.isArray(digests) ? digests.map(String) : []),
-      import: ({ directory, registry }) => operations.import(text(directory), text(registry)),
-    },
-  };
-}
-
-function isLoopback(host: string): boolean {
-  return host === 'localhost' || host === '::1' || /^127\./.test(host);
-}
-
 function snakeCase(name: string): string {
   return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
-}
-
-function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void {
-  const accounts = upstreams.all.flatMap(({ registry, admission }) =>
-    admission.accounts.map((account) => ({ registry, account })),
-  );
-  const counted = () => accounts.filter(({ account }) => account.quota.limit !== undefined);
-  type Series = [registry: string, account: string, value: number][];
-  metrics.accountsAside.read = (): Series =>
-    accounts.map(({ registry, account }) => [registry, account.name, account.aside ? 1 : 0]);
-  metrics.quotaLimit.read = (): Series =>
-    counted().map(({ registry, account }) => [registry, account.name, account.quota.limit ?? 0]);
-  metrics.quotaRemaining.read = (): Series =>
-    counted().map(({ registry, account }) => [registry, account.name, account.quota.remaining ?? 0]);
-  metrics.quotaResetSeconds.read = (): Series =>
-    counted().map(({ registry, account }) => [registry, account.name, (account.quota.backInMs ?? 0) / 1000]);
-  metrics.quotaExhaustionSeconds.read = (): Series =>
-    counted().map(({ registry, account }) => [registry, account.name, account.quota.exhaustedInMs / 1000]);
-  metrics.hostsShut.read = () =>
-    upstreams.all.flatMap(({ registry, shut }): [string, 'registry' | 'other', number][] => [
-      [registry, 'registry', shut.own],
-      [registry, 'other', shut.others],
-    ]);
-}
-
-/** The accounts that an upstream's configuration names, in its order. */
-function credentialsOf(upstream: UpstreamConfig, clock: Clock): CredentialSource[] {
-  const { registry, accounts, dockerConfig, credentialHelper } = upstream;
-  return [
-    ...accounts.map((each) =>
-      'username' in each ? fixedCredentials(each.username, each.password) : anonymous,
-    ),
-    ...(dockerConfig === undefined ? [] : [dockerCredentials(dockerConfig, registry, clock)]),
-    ...(credentialHelper === undefined ? [] : [helperCredentials(credentialHelper, registry, clock)]),
-  ];
-}
-
-/** The first rule that matches, else the upstream's own key, else the general one. */
-function ttlOf({ tags }: UpstreamConfig, general: Config['tags']): (repo: Repo, tag: string) => number {
-  const base = tags.ttl ?? general.ttl;
-  const rules = general.rules.flatMap(({ match, ttl }) => {
-    const pattern = Pattern.parse(match);
-    return pattern ? [{ pattern, ttl }] : [];
-  });
-  if (rules.length === 0) return () => base;
-  return (repo, tag) => rules.find(({ pattern }) => pattern.matches(repo, tag))?.ttl ?? base;
 }
 
 async function listen(server: Server, { host, port }: Address): Promise<void> {

@@ -122,7 +122,11 @@ export function addStoreCommands(
       verb === 'pin' ? 'never evict what a pattern names' : 'take a pin back',
     ).action(
       withConfig(async (config, pattern: string, { json }: Output) => {
-        const result = await withOperations(config, (operations) => operations[verb](pattern));
+        const result = await withOperations(
+          config,
+          (operations) => operations[verb](pattern),
+          verb === 'pin',
+        );
         if (json) print(result);
         else write(`${formatSize(result.pinnedBytes)} are pinned`);
       }),
@@ -184,8 +188,10 @@ export function addStoreCommands(
     .option('--registry <name>', 'the upstream that they belong to (default: defaultUpstream)')
     .action(
       withConfig(async (config, directory: string, { json, registry }: Output & { registry?: string }) => {
-        const imported = await withOperations(config, (operations) =>
-          operations.import(directory, registry ?? config.defaultUpstream),
+        const imported = await withOperations(
+          config,
+          (operations) => operations.import(directory, registry ?? config.defaultUpstream),
+          true,
         );
         if (json) print(imported);
         else {
@@ -249,12 +255,15 @@ async function withInventory<T>(
   }
 }
 
+/** `needsRoom`: what only takes away must work too where pins do not fit under the cap any more. */
 async function withOperations<T>(
   config: Config,
   work: (operations: StoreOperations) => Promise<T>,
+  needsRoom = false,
 ): Promise<T> {
   const { maxIdle, ...rest } = config.store;
-  const options = { ...rest, maxIdleMs: maxIdle, scrubEveryMs: 0 };
+  const maxBytes = needsRoom ? rest.maxBytes : Infinity;
+  const options = { ...rest, maxBytes, maxIdleMs: maxIdle, scrubEveryMs: 0 };
   const log = pino({ level: 'warn' }, pino.destination(2));
   let store: BlobStore;
   try {

@@ -123,6 +123,7 @@ export class BlobStore {
           throw error;
         },
       );
+      store.#tidy();
       return store;
     } catch (error) {
       unlock();
@@ -136,7 +137,7 @@ export class BlobStore {
     this.#unlock = unlock;
     this.catalog = new Catalog(catalogPath(this.#root));
     try {
-      this.pins = new Pins(options.pins, options.maxBytes, this.catalog, context.clock);
+      this.pins = new Pins(options, { ...context, catalog: this.catalog });
     } catch (error) {
       this.catalog.close();
       throw error;
@@ -515,10 +516,7 @@ export class BlobStore {
   #writeBehind(): void {
     void this.#track(this.#flushAllUses());
     void this.#track(this.#partials.sweep());
-    const tidied = this.#evictor.tidy(this.#closing.signal).catch((error: unknown) => {
-      this.#context.log.warn({ err: error }, 'room could not be made ahead');
-    });
-    void this.#track(tidied);
+    this.#tidy();
     void this.#track(this.health.probe());
     if (this.#dirty) void this.#track(this.#checkpoint());
     const now = Date.now();
@@ -526,6 +524,14 @@ export class BlobStore {
       this.#backedUpAt = now;
       void this.#track(this.#backup());
     }
+  }
+
+  #tidy(): void {
+    const tidied = this.#evictor.tidy(this.#closing.signal).catch((error: unknown) => {
+      // Who needs room says it louder.
+      this.#context.log.debug({ err: error }, 'room could not be made ahead');
+    });
+    void this.#track(tidied);
   }
 
   async #flushAllUses(): Promise<void> {

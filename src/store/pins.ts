@@ -4,6 +4,7 @@ import { Pattern } from '../oci/pattern.ts';
 import { createRepo } from '../oci/repo.ts';
 import { blobMediaType } from '../oci/content.ts';
 import type { Clock } from '../util/clock.ts';
+import type { Logger } from '../util/log.ts';
 import { formatSize } from '../util/units.ts';
 import { footprint, type Catalog } from './catalog.ts';
 
@@ -28,6 +29,7 @@ export class Pins {
   readonly #configured: readonly string[];
   readonly #catalog: Catalog;
   readonly #clock: Clock;
+  readonly #log: Logger;
   readonly #maxBytes: number;
   #patterns: Pattern[] = [];
   #timer: NodeJS.Timeout | undefined;
@@ -35,8 +37,12 @@ export class Pins {
   bytes = 0;
 
   /** Throws `PinError` when what is pinned does not fit under `maxBytes`. */
-  constructor(configured: readonly string[], maxBytes: number, catalog: Catalog, clock: Clock) {
-    this.#configured = configured;
+  constructor(
+    { pins, maxBytes }: { pins: readonly string[]; maxBytes: number },
+    { catalog, clock, log }: { catalog: Catalog; clock: Clock; log: Logger },
+  ) {
+    this.#configured = pins;
+    this.#log = log;
     this.#catalog = catalog;
     this.#clock = clock;
     this.#maxBytes = maxBytes;
@@ -76,7 +82,7 @@ export class Pins {
     const repo = createRepo(registry, name);
     const isMeant = this.#patterns.some((pattern) => pattern.matches(repo, tag));
     if (isMeant || (tag !== undefined && isTagOfSignature(tag))) {
-      this.#timer = setTimeout(() => this.refresh(), refreshAfterMs).unref();
+      this.#timer = setTimeout(() => this.#refreshLater(), refreshAfterMs).unref();
     }
   }
 
@@ -99,6 +105,14 @@ export class Pins {
     );
     this.bytes = bytes;
     return bytes;
+  }
+
+  #refreshLater(): void {
+    try {
+      this.refresh();
+    } catch (error) {
+      this.#log.warn({ err: error }, 'pins could not be looked at anew; it is tried again when a tag moves');
+    }
   }
 
   close(): void {

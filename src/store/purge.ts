@@ -1,8 +1,11 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Digest } from '../oci/digest.ts';
 import type { Pattern } from '../oci/pattern.ts';
 import { createRepo } from '../oci/repo.ts';
 import type { BlobStore } from './blob-store.ts';
 import type { Root } from './catalog.ts';
+
+const rootsAtOnce = 20;
 
 export interface Purged {
   readonly tags: number;
@@ -34,7 +37,12 @@ export async function purge(store: BlobStore, pattern: Pattern, dryRun: boolean)
     victims.add(digest);
     for (const child of catalog.children(digest)) visit(child.digest);
   };
-  for (const { digest } of [...tags, ...linked]) visit(digest);
+  let looked = 0;
+  for (const { digest } of [...tags, ...linked]) {
+    visit(digest);
+    // A running mirror answers in between.
+    if (++looked % rootsAtOnce === 0) await nextTurn();
+  }
   const sizeOf = (digests: Iterable<Digest>): number => {
     let bytes = 0;
     for (const digest of digests) bytes += catalog.blob(digest)?.size ?? 0;

@@ -87,7 +87,7 @@ describe('what leaves', () => {
   test('a cap that was lowered is met behind the first answers', async () => {
     await start({ maxBytes: 20 * MB });
     const blobs = Array.from({ length: 9 }, () => add(2 * MB));
-    for (const blob of blobs) await fill(blob);
+    for (const blob of [...blobs, blobs[8]!]) await fill(blob);
     await mirror.stop();
     mirror.reconfigure({ config: { store: { maxBytes: 9 * MB } } });
     await mirror.start();

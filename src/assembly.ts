@@ -1,0 +1,138 @@
+import type { Config, UpstreamConfig } from './config.ts';
+import { Pool } from './mirror/connections.ts';
+import { Upstreams } from './mirror/upstreams.ts';
+import { Pattern } from './oci/pattern.ts';
+import type { Repo } from './oci/repo.ts';
+import type { AdminContext } from './server/admin.ts';
+import type { BlobStore } from './store/blob-store.ts';
+import type { Catalog } from './store/catalog.ts';
+import { storeOperations } from './store/operations.ts';
+import { Admission } from './upstream/admission.ts';
+import {
+  anonymous,
+  dockerCredentials,
+  fixedCredentials,
+  helperCredentials,
+  type CredentialSource,
+} from './upstream/credentials.ts';
+import { RegistryClient } from './upstream/registry-client.ts';
+import type { Clock } from './util/clock.ts';
+import type { Ledger } from './util/ledger.ts';
+import type { Logger } from './util/log.ts';
+import type { Metrics } from './util/metrics.ts';
+import { Slots } from './util/slots.ts';
+
+/** The parts that the service is put together from, as the configuration says. */
+export interface UpstreamsContext {
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly metrics: Metrics;
+  readonly ledger: Ledger;
+  readonly catalog: Catalog;
+}
+
+export function buildUpstreams(config: Config, context: UpstreamsContext): Upstreams {
+  const { clock, log, metrics, ledger, catalog } = context;
+  const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
+  const upstreams = config.upstreams.map((upstream) => {
+    const { registry, aliases, maxConnections } = upstream;
+    const credentials = credentialsOf(upstream, clock);
+    const savedQuota = (account: string) => catalog.quota(registry, account);
+    const admission = new Admission(
+      { registry, credentials, reserve: config.quota.reserve },
+      { clock, log, metrics, savedQuota },
+    );
+    const client = new RegistryClient(
+      {
+        ...upstream,
+        connectTimeoutMs: connectTimeout,
+        headersTimeoutMs: headersTimeout,
+        idleTimeoutMs: idleTimeout,
+        maxManifestBytes,
+        firstByteTimeoutMs: config.fetch.firstByteTimeout,
+      },
+      { clock, metrics, admission, ledger },
+    );
+    return {
+      aliases,
+      client,
+      pool: new Pool(maxConnections),
+      relaySlots: new Slots(maxConnections),
+      ttlOf: ttlOf(upstream, config.tags),
+    };
+  });
+  return new Upstreams(upstreams, config.defaultUpstream);
+}
+
+/** What metrics show of them. */
+export function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void {
+  const accounts = upstreams.all.flatMap(({ registry, admission }) =>
+    admission.accounts.map((account) => ({ registry, account })),
+  );
+  const counted = () => accounts.filter(({ account }) => account.quota.limit !== undefined);
+  type Series = [registry: string, account: string, value: number][];
+  metrics.accountsAside.read = (): Series =>
+    accounts.map(({ registry, account }) => [registry, account.name, account.aside ? 1 : 0]);
+  metrics.quotaLimit.read = (): Series =>
+    counted().map(({ registry, account }) => [registry, account.name, account.quota.limit ?? 0]);
+  metrics.quotaRemaining.read = (): Series =>
+    counted().map(({ registry, account }) => [registry, account.name, account.quota.remaining ?? 0]);
+  metrics.quotaResetSeconds.read = (): Series =>
+    counted().map(({ registry, account }) => [registry, account.name, (account.quota.backInMs ?? 0) / 1000]);
+  metrics.quotaExhaustionSeconds.read = (): Series =>
+    counted().map(({ registry, account }) => [registry, account.name, account.quota.exhaustedInMs / 1000]);
+  metrics.hostsShut.read = () =>
+    upstreams.all.flatMap(({ registry, shut }): [string, 'registry' | 'other', number][] => [
+      [registry, 'registry', shut.own],
+      [registry, 'other', shut.others],
+    ]);
+}
+
+/** What operators may ask of a running mirror. */
+export function adminOf(config: Config, store: BlobStore): Omit<AdminContext, 'metrics' | 'isDraining'> {
+  const { adminToken, adminListen, upstreams } = config;
+  const registries = upstreams.map(({ registry }) => registry);
+  const operations = storeOperations(store, registries);
+  const text = (value: unknown): string => (typeof value === 'string' ? value : '');
+  return {
+    trouble: () => store.health.trouble,
+    isLoopback: isLoopback(adminListen?.host ?? ''),
+    token: async () =>
+      adminToken === undefined ? undefined : (await fixedCredentials('admin', adminToken).login())?.password,
+    operations: {
+      pins: () => operations.pins(),
+      pin: ({ pattern }) => operations.pin(text(pattern)),
+      unpin: ({ pattern }) => operations.unpin(text(pattern)),
+      purge: ({ pattern, dryRun }) => operations.purge(text(pattern), dryRun === true),
+      quarantine: ({ digests }) => operations.quarantine(Array.isArray(digests) ? digests.map(String) : []),
+      import: ({ directory, registry }) => operations.import(text(directory), text(registry)),
+    },
+  };
+}
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || /^127\./.test(host);
+}
+
+/** The accounts that an upstream's configuration names, in its order. */
+function credentialsOf(upstream: UpstreamConfig, clock: Clock): CredentialSource[] {
+  const { registry, accounts, dockerConfig, credentialHelper } = upstream;
+  return [
+    ...accounts.map((each) =>
+      'username' in each ? fixedCredentials(each.username, each.password) : anonymous,
+    ),
+    ...(dockerConfig === undefined ? [] : [dockerCredentials(dockerConfig, registry, clock)]),
+    ...(credentialHelper === undefined ? [] : [helperCredentials(credentialHelper, registry, clock)]),
+  ];
+}
+
+/** The first rule that matches, else the upstream's own key, else the general one. */
+function ttlOf({ tags }: UpstreamConfig, general: Config['tags']): (repo: Repo, tag: string) => number {
+  const base = tags.ttl ?? general.ttl;
+  const rules = general.rules.flatMap(({ match, ttl }) => {
+    const pattern = Pattern.parse(match);
+    return pattern ? [{ pattern, ttl }] : [];
+  });
+  if (rules.length === 0) return () => base;
+  return (repo, tag) => rules.find(({ pattern }) => pattern.matches(repo, tag))?.ttl ?? base;
+}
