@@ -91,14 +91,14 @@ export function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void 
 /** What operators may ask of a running mirror. */
 export function adminOf(config: Config, store: BlobStore): Omit<AdminContext, 'metrics' | 'isDraining'> {
   const { adminToken, adminListen, upstreams } = config;
+  const credentials = adminToken === undefined ? undefined : fixedCredentials('admin', adminToken);
   const registries = upstreams.map(({ registry }) => registry);
   const operations = storeOperations(store, registries);
   const text = (value: unknown): string => (typeof value === 'string' ? value : '');
   return {
-    trouble: () => store.health.trouble,
+    trouble: () => store.trouble,
     isLoopback: isLoopback(adminListen?.host ?? ''),
-    token: async () =>
-      adminToken === undefined ? undefined : (await fixedCredentials('admin', adminToken).login())?.password,
+    token: async () => (await credentials?.login())?.password,
     operations: {
       pins: () => operations.pins(),
       pin: ({ pattern }) => operations.pin(text(pattern)),

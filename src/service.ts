@@ -123,6 +123,8 @@ export class Service {
         onOutcome: (bytes, used) => metrics.prefetchedBytes.add(bytes, used ? 'yes' : 'no'),
       });
     }
+    const tags = new Tags(store.catalog, clock, log.events, (digest) => store.describe(digest) !== undefined);
+    store.onTagChanged = (registry, repo, tag) => tags.forget(`${registry}/${repo}:${tag}`);
     this.#mirror = new Mirror(
       { firstByteTimeoutMs, tags: policy },
       {
@@ -130,7 +132,7 @@ export class Service {
         store,
         access,
         fills: this.#fills,
-        tags: new Tags(store.catalog, clock, log.events, (digest) => store.describe(digest) !== undefined),
+        tags,
         upstreams: this.#upstreams,
         prefetch: this.#prefetch,
       },
@@ -268,7 +270,7 @@ export class Service {
     metrics.fillsActive.read = () => this.#fills.active;
     metrics.fillBytesPending.read = () => this.#store.pendingBytes;
     metrics.storeBytes.read = () => this.#store.bytes;
-    metrics.storeWritable.read = () => (this.#store.health.trouble === undefined ? 1 : 0);
+    metrics.storeWritable.read = () => (this.#store.trouble === undefined ? 1 : 0);
     metrics.storePinnedBytes.read = () => this.#store.pins.bytes;
     metrics.storeLimitBytes.read = () => this.#config.store.maxBytes;
   }

@@ -1,3 +1,5 @@
+import { existsSync } from 'node:fs';
+import { resolve } from 'node:path';
 import type { Command, Option } from 'commander';
 import pino from 'pino';
 import { request } from 'undici';
@@ -6,7 +8,7 @@ import { Pattern } from './oci/pattern.ts';
 import { BlobStore } from './store/blob-store.ts';
 import { findDamage } from './store/check.ts';
 import { Inventory, type StoredBlob } from './store/inventory.ts';
-import { blobPath } from './store/layout.ts';
+import { blobPath, blobsPath } from './store/layout.ts';
 import { LockedError } from './store/lock.ts';
 import { OperationError, storeOperations, type StoreOperations } from './store/operations.ts';
 import { rebuildCatalog } from './store/rebuild.ts';
@@ -31,6 +33,8 @@ export function addStoreCommands(
   configOption: () => Option,
   readConfig: (file: string | undefined) => Config | undefined,
 ): void {
+  // Whoever reads our output may have enough of it.
+  process.stdout.on('error', () => process.exit(0));
   const store = program.command('store').description('look at what is stored, pin it, check it, purge it');
   const command = (usage: string, description: string): Command =>
     store.command(usage).description(description).addOption(configOption()).option('--json', 'for programs');
@@ -172,6 +176,7 @@ export function addStoreCommands(
 
   command('rebuild', 'make a new catalog from its backup and the files, with the mirror stopped').action(
     withConfig(async (config, { json }: Output) => {
+      mustExist(config.store.path);
       const rebuilt = await rebuildCatalog(config.store.path, Date.now());
       if (json) print(rebuilt);
       else {
@@ -190,7 +195,7 @@ export function addStoreCommands(
       withConfig(async (config, directory: string, { json, registry }: Output & { registry?: string }) => {
         const imported = await withOperations(
           config,
-          (operations) => operations.import(directory, registry ?? config.defaultUpstream),
+          (operations) => operations.import(resolve(directory), registry ?? config.defaultUpstream),
           true,
         );
         if (json) print(imported);
@@ -262,6 +267,7 @@ async function withOperations<T>(
   needsRoom = false,
 ): Promise<T> {
   const { maxIdle, ...rest } = config.store;
+  mustExist(rest.path);
   const maxBytes = needsRoom ? rest.maxBytes : Infinity;
   const options = { ...rest, maxBytes, maxIdleMs: maxIdle, scrubEveryMs: 0 };
   const log = pino({ level: 'warn' }, pino.destination(2));
@@ -323,6 +329,11 @@ function runningMirror({ adminListen, adminToken }: Config): StoreOperations {
     quarantine: (digests) => call('quarantine', { digests }),
     import: (directory, registry) => call('import', { directory, registry }),
   };
+}
+
+/** A mistyped path must not become a new store. */
+function mustExist(path: string): void {
+  if (!existsSync(blobsPath(path))) throw new Error(`${path}: there is no store; check store.path`);
 }
 
 function parsePattern(text: string): Pattern {

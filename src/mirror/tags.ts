@@ -41,8 +41,13 @@ export class Tags {
     const previous = isNews ? before.digest : (before?.previous ?? null);
     const row = { digest, size, mediaType, checkedAt: this.#clock.now(), previous };
     this.#rows.set(`${repo.key}:${tag}`, row);
-    this.#write(repo, tag, () => this.#catalog.setTag(repo, tag, row));
+    this.#write(repo, tag, () => this.#catalog.setTag(repo, tag, row, before?.digest !== digest));
     return row;
+  }
+
+  /** Somebody else has changed it in the catalog. */
+  forget(key: string): void {
+    this.#rows.delete(key);
   }
 
   remove(repo: Repo, tag: string): void {

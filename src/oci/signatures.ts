@@ -1,4 +1,4 @@
-import { algorithmOf, hexOf, type Digest } from './digest.ts';
+import { algorithmOf, hexOf, isDigest, type Digest } from './digest.ts';
 
 const endings = ['', '.sig', '.att', '.sbom'];
 
@@ -8,6 +8,9 @@ export function signatureTags(digest: Digest): string[] {
   return endings.map((ending) => base + ending);
 }
 
-export function isTagOfSignature(tag: string): boolean {
-  return /^sha(?:256|512)-[0-9a-f]{64}(?:\.(?:sig|att|sbom))?$/.test(tag);
+/** What such a tag belongs to. */
+export function subjectOf(tag: string): Digest | undefined {
+  const [, algorithm, hex] = /^(sha256|sha512)-([0-9a-f]{64})(?:\.(?:sig|att|sbom))?$/.exec(tag) ?? [];
+  const digest = `${algorithm ?? ''}:${hex ?? ''}`;
+  return isDigest(digest) ? digest : undefined;
 }

@@ -41,7 +41,8 @@ export function createAdminApp(context: AdminContext): Express {
   });
   // A browser sends JSON to another origin only after asking, and is never told that it may.
   app.post('/api/:operation', authorise(context), express.json({ limit: '8mb' }), async (req, res) => {
-    const operation = operations[String(req.params['operation'])];
+    const name = String(req.params['operation']);
+    const operation = Object.hasOwn(operations, name) ? operations[name] : undefined;
     const args: unknown = req.body;
     if (!operation) res.status(404).json({ error: 'no such operation' });
     else if (typeof args !== 'object' || args === null)
@@ -50,10 +51,9 @@ export function createAdminApp(context: AdminContext): Express {
       try {
         res.json(await operation(args as Record<string, unknown>));
       } catch (error) {
-        const { name, message } = error as Error;
-        res
-          .status(name === 'OperationError' ? 409 : 500)
-          .json({ error: name === 'OperationError' ? message : 'internal error' });
+        const { name: kind, message } = error as Error;
+        const isTold = kind === 'OperationError';
+        res.status(isTold ? 409 : 500).json({ error: isTold ? message : 'internal error' });
       }
     }
   });
@@ -63,7 +63,13 @@ export function createAdminApp(context: AdminContext): Express {
 
 function authorise({ isLoopback, token }: AdminContext): RequestHandler {
   return async (req, res, next) => {
-    const wanted = await token().catch(() => undefined);
+    let wanted: string | undefined;
+    try {
+      wanted = await token();
+    } catch {
+      res.status(503).json({ error: 'the adminToken cannot be read' });
+      return;
+    }
     const given = /^Bearer (.+)$/.exec(req.headers.authorization ?? '')?.[1];
     // A page in a browser of this machine may have a name of its own that leads here.
     const isOurs = isLoopback && /^(?:localhost|127\.[\d.]+|\[::1\])(?::\d+)?$/.test(req.headers.host ?? '');

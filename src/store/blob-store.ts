@@ -12,7 +12,7 @@ import type { Logger } from '../util/log.ts';
 import { Slots } from '../util/slots.ts';
 import { WorkerThread } from '../util/worker.ts';
 import { Buffers } from './buffers.ts';
-import { Catalog } from './catalog.ts';
+import { Catalog, explain } from './catalog.ts';
 import { Evictor, type EvictionReason, type EvictorOptions, type Reservation } from './evictor.ts';
 import { Health } from './health.ts';
 import { Ingest } from './ingest.ts';
@@ -29,6 +29,7 @@ import { lockDirectory } from './lock.ts';
 import { Partials } from './partials.ts';
 import { Pins } from './pins.ts';
 import { Quarantine } from './quarantine.ts';
+import { filesOf } from './rebuild.ts';
 import { reconcile } from './recovery.ts';
 import { Scrubber } from './scrubber.ts';
 import { MemoryContent, SharedFile, SmallContent, StoredContent, type Held } from './stored-content.ts';
@@ -74,6 +75,8 @@ export class BlobStore {
   readonly health: Health;
   readonly verifier = new Verifier();
   readonly #root: string;
+  /** Is told of tags that were changed past whoever remembers them. */
+  onTagChanged: (registry: string, repo: string, tag: string) => void = () => undefined;
   readonly #context: StoreContext;
   readonly #evictor: Evictor;
   readonly #unlock: () => void;
@@ -89,7 +92,7 @@ export class BlobStore {
   readonly #settling = new Map<Digest, Held>();
   readonly #leases = new Map<Digest, SharedFile>();
   readonly #deleting = new Map<Digest, Promise<void>>();
-  /** Gone, though the catalog could not be told yet. */
+  /** Going, or gone though the catalog could not be told: whatever it says, it is not here. */
   readonly #lost = new Set<Digest>();
   readonly #ingests = new Set<Ingest>();
   readonly #partials: Partials;
@@ -110,12 +113,14 @@ export class BlobStore {
     const unlock = lockDirectory(lockPath(options.path));
     try {
       await mkdir(ingestPath(options.path), { recursive: true });
-      const store = new BlobStore(options, context, unlock);
+      await warnOfNetwork(options.path, context.log);
+      await refuseToBeginAnew(options.path);
+      const lockedFile = (await stat(lockPath(options.path))).ino;
+      const store = new BlobStore(options, { ...context, lockedFile }, unlock);
       store.#backedUpAt = await stat(backupPath(options.path)).then(
         ({ mtimeMs }) => mtimeMs,
         () => 0,
       );
-      await warnOfNetwork(options.path, context.log);
       const reserve = (): Reservation => store.#evictor.reservation();
       await Promise.all([store.#partials.load(reserve), store.#quarantine.load(reserve)]).catch(
         async (error: unknown) => {
@@ -127,11 +132,15 @@ export class BlobStore {
       return store;
     } catch (error) {
       unlock();
-      throw error;
+      throw explain(error, catalogPath(options.path));
     }
   }
 
-  private constructor(options: StoreOptions, context: StoreContext, unlock: () => void) {
+  private constructor(
+    options: StoreOptions,
+    context: StoreContext & { lockedFile: number },
+    unlock: () => void,
+  ) {
     this.#root = options.path;
     this.#context = context;
     this.#unlock = unlock;
@@ -143,9 +152,10 @@ export class BlobStore {
       throw error;
     }
     this.catalog.onChange = (registry, repo, tag) => this.pins.changed(registry, repo, tag);
-    this.health = new Health(ingestPath(this.#root), context.log);
+    this.health = new Health(this.#root, context.lockedFile, context.log);
     this.#partials = new Partials(ingestPath(this.#root), { ...context, catalog: this.catalog });
     this.#quarantine = new Quarantine(quarantinePath(this.#root));
+    const { pins } = this;
     const partials = this.#partials;
     const quarantine = this.#quarantine;
     this.#evictor = new Evictor(
@@ -160,16 +170,21 @@ export class BlobStore {
           return this.catalog.leastWorthy(count, after);
         },
         idle: (count) => {
-          this.#flushUses();
+          while (this.#flushUses());
           const before = context.clock.now() - options.maxIdleMs;
-          return this.catalog.idleSince(before, count);
+          return this.catalog.idleSince(before, count).filter(({ digest }) => !this.#lost.has(digest));
         },
-        isLeased: (digest) => this.#isLeased(digest),
+        mayLeave: (digest) => this.#mayLeave(digest),
         dropPartial: async () => (await quarantine.dropOldest()) || partials.dropOldest(),
         evict: async (victim, reason) => {
+          const isGone = await this.#delete(victim);
+          if (!isGone) return false;
           this.#context.onEvicted(reason);
           if (reason !== 'idle') this.catalog.evicted(victim);
-          await this.#delete(victim);
+          return true;
+        },
+        get pinnedBytes() {
+          return pins.bytes;
         },
         freeBytes: async () => {
           const { bavail, bsize } = await statfs(this.#root);
@@ -308,10 +323,25 @@ export class BlobStore {
     const row = this.catalog.blob(digest);
     if (!row) return;
     const { log, onDamaged } = this.#context;
-    const pinnedFor = this.catalog.isPinned(digest) ? this.catalog.repoOf(digest) : undefined;
+    const pinnedFor = this.#pinnedFor(digest);
     log.error({ digest, size: row.size, why }, 'a stored blob is damaged: it will be fetched again');
-    await this.#delete(row, (path) => this.#quarantine.take(path, () => this.#evictor.reservation()));
+    await this.#delete(row, async (path) => {
+      try {
+        await this.#quarantine.take(path, () => this.#evictor.reservation());
+      } catch {
+        await unlink(path);
+      }
+    });
     onDamaged({ digest, mediaType: row.mediaType, pinnedFor });
+  }
+
+  #pinnedFor(digest: Digest): Damaged['pinnedFor'] {
+    try {
+      return this.catalog.isPinned(digest) ? this.catalog.reposOf(digest)[0] : undefined;
+    } catch {
+      // Damage must go, whatever else is wrong.
+      return undefined;
+    }
   }
 
   /** Puts blobs out, except what is in use or pinned. Resolves to those that went. */
@@ -319,29 +349,35 @@ export class BlobStore {
     const removed: Digest[] = [];
     for (const digest of digests) {
       const row = this.#row(digest);
-      if (!row || this.#isLeased(digest) || this.catalog.isPinned(digest)) continue;
-      await this.#delete(row);
-      removed.push(digest);
+      if (!row || !this.#mayLeave(digest)) continue;
+      if (await this.#delete(row)) removed.push(digest);
     }
     return removed;
   }
 
-  /** Takes a verified file over, which is then at `path` no more. Resolves to whether it is new. */
-  async adopt(path: string, descriptor: Descriptor, children: readonly Child[]): Promise<boolean> {
-    const reservation = this.#evictor.reservation();
-    try {
-      await reservation.growTo(descriptor.size);
-      const isNew = await this.#publish(path, descriptor, children);
-      if (isNew) reservation.keep(descriptor.size);
-      return isNew;
-    } finally {
-      reservation.release();
-    }
-  }
-
-  /** A file of the store's own, for what comes from elsewhere. */
-  temporaryPath(digest: Digest): string {
-    return this.#newPath(digest);
+  /**
+   * Takes over a file from elsewhere. `bring` puts it at a path of ours, once there is room for it, verifies it, and says what
+   * it is.
+   */
+  adopt(
+    digest: Digest,
+    size: number,
+    bring: (path: string) => Promise<{ mediaType: string; children: readonly Child[] }>,
+  ): Promise<void> {
+    const work = async (): Promise<void> => {
+      this.#closing.signal.throwIfAborted();
+      const reservation = this.#evictor.reservation();
+      const path = this.#newPath(digest);
+      try {
+        await reservation.growTo(size);
+        const { mediaType, children } = await bring(path);
+        if (await this.#publish(path, { digest, size, mediaType }, children)) reservation.keep(size);
+      } finally {
+        await unlink(path).catch(() => undefined);
+        reservation.release();
+      }
+    };
+    return this.#track(work());
   }
 
   /** Mends what a crash has left behind; `signal` ends it early. */
@@ -401,8 +437,8 @@ export class BlobStore {
       onIdle: () => this.#endLease(digest, file),
       // Later leases must not share the file that was found wanting.
       onDamaged: () => {
-        this.#endLease(digest, file);
-        this.#damaged(row);
+        // What it was replaced by since may be all right.
+        if (this.#leases.get(digest) === file) this.#damaged(row);
       },
     });
     this.#leases.set(digest, file);
@@ -413,6 +449,11 @@ export class BlobStore {
     if (this.#leases.get(digest) === file) this.#leases.delete(digest);
   }
 
+  /** Asked in the tick in which it is to go. */
+  #mayLeave(digest: Digest): boolean {
+    return this.#row(digest) !== undefined && !this.#isLeased(digest) && !this.catalog.isPinned(digest);
+  }
+
   #isLeased(digest: Digest): boolean {
     if (this.#leases.has(digest)) return true;
     for (const ingest of this.#ingests) if (ingest.digest === digest) return true;
@@ -421,7 +462,7 @@ export class BlobStore {
 
   async #persist(held: Held): Promise<void> {
     const { digest, size, bytes } = held;
-    const row = this.catalog.blob(digest);
+    const row = this.#row(digest);
     if (row) {
       this.catalog.addBlob(held, held.children, this.#context.clock.now());
       return;
@@ -452,9 +493,10 @@ export class BlobStore {
         await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
         this.#dirty = true;
         const isNew = this.catalog.addBlob(descriptor, children, this.#context.clock.now());
-        if (this.pins.covers(digest)) this.catalog.setPinned([digest], []);
-        this.#lost.delete(digest);
-        return isNew;
+        // A row that could not be removed has its blob again.
+        const wasLost = this.#lost.delete(digest);
+        this.pins.stored(digest);
+        return isNew || wasLost;
       } catch (error) {
         // Without a row the file would be on nobody's account.
         if (!this.catalog.blob(digest)) await unlink(this.pathOf(digest)).catch(() => undefined);
@@ -464,32 +506,49 @@ export class BlobStore {
     return this.#track(work());
   }
 
-  /** The row goes first: from then on nobody finds the blob, and the file follows. */
+  /** From this tick on nobody finds the blob; its file goes, and then its row. Resolves to whether it could be done. */
   #delete(
     { digest, size }: Pick<Descriptor, 'digest' | 'size'>,
     dispose: (path: string) => Promise<void> = unlink,
-  ): Promise<void> {
-    const { log } = this.#context;
-    let wasThere = false;
+  ): Promise<boolean> {
+    if (!this.#row(digest)) return Promise.resolve(false);
+    this.#lost.add(digest);
     try {
-      wasThere = this.catalog.removeBlob(digest);
+      // Now: it may be fetched again, and linked, before it is gone.
+      this.catalog.removeLinksTo(digest);
     } catch (error) {
-      // On a full disk the file has to go before a row can.
-      log.warn({ err: error, digest }, 'the catalog could not forget a blob');
-      this.#lost.add(digest);
+      this.#context.log.warn({ err: error, digest }, 'the links of a blob could not be removed');
     }
+    // Who leases it from now on gets what is stored from now on.
+    this.#leases.delete(digest);
     this.#memory.delete(digest);
     this.#dirty = true;
-    const gone = dispose(this.pathOf(digest))
-      .catch((error: unknown) => {
-        if (errorCode(error) !== 'ENOENT') log.warn({ err: error, digest }, 'cannot delete a blob');
-      })
-      .finally(() => {
-        if (this.#deleting.get(digest) === gone) this.#deleting.delete(digest);
-        if (wasThere) this.#evictor.removed(size);
-      });
-    this.#deleting.set(digest, gone);
-    return this.#track(gone);
+    const work = async (): Promise<boolean> => {
+      try {
+        await dispose(this.pathOf(digest));
+      } catch (error) {
+        if (errorCode(error) !== 'ENOENT') {
+          // Where nothing can be deleted it is still there.
+          this.#lost.delete(digest);
+          this.health.failed(error);
+          return false;
+        }
+      }
+      try {
+        this.catalog.removeBlob(digest);
+        this.#lost.delete(digest);
+      } catch (error) {
+        this.#context.log.warn({ err: error, digest }, 'the catalog could not forget a blob');
+      }
+      this.#evictor.removed(size);
+      return true;
+    };
+    const done = work();
+    const deleting = done.then(() => {
+      if (this.#deleting.get(digest) === deleting) this.#deleting.delete(digest);
+    });
+    this.#deleting.set(digest, deleting);
+    return this.#track(done);
   }
 
   #damaged({ digest }: Descriptor): void {
@@ -526,7 +585,15 @@ export class BlobStore {
     }
   }
 
+  /** Why what is pulled cannot be stored; undefined: it can. */
+  get trouble(): string | undefined {
+    const isShort = 'the file system has less free space than store.minFreeBytes';
+    return this.health.trouble ?? (this.#evictor.isShort ? isShort : undefined);
+  }
+
   #tidy(): void {
+    // Nothing goes for want of room on a disk that takes nothing.
+    if (this.health.trouble !== undefined) return;
     const tidied = this.#evictor.tidy(this.#closing.signal).catch((error: unknown) => {
       // Who needs room says it louder.
       this.#context.log.debug({ err: error }, 'room could not be made ahead');
@@ -551,6 +618,18 @@ export class BlobStore {
       this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
     });
   }
+}
+
+/** A catalog that is gone beside blobs that are there would be taken for one that knows of none. */
+async function refuseToBeginAnew(root: string): Promise<void> {
+  const size = await stat(catalogPath(root)).then(
+    (entry) => entry.size,
+    () => 0,
+  );
+  if (size > 0 || (await filesOf(root).next()).done) return;
+  throw new Error(
+    `${catalogPath(root)} is missing or empty, though there are blobs: "layercache store rebuild" makes a new one from its backup and the files`,
+  );
 }
 
 /** By the types that Linux gives them (statfs(2)). */

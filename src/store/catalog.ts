@@ -76,7 +76,7 @@ export class Catalog implements LedgerStore {
   /** The priority of what has left last: what comes now starts above it. */
   #inflation: number;
   readonly #statements: ReturnType<typeof prepareStatements>;
-  /** Is told of every tag that is set or removed. */
+  /** Is told of every tag that points elsewhere from now on. */
   onChange: (registry: string, repo: string, tag: string) => void = () => undefined;
 
   /** Throws when it is damaged, in use by something else, or a newer program's. */
@@ -97,6 +97,8 @@ export class Catalog implements LedgerStore {
       this.#db.close();
       throw explain(error, file);
     }
+    // It is waited for by everybody: what another program has locked for longer is written later.
+    this.#db.pragma('busy_timeout = 50');
     this.#statements = prepareStatements(this.#db);
     // What is left is worth at least what has left.
     this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
@@ -129,18 +131,19 @@ export class Catalog implements LedgerStore {
     })();
   }
 
-  /**
-   * Forgets a blob and all that hangs on it; tags that name it stay, and find it again when it is fetched again. Returns
-   * whether it was there.
-   */
-  removeBlob(digest: Digest): boolean {
-    const { removeBlob, removeChildren, removeLinks } = this.#statements;
+  /** Forgets a blob; tags that name it stay, and find it again when it is fetched again. */
+  removeBlob(digest: Digest): void {
+    const { removeBlob, removeChildren } = this.#statements;
     this.#used.delete(digest);
-    return this.#db.transaction(() => {
+    this.#db.transaction(() => {
       removeChildren.run(digest);
-      removeLinks.run(digest);
-      return removeBlob.run(digest).changes === 1;
+      removeBlob.run(digest);
     })();
+  }
+
+  /** Nobody has it any more; whoever gets it anew is linked anew. */
+  removeLinksTo(digest: Digest): void {
+    this.#statements.removeLinks.run(digest);
   }
 
   used(digest: Digest, now: number): void {
@@ -237,8 +240,9 @@ export class Catalog implements LedgerStore {
     return this.#statements.tag.get(repo.registry, repo.name, tag);
   }
 
-  setTag(repo: Repo, tag: string, row: TagRow): void {
-    this.onChange(repo.registry, repo.name, tag);
+  /** `isMoved`: it has not pointed there before. */
+  setTag(repo: Repo, tag: string, row: TagRow, isMoved: boolean): void {
+    if (isMoved) this.onChange(repo.registry, repo.name, tag);
     const { digest, size, mediaType, checkedAt, previous } = row;
     this.#statements.setTag.run(repo.registry, repo.name, tag, digest, size, mediaType, checkedAt, previous);
   }
@@ -276,9 +280,9 @@ export class Catalog implements LedgerStore {
     return this.#statements.blobsAfter.all(digest, count);
   }
 
-  /** A repo that it belongs to. */
-  repoOf(digest: Digest): { registry: string; repo: string } | undefined {
-    return this.#statements.repoOf.get(digest);
+  /** The repos that it belongs to. */
+  reposOf(digest: Digest): { registry: string; repo: string }[] {
+    return this.#statements.reposOf.all(digest);
   }
 
   isPinned(digest: Digest): boolean {
@@ -295,8 +299,9 @@ export class Catalog implements LedgerStore {
     return this.#statements.taggedAs.all(digest, '*');
   }
 
-  removeLinks(registry: string, repo: string): void {
-    this.#statements.removeRepoLinks.run(registry, repo);
+  /** All blobs of repos that match a GLOB over `registry/repo`. */
+  blobsOf(glob: string): Root[] {
+    return this.#statements.blobsOf.all(glob).map((row) => ({ ...row, tag: undefined }));
   }
 
   /** Patterns that were pinned while it ran. */
@@ -366,14 +371,18 @@ export class Catalog implements LedgerStore {
 }
 
 /** What an operator can do about it. */
-function explain(error: unknown, file: string): unknown {
+export function explain(error: unknown, file: string): unknown {
   const code = errorCode(error) ?? '';
   const remedy =
     code === 'SQLITE_NOTADB' || code.startsWith('SQLITE_CORRUPT')
       ? 'it is damaged: "layercache store rebuild" makes a new one from its backup and the files'
       : code.startsWith('SQLITE_BUSY')
         ? 'another program has it locked: end that one'
-        : undefined;
+        : code === 'SQLITE_FULL' || code.startsWith('SQLITE_IOERR')
+          ? 'the disk is full or cannot be written: make some room, the files under ingest/ and quarantine/ may go'
+          : code === 'SQLITE_READONLY' || code.startsWith('SQLITE_CANTOPEN')
+            ? 'it cannot be written: give this user the directory'
+            : undefined;
   if (remedy === undefined) return error;
   return new Error(`${file} cannot be used (${code}): ${remedy}`, { cause: error });
 }
@@ -426,7 +435,10 @@ function prepareStatements(db: Database.Database) {
     link: db.prepare<[Digest, string, string], { confirmedAt: number }>(
       'SELECT confirmed_at AS confirmedAt FROM links WHERE digest = ? AND registry = ? AND repo = ?',
     ),
-    addLink: db.prepare('INSERT OR REPLACE INTO links VALUES (?, ?, ?, ?)'),
+    addLink: db.prepare(
+      `INSERT INTO links VALUES (?, ?, ?, ?)
+       ON CONFLICT DO UPDATE SET confirmed_at = max(confirmed_at, excluded.confirmed_at)`,
+    ),
     removeLink: db.prepare('DELETE FROM links WHERE digest = ? AND registry = ? AND repo = ?'),
     removeLinks: db.prepare<[Digest]>('DELETE FROM links WHERE digest = ?'),
     tag: db.prepare<[string, string, string], TagRow>(
@@ -440,14 +452,16 @@ function prepareStatements(db: Database.Database) {
     blobsAfter: db.prepare<[string, number], Descriptor>(
       'SELECT digest, size, media_type AS mediaType FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?',
     ),
-    repoOf: db.prepare<[Digest], { registry: string; repo: string }>(
-      `SELECT registry, repo FROM links WHERE digest = ? AND repo <> '' LIMIT 1`,
+    reposOf: db.prepare<[Digest], { registry: string; repo: string }>(
+      `SELECT registry, repo FROM links WHERE digest = ? AND repo <> ''`,
     ),
     isPinned: db.prepare<[Digest], object>('SELECT 1 FROM blobs WHERE digest = ? AND pinned = 1'),
     parents: db.prepare<[Digest], { parent: Digest }>(
       'SELECT parent FROM children JOIN blobs ON blobs.digest = children.parent WHERE children.digest = ?',
     ),
-    removeRepoLinks: db.prepare<[string, string]>('DELETE FROM links WHERE registry = ? AND repo = ?'),
+    blobsOf: db.prepare<[string], Omit<Root, 'tag'>>(
+      `SELECT registry, repo, digest FROM links WHERE repo <> '' AND registry || '/' || repo GLOB ?`,
+    ),
     pins: db.prepare<[], { pattern: string }>('SELECT pattern FROM pins ORDER BY pattern'),
     addPin: db.prepare('INSERT OR IGNORE INTO pins VALUES (?, ?)'),
     removePin: db.prepare<[string]>('DELETE FROM pins WHERE pattern = ?'),

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { open } from 'node:fs/promises';
+import { open, stat } from 'node:fs/promises';
 import { algorithmOf, hexOf, type Digest } from '../oci/digest.ts';
 import { errorCode } from '../util/errors.ts';
 
@@ -23,15 +23,18 @@ export async function findDamage(
   }
   try {
     const hash = createHash(algorithmOf(digest));
-    const buffer = Buffer.allocUnsafe(stepBytes);
+    const buffer = Buffer.allocUnsafe(Math.min(stepBytes, size + 1));
     let length = 0;
     for (;;) {
-      const { bytesRead } = await handle.read(buffer, 0, stepBytes, length);
+      const { bytesRead } = await handle.read(buffer, 0, buffer.length, length);
       if (bytesRead === 0) break;
       hash.update(buffer.subarray(0, bytesRead));
       length += bytesRead;
       await pace(bytesRead);
     }
+    // It may have been replaced while it was read.
+    const now = await stat(path).catch(() => undefined);
+    if (now?.ino !== (await handle.stat()).ino) return undefined;
     if (length !== size) return `its file has ${length} bytes, expected ${size}`;
     return hash.digest('hex') === hexOf(digest) ? undefined : 'its bytes do not hash to it';
   } catch (error) {

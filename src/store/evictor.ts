@@ -17,13 +17,16 @@ export interface Evictable {
   leastWorthy(count: number, after: Victim | undefined): Victim[];
   /** What nobody has asked for since `maxIdleMs`. */
   idle(count: number): Victim[];
-  isLeased(digest: Digest): boolean;
+  /** It is held, and neither in use nor pinned. */
+  mayLeave(digest: Digest): boolean;
+  /** Bytes that are pinned. */
+  readonly pinnedBytes: number;
   /** What unfinished fills have left that nobody works on. */
   readonly partialBytes: number;
   /** Drops what an unfinished fill has left, if there is such: it goes first. Resolves to whether there was. */
   dropPartial(): Promise<boolean>;
-  /** Resolves when the bytes are free again, and have been told to `removed`. */
-  evict(victim: Victim, reason: EvictionReason): Promise<void>;
+  /** Resolves, when the bytes are free again and have been told to `removed`, to whether that could be done. */
+  evict(victim: Victim, reason: EvictionReason): Promise<boolean>;
   freeBytes(): Promise<number>;
 }
 
@@ -101,6 +104,8 @@ export class Evictor {
   #stored: number;
   #line: Promise<unknown> = Promise.resolve();
   #tidying: Promise<void> | undefined;
+  /** There is less free space than there should be, and nothing that could be put out. */
+  isShort = false;
 
   constructor(options: EvictorOptions, store: Evictable, stored: number) {
     this.#options = options;
@@ -182,7 +187,7 @@ export class Evictor {
         );
       }
       if (!(await this.#evictOne(scan, lack.reason))) {
-        throw full(bytes, 'everything that is stored is in use or pinned');
+        throw full(bytes, 'what is stored is in use or pinned, or cannot be deleted');
       }
     }
   }
@@ -195,28 +200,34 @@ export class Evictor {
     const { maxBytes, minFreeBytes } = this.#options;
     const free = (await this.#store.freeBytes()) - this.#sum((reservation) => reservation.unwritten);
     const partial = this.#store.partialBytes;
+    const evictable = Math.max(0, this.#stored - this.#store.pinnedBytes) + partial;
     if (this.bytes + underCap > maxBytes) {
-      return { reason: 'max-bytes', isCurable: this.bytes - this.#stored - partial + underCap <= maxBytes };
+      return { reason: 'max-bytes', isCurable: this.bytes - evictable + underCap <= maxBytes };
     }
     if (free - underFree < minFreeBytes) {
-      return { reason: 'min-free', isCurable: free + this.#stored + partial - underFree >= minFreeBytes };
+      this.isShort = free + evictable < minFreeBytes;
+      return { reason: 'min-free', isCurable: free + evictable - underFree >= minFreeBytes };
     }
+    this.isShort = false;
     return undefined;
   }
 
-  /** Resolves to whether there was something to put out. */
+  /** Resolves to whether something went. */
   async #evictOne(scan: Scan, reason: EvictionReason): Promise<boolean> {
     if (await this.#store.dropPartial()) return true;
     const victim = scan.next();
-    if (victim) await this.#store.evict(victim, reason);
-    return victim !== undefined;
+    return victim !== undefined && (await this.#store.evict(victim, reason));
   }
 
   async #evictIdle(): Promise<boolean> {
     const idle = this.#options.maxIdleMs > 0 ? this.#store.idle(idleAtOnce) : [];
-    const victims = idle.filter(({ digest }) => !this.#store.isLeased(digest));
-    for (const victim of victims) await this.#store.evict(victim, 'idle');
-    return victims.length > 0;
+    let went = 0;
+    for (const victim of idle) {
+      if (!this.#store.mayLeave(victim.digest)) continue;
+      if (!(await this.#store.evict(victim, 'idle'))) return false;
+      went += 1;
+    }
+    return went > 0;
   }
 
   #sum(of: (reservation: Reservation) => number): number {
@@ -242,7 +253,7 @@ class Scan {
       const victim = this.#found.shift();
       if (!victim) return undefined;
       this.#last = victim;
-      if (!this.#store.isLeased(victim.digest)) return victim;
+      if (this.#store.mayLeave(victim.digest)) return victim;
     }
   }
 }

@@ -1,17 +1,23 @@
-import { mkdir, unlink, writeFile } from 'node:fs/promises';
+import { mkdir, rename, stat, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { errorCode } from '../util/errors.ts';
 import type { Logger } from '../util/log.ts';
+import { blobsPath, ingestPath, lockPath } from './layout.ts';
+
+/** As much as a manifest takes: an empty file fits on a full disk. */
+const probeBytes = 64 * 1024;
 
 /** Whether the disk takes what is written: said when it changes, and tried until it does again. */
 export class Health {
-  readonly #directory: string;
+  readonly #root: string;
+  readonly #lockedFile: number;
   readonly #log: Logger;
   #trouble: string | undefined;
 
-  /** `directory`: where it is tried. */
-  constructor(directory: string, log: Logger) {
-    this.#directory = directory;
+  /** `lockedFile`: the inode of the lock, which shows whether the directory is still the one that was opened. */
+  constructor(root: string, lockedFile: number, log: Logger) {
+    this.#root = root;
+    this.#lockedFile = lockedFile;
     this.#log = log;
   }
 
@@ -21,26 +27,36 @@ export class Health {
   }
 
   failed(error: unknown): void {
-    const why = `the store cannot be written (${errorCode(error) ?? 'unknown'})`;
+    this.#note(`the store cannot be written (${errorCode(error) ?? 'unknown'})`, error);
+  }
+
+  /** Looks whether the directory is still there, and, while there is trouble, whether it can be written. */
+  async probe(): Promise<void> {
+    const lock = await stat(lockPath(this.#root)).catch(() => undefined);
+    if (lock?.ino !== this.#lockedFile) {
+      this.#note('the data directory was removed or replaced while it was in use: restart layercache');
+      return;
+    }
+    if (this.#trouble === undefined) return;
+    // The way that blobs go.
+    const [from, to] = [join(ingestPath(this.#root), '.probe'), join(blobsPath(this.#root), '.probe')];
+    try {
+      for (const directory of [ingestPath(this.#root), blobsPath(this.#root)])
+        await mkdir(directory).catch(() => undefined);
+      await writeFile(from, Buffer.alloc(probeBytes));
+      await rename(from, to);
+      await unlink(to);
+      this.#trouble = undefined;
+      this.#log.info('the store can be written again');
+    } catch {
+      for (const path of [from, to]) await unlink(path).catch(() => undefined);
+    }
+  }
+
+  #note(why: string, error?: unknown): void {
     if (this.#trouble === undefined) {
       this.#log.error({ err: error }, `${why}: pulls go on past it, and what is missing is not kept`);
     }
     this.#trouble = why;
-  }
-
-  /** Tries to write, while there is trouble. */
-  async probe(): Promise<void> {
-    if (this.#trouble === undefined) return;
-    const file = join(this.#directory, '.probe');
-    try {
-      await mkdir(this.#directory, { recursive: true });
-      // As much as a manifest takes; an empty file fits on a full disk.
-      await writeFile(file, Buffer.alloc(64 * 1024));
-      await unlink(file);
-      this.#trouble = undefined;
-      this.#log.info('the store can be written again');
-    } catch {
-      await unlink(file).catch(() => undefined);
-    }
   }
 }

@@ -1,4 +1,4 @@
-import { copyFile, link, readdir, readFile, stat, unlink } from 'node:fs/promises';
+import { copyFile, link, lstat, readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { blobMediaType } from '../oci/content.ts';
 import { isDigest, type Digest } from '../oci/digest.ts';
@@ -71,20 +71,17 @@ export async function importRegistry(
 /** Resolves to its size, or to undefined when it is here already. */
 async function takeOver(store: BlobStore, digest: Digest, from: string): Promise<number | undefined> {
   if (store.describe(digest)) return undefined;
-  const { size } = await stat(from);
-  const path = store.temporaryPath(digest);
-  try {
+  const entry = await lstat(from);
+  if (!entry.isFile()) throw new Error('it is not a file');
+  const { size } = entry;
+  await store.adopt(digest, size, async (path) => {
     await link(from, path).catch(() => copyFile(from, path));
     const why = await findDamage(path, { digest, size }, () => undefined);
     if (why !== undefined) throw new Error(why);
     const manifest = size <= maxManifestBytes ? recognise(await readFile(path)) : undefined;
-    const mediaType = manifest?.mediaType ?? blobMediaType;
-    await store.adopt(path, { digest, size, mediaType }, manifest?.children ?? []);
-    return size;
-  } catch (error) {
-    await unlink(path).catch(() => undefined);
-    throw error;
-  }
+    return manifest ?? { mediaType: blobMediaType, children: [] };
+  });
+  return size;
 }
 
 /** Links and tags of one repository. Returns how many tags. */
@@ -106,9 +103,10 @@ async function takeNames(store: BlobStore, registry: string, name: string, path:
     const file = join(path, '_manifests/tags', tag, 'current/link');
     const digest = (await readFile(file, 'utf8')).trim();
     const held = isDigest(digest) ? store.describe(digest) : undefined;
-    if (!held || !isTag(tag) || catalog.tag(repo, tag)) continue;
+    if (!held || held.mediaType === blobMediaType || !isTag(tag) || catalog.tag(repo, tag)) continue;
     const checkedAt = Math.floor((await stat(file)).mtimeMs);
-    catalog.setTag(repo, tag, { ...held, checkedAt, previous: null });
+    catalog.setTag(repo, tag, { ...held, checkedAt, previous: null }, true);
+    store.onTagChanged(registry, repo.name, tag);
     tags += 1;
   }
   return tags;

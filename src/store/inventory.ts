@@ -4,6 +4,7 @@ import type { Pattern } from '../oci/pattern.ts';
 import { createRepo } from '../oci/repo.ts';
 import { readIntervals } from './journal.ts';
 import { catalogPath } from './layout.ts';
+import { schemaVersion } from './schema.ts';
 
 /** What one repo has in the store, in bytes on disk. What several repos share counts in each of them. */
 export interface RepoUsage {
@@ -58,6 +59,14 @@ export class Inventory {
   /** Throws when there is no catalog. */
   constructor(path: string) {
     this.#db = new Database(catalogPath(path), { readonly: true, fileMustExist: true });
+    const version = this.#db.pragma('user_version', { simple: true }) as number;
+    if (version === schemaVersion) return;
+    this.#db.close();
+    throw new Error(
+      version < schemaVersion
+        ? 'its catalog is an older one: start the mirror once'
+        : 'a newer layercache wrote it',
+    );
   }
 
   usage(now: number): Usage {

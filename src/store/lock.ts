@@ -13,7 +13,8 @@ export class LockedError extends Error {
 export function lockDirectory(file: string): () => void {
   const db = new Database(file, { timeout: 0 });
   try {
-    db.pragma('journal_mode = DELETE');
+    // Nothing is written, and so nothing needs room on a full disk.
+    db.pragma('journal_mode = MEMORY');
     db.exec('BEGIN EXCLUSIVE');
   } catch (error) {
     db.close();

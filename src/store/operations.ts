@@ -1,6 +1,7 @@
 import { isDigest } from '../oci/digest.ts';
 import { Pattern } from '../oci/pattern.ts';
 import type { BlobStore } from './blob-store.ts';
+import { findDamage } from './check.ts';
 import { importRegistry, type Imported } from './import.ts';
 import { PinError, type Pin } from './pins.ts';
 import { purge, type Purged } from './purge.ts';
@@ -46,8 +47,11 @@ export function storeOperations(store: BlobStore, registries: readonly string[])
     async quarantine(digests) {
       let quarantined = 0;
       for (const digest of digests) {
-        if (!isDigest(digest) || !store.describe(digest)) continue;
-        await store.quarantine(digest, 'found by store verify');
+        const held = isDigest(digest) ? store.describe(digest) : undefined;
+        // It may have been fetched again since it was found.
+        const why = held && (await findDamage(store.pathOf(held.digest), held, () => undefined));
+        if (!held || why === undefined) continue;
+        await store.quarantine(held.digest, why);
         quarantined += 1;
       }
       return { quarantined };

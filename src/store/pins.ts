@@ -1,12 +1,12 @@
 import type { Digest } from '../oci/digest.ts';
-import { isTagOfSignature, signatureTags } from '../oci/signatures.ts';
+import { signatureTags, subjectOf } from '../oci/signatures.ts';
 import { Pattern } from '../oci/pattern.ts';
 import { createRepo } from '../oci/repo.ts';
 import { blobMediaType } from '../oci/content.ts';
 import type { Clock } from '../util/clock.ts';
 import type { Logger } from '../util/log.ts';
 import { formatSize } from '../util/units.ts';
-import { footprint, type Catalog } from './catalog.ts';
+import { footprint, type Catalog, type Root } from './catalog.ts';
 
 export interface Pin {
   readonly pattern: string;
@@ -14,9 +14,9 @@ export interface Pin {
   readonly isConfigured: boolean;
 }
 
-const refreshAfterMs = 100;
+const refreshAfterMs = 250;
 
-/** Patterns that cannot be pinned; the message says why. */
+/** Pins that cannot be; the message says why. */
 export class PinError extends Error {
   override readonly name = 'PinError';
 }
@@ -33,7 +33,8 @@ export class Pins {
   readonly #maxBytes: number;
   #patterns: Pattern[] = [];
   #timer: NodeJS.Timeout | undefined;
-  /** What is pinned, held or not, as it was when it was looked at last. */
+  #isClosed = false;
+  /** What is held and pinned, as it was when it was looked at last. */
   bytes = 0;
 
   /** Throws `PinError` when what is pinned does not fit under `maxBytes`. */
@@ -47,8 +48,10 @@ export class Pins {
     this.#clock = clock;
     this.#maxBytes = maxBytes;
     this.#patterns = this.list().flatMap(({ pattern }) => Pattern.parse(pattern) ?? []);
+    const alone = this.#reach(pins.flatMap((pattern) => Pattern.parse(pattern) ?? [])).bytes;
+    if (alone > maxBytes) throw new PinError(`store.pins: ${this.#tooMuch(alone)}`);
     const bytes = this.refresh();
-    if (bytes > maxBytes) throw new PinError(`store.pins: ${this.#tooMuch(bytes)}`);
+    if (bytes > maxBytes) log.warn(`pins: ${this.#tooMuch(bytes)}`);
   }
 
   list(): Pin[] {
@@ -57,7 +60,7 @@ export class Pins {
     return [...configured, ...added.map((pattern) => ({ pattern, isConfigured: false }))];
   }
 
-  /** Throws `PinError`. Resolves to the bytes that are pinned then. */
+  /** Throws `PinError`. Returns the bytes that are pinned then. */
   pin(text: string): number {
     const pattern = Pattern.parse(text);
     if (!pattern) throw new PinError(`${text}: not a pattern such as "docker.io/library/alpine:3*"`);
@@ -76,21 +79,26 @@ export class Pins {
     return this.refresh();
   }
 
-  /** A tag points elsewhere, or a repo has got something. */
-  changed(registry: string, name: string, tag: string | undefined): void {
+  /** A tag points elsewhere. */
+  changed(registry: string, name: string, tag: string): void {
     if (this.#patterns.length === 0 || this.#timer) return;
     const repo = createRepo(registry, name);
     const isMeant = this.#patterns.some((pattern) => pattern.matches(repo, tag));
-    if (isMeant || (tag !== undefined && isTagOfSignature(tag))) {
-      this.#timer = setTimeout(() => this.#refreshLater(), refreshAfterMs).unref();
-    }
+    if (isMeant || subjectOf(tag) !== undefined) this.#refreshSoon();
   }
 
-  /** Something new is held: whether it belongs to what is pinned. */
-  covers(digest: Digest): boolean {
-    if (this.#patterns.length === 0) return false;
-    if (this.#catalog.hasPinnedParent(digest)) return true;
-    return this.#roots(this.#patterns, digest).size > 0;
+  /** Something new is held: it is pinned with what it belongs to. Never throws. */
+  stored(digest: Digest): void {
+    if (this.#patterns.length === 0) return;
+    try {
+      if (!this.#covers(digest)) return;
+      this.#catalog.setPinned([digest], []);
+      // What a manifest names may have been here before it.
+      this.#refreshSoon();
+    } catch (error) {
+      this.#log.warn({ err: error, digest }, 'it is not known yet whether a blob is pinned');
+      this.#refreshSoon();
+    }
   }
 
   /** Looks at everything anew. Returns the bytes that are pinned. */
@@ -107,52 +115,61 @@ export class Pins {
     return bytes;
   }
 
-  #refreshLater(): void {
-    try {
-      this.refresh();
-    } catch (error) {
-      this.#log.warn({ err: error }, 'pins could not be looked at anew; it is tried again when a tag moves');
-    }
+  #refreshSoon(): void {
+    if (this.#isClosed) return;
+    this.#timer ??= setTimeout(() => {
+      try {
+        this.refresh();
+      } catch (error) {
+        this.#log.warn({ err: error }, 'pins could not be looked at anew');
+        this.#timer = undefined;
+      }
+    }, refreshAfterMs).unref();
   }
 
   close(): void {
+    this.#isClosed = true;
     clearTimeout(this.#timer);
   }
 
   #reach(patterns: readonly Pattern[]): { held: Set<Digest>; bytes: number } {
     const held = new Set<Digest>();
-    const expected = new Map<Digest, number>();
+    const seen = new Set<string>();
+    let bytes = 0;
     const visit = (digest: Digest, registry: string, name: string): void => {
+      const key = `${registry}/${name}@${digest}`;
       const blob = this.#catalog.blob(digest);
-      if (!blob || held.has(digest)) return;
+      if (!blob || seen.has(key)) return;
+      seen.add(key);
+      if (!held.has(digest)) bytes += footprint(blob.size);
       held.add(digest);
-      expected.set(digest, footprint(blob.size));
       if (blob.mediaType === blobMediaType) return;
-      for (const child of this.#catalog.children(digest)) {
-        if (child.kind !== 'manifest' && !child.foreign) expected.set(child.digest, footprint(child.size));
-        visit(child.digest, registry, name);
-      }
+      for (const child of this.#catalog.children(digest)) visit(child.digest, registry, name);
       for (const tag of signatureTags(digest)) {
         const row = this.#catalog.tag({ registry, name, key: '' }, tag);
         if (row) visit(row.digest, registry, name);
       }
     };
-    for (const [digest, { registry, repo }] of this.#roots(patterns)) visit(digest, registry, repo);
-    let bytes = 0;
-    for (const size of expected.values()) bytes += size;
+    for (const { registry, repo, digest } of this.#roots(patterns)) visit(digest, registry, repo);
     return { held, bytes };
   }
 
   /** The manifests that the patterns name, by tag or by digest; or whether they name this one. */
-  #roots(patterns: readonly Pattern[], only?: Digest): Map<Digest, { registry: string; repo: string }> {
-    const roots = new Map<Digest, { registry: string; repo: string }>();
-    for (const pattern of patterns) {
-      const rows = [...this.#catalog.tagged(pattern.glob, only), ...this.#catalog.linked(pattern.glob, only)];
-      for (const { registry, repo, tag, digest } of rows) {
-        if (pattern.matches(createRepo(registry, repo), tag)) roots.set(digest, { registry, repo });
-      }
-    }
-    return roots;
+  #roots(patterns: readonly Pattern[], only?: Digest): Root[] {
+    return patterns.flatMap((pattern) =>
+      [...this.#catalog.tagged(pattern.glob, only), ...this.#catalog.linked(pattern.glob, only)].filter(
+        ({ registry, repo, tag }) => pattern.matches(createRepo(registry, repo), tag),
+      ),
+    );
+  }
+
+  #covers(digest: Digest): boolean {
+    if (this.#catalog.hasPinnedParent(digest) || this.#roots(this.#patterns, digest).length > 0) return true;
+    // A signature belongs to what its tag names.
+    return this.#catalog.tagsOf(digest).some(({ tag }) => {
+      const subject = tag === undefined ? undefined : subjectOf(tag);
+      return subject !== undefined && this.#catalog.isPinned(subject);
+    });
   }
 
   #tooMuch(bytes: number): string {

@@ -16,53 +16,52 @@ export interface Purged {
 }
 
 /**
- * Forgets the tags and repos that a pattern names, and puts out what nothing else refers to: a layer that other images
+ * Forgets the tags that a pattern names, and puts out what of these repos nothing else refers to: a layer that other images
  * share stays. `dryRun` only says what would go.
  */
 export async function purge(store: BlobStore, pattern: Pattern, dryRun: boolean): Promise<Purged> {
   const { catalog } = store;
   const isMeant = ({ registry, repo, tag }: Root): boolean =>
     pattern.matches(createRepo(registry, repo), tag);
-  const tags = catalog.tagged(pattern.glob).filter(isMeant);
-  const linked = catalog.linked(pattern.glob).filter(isMeant);
-  const victims = new Set<Digest>();
+  // What is pinned keeps its tag.
+  const tags = catalog.tagged(pattern.glob).filter((root) => isMeant(root) && !catalog.isPinned(root.digest));
+  const owned = catalog.blobsOf(pattern.glob).filter(isMeant);
+  const victims = new Map<Digest, number>();
+  let kept = 0;
   const visit = (digest: Digest): void => {
-    if (victims.has(digest) || !catalog.blob(digest)) return;
+    const blob = catalog.blob(digest);
+    if (!blob || victims.has(digest)) return;
     // Another tag, another repo or another image that stays holds it.
     const isTagged = catalog.tagsOf(digest).some((root) => !isMeant(root));
     const isShared = catalog
-      .linked('*', digest)
+      .reposOf(digest)
       .some(({ registry, repo }) => !pattern.matchesRepo(createRepo(registry, repo)));
     if (isTagged || isShared || catalog.parents(digest).some((parent) => !victims.has(parent))) return;
-    victims.add(digest);
+    if (catalog.isPinned(digest)) {
+      kept += 1;
+      return;
+    }
+    victims.set(digest, blob.size);
     for (const child of catalog.children(digest)) visit(child.digest);
   };
   let looked = 0;
-  for (const { digest } of [...tags, ...linked]) {
+  for (const { digest } of [...tags, ...owned]) {
     visit(digest);
     // A running mirror answers in between.
     if (++looked % rootsAtOnce === 0) await nextTurn();
   }
-  const sizeOf = (digests: Iterable<Digest>): number => {
-    let bytes = 0;
-    for (const digest of digests) bytes += catalog.blob(digest)?.size ?? 0;
-    return bytes;
-  };
-  const pinned = [...victims].filter((digest) => catalog.isPinned(digest));
-  const bytes = sizeOf(victims) - sizeOf(pinned);
-  if (dryRun) {
-    return { tags: tags.length, blobs: victims.size - pinned.length, bytes, kept: pinned.length };
-  }
-  const sizes = new Map([...victims].map((digest) => [digest, catalog.blob(digest)?.size ?? 0]));
-  for (const { registry, repo, tag } of tags) {
-    if (tag !== undefined && !tags.some((each) => each.tag === tag && pinned.includes(each.digest)))
+  if (!dryRun) {
+    for (const { registry, repo, tag } of tags) {
+      if (tag === undefined) continue;
       catalog.removeTag(createRepo(registry, repo), tag);
+      store.onTagChanged(registry, repo, tag);
+    }
   }
-  const removed = await store.remove(victims);
+  const gone = dryRun ? [...victims.keys()] : await store.remove(victims.keys());
   return {
     tags: tags.length,
-    blobs: removed.length,
-    bytes: removed.reduce((sum, digest) => sum + (sizes.get(digest) ?? 0), 0),
-    kept: victims.size - removed.length,
+    blobs: gone.length,
+    bytes: gone.reduce((sum, digest) => sum + (victims.get(digest) ?? 0), 0),
+    kept: kept + victims.size - gone.length,
   };
 }

@@ -40,6 +40,8 @@ export async function rebuildCatalog(root: string, now: number): Promise<Rebuilt
     }
     const catalog = new Catalog(file);
     try {
+      // What was found is only known by its name: the scrub begins with it.
+      catalog.setNote('scrub', '');
       return { base, keptAs, ...(await compare(root, catalog, now)) };
     } finally {
       catalog.close();
@@ -53,7 +55,8 @@ function isWhole(file: string): boolean {
   let db: Database.Database | undefined;
   try {
     db = new Database(file, { fileMustExist: true });
-    return db.pragma('quick_check', { simple: true }) === 'ok';
+    const version = db.pragma('user_version', { simple: true }) as number;
+    return version > 0 && db.pragma('quick_check', { simple: true }) === 'ok';
   } catch {
     return false;
   } finally {
@@ -98,6 +101,7 @@ async function compare(
       );
       if (isThere) continue;
       catalog.removeBlob(digest);
+      catalog.removeLinksTo(digest);
       lost += 1;
     }
     if (blobs.length === 0) return { found, lost };
@@ -105,7 +109,8 @@ async function compare(
   }
 }
 
-async function* filesOf(root: string): AsyncGenerator<Digest> {
+/** The blobs whose files are there. */
+export async function* filesOf(root: string): AsyncGenerator<Digest> {
   for (const algorithm of ['sha256', 'sha512']) {
     const directory = join(blobsPath(root), algorithm);
     for (const prefix of await readdir(directory).catch(() => [])) {

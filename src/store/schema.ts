@@ -111,6 +111,9 @@ const migrations: readonly string[] = [
   `,
 ];
 
+/** What this program reads and writes. */
+export const schemaVersion = migrations.length;
+
 /** Brings the catalog to this program's version. Throws when it is a newer program's. */
 export function migrate(db: Database, file: string): void {
   const version = db.pragma('user_version', { simple: true }) as number;

@@ -65,7 +65,7 @@ export class Scrubber {
       save(`${beganAt} ${position}`);
       if (position === '') break;
     }
-    while (now() < beganAt + this.#everyMs) await this.#rest(againMs, signal);
+    while (now() < beganAt + this.#everyMs) await this.#rest(Math.min(againMs, this.#everyMs / 10), signal);
   }
 
   async #look(blob: { digest: Digest; size: number }, signal: AbortSignal): Promise<void> {

@@ -4,6 +4,8 @@ interface Reply {
   id: number;
   value?: unknown;
   error?: Error;
+  /** Of the error: it does not outlive the copying of one between threads. */
+  code?: string;
 }
 
 /** A worker thread that answers calls. It never keeps the process alive by itself. */
@@ -48,7 +50,8 @@ export class WorkerThread {
     const call = this.#calls.get(reply.id);
     this.#calls.delete(reply.id);
     if (this.#calls.size === 0) this.#worker.unref();
-    if (reply.error) call?.reject(reply.error);
+    if (reply.error)
+      call?.reject(Object.assign(reply.error, reply.code !== undefined && { code: reply.code }));
     else call?.resolve(reply.value);
   }
 
@@ -67,7 +70,8 @@ export function answerCalls(methods: Record<string, (args: never) => unknown>): 
         const value = await methods[method]?.(args);
         if (id !== 0) parentPort?.postMessage({ id, value });
       } catch (error) {
-        if (id !== 0) parentPort?.postMessage({ id, error });
+        const { code } = error as { code?: unknown };
+        if (id !== 0) parentPort?.postMessage({ id, error, ...(typeof code === 'string' && { code }) });
       }
     })();
   });

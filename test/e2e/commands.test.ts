@@ -114,10 +114,10 @@ describe('store commands', () => {
       assert.equal((await layercache(['pin', 'docker.io/library/x:1'])).code, 0);
       assert.match((await layercache(['pins'])).out, /docker\.io\/library\/x:1 +command/);
       const dry = await json<{ blobs: number; kept: number }>('purge', 'docker.io/library/x', '--dry-run');
-      assert.deepEqual([dry.blobs, dry.kept], [3, 4]);
+      assert.deepEqual([dry.blobs, dry.kept], [3, 1]);
       assert.ok(await isHeld(images['library/x:2']!.manifest));
       const purged = await json<{ blobs: number; kept: number }>('purge', 'docker.io/library/x');
-      assert.deepEqual([purged.blobs, purged.kept], [3, 4]);
+      assert.deepEqual([purged.blobs, purged.kept], [3, 1]);
       assert.ok(!(await isHeld(images['library/x:2']!.manifest)));
       assert.ok(await isHeld(shared));
       assert.ok(await isHeld(images['acme/y:1']!.manifest));
@@ -214,6 +214,22 @@ describe('store commands', () => {
       assert.equal(upstream.blobBytes, 0);
       assert.equal(upstream.count('manifest', { method: 'GET' }), 0);
     }
+  });
+
+  test('a catalog that is gone or empty beside blobs is not begun anew', async () => {
+    await until(
+      async () => (await mirror.files()).some(({ path }) => path === 'catalog.backup.db'),
+      'it is backed up',
+    );
+    await mirror.stop();
+    for (const spoil of [(file: string) => rm(file), (file: string) => truncate(file, 0)]) {
+      await spoil(join(mirror.dataDirectory, 'catalog.db'));
+      await assert.rejects(mirror.start(), /catalog\.db is missing or empty.*layercache store rebuild/);
+      assert.equal((await mirror.files('blobs')).length, 10);
+      assert.equal((await json<{ base: string }>('rebuild')).base, 'backup');
+    }
+    await mirror.start();
+    assert.equal((await mirror.get('/v2/library/x/manifests/1')).headers['x-cache'], 'hit');
   });
 
   test('import of a registry:2 directory: verified, by hard link, with its tags', async () => {

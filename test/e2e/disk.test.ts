@@ -118,6 +118,31 @@ describe('a disk in trouble', { skip: missing('mount') }, () => {
     await until(async () => (await mirror.files('blobs')).length >= 3, 'storing goes on');
   });
 
+  test('a file system that takes nothing: hits go on, nothing is forgotten, nothing spins', async () => {
+    await mirror.stop();
+    mirror.reconfigure({ config: { store: { maxBytes: 12 * MB, minFreeBytes: 0, maxIdle: '1s' } } });
+    await mirror.start();
+    const blobs = Array.from({ length: 5 }, () => largeBlob(2 * MB));
+    for (const blob of blobs) {
+      upstream.addBlob('library/x', blob);
+      await mirror.get(`/v2/library/x/blobs/${blob.digest}`);
+    }
+    await until(async () => (await mirror.files('blobs')).length === 5, 'all is stored');
+    const directory = join(mirror.dataDirectory, 'blobs');
+    execFileSync('mount', ['--bind', directory, directory]);
+    execFileSync('mount', ['-o', 'remount,bind,ro', directory]);
+    try {
+      mirror.clock.advance(2000);
+      await until(async () => (await writable()) === 0, 'it is known');
+      await assertPulls('meanwhile', 9 * MB);
+      assert.ok(mirror.log.split('\n').length < 300);
+      assert.equal((await mirror.files('blobs')).length, 5);
+    } finally {
+      execFileSync('umount', [directory]);
+    }
+    await until(async () => (await writable()) === 1, 'it is tried again');
+  });
+
   test('what is damaged and pinned is fetched again at once', async () => {
     await mirror.stop();
     mirror.reconfigure({ config: { store: { pins: ['docker.io/library/x:1'] } } });
@@ -135,7 +160,12 @@ describe('a disk in trouble', { skip: missing('mount') }, () => {
     sameBytes((await mirror.get(`/v2/library/x/blobs/${digest}`)).body, bytes);
     const post = { method: 'POST', headers: { 'content-type': 'application/json' } };
     await until(async () => (await mirror.files('blobs')).length === 3, 'it is stored again');
-    await ask(`${mirror.adminUrl}/api/quarantine`, { ...post, body: JSON.stringify({ digests: [digest] }) });
+    await writeFile(join(mirror.dataDirectory, 'blobs/sha256', hex.slice(0, 2), hex), 'something else');
+    const put = await ask(`${mirror.adminUrl}/api/quarantine`, {
+      ...post,
+      body: JSON.stringify({ digests: [digest] }),
+    });
+    assert.equal(put.body.toString(), '{"quarantined":1}');
     await until(() => upstream.count('blob') === 2, 'it is fetched again');
     await until(async () => (await mirror.files('blobs')).length === 3, 'it is stored again');
     assert.equal(await mirror.metric('layercache_damaged_blobs_total'), 2);

@@ -24,11 +24,13 @@ class Disk {
         idle: () => [],
         partialBytes: 0,
         dropPartial: () => Promise.resolve(false),
-        isLeased: (digest) => this.blobs.get(digest)?.leased ?? false,
+        mayLeave: (digest) => this.blobs.get(digest)?.leased === false,
+        pinnedBytes: 0,
         evict: async ({ digest, size }) => {
           await Promise.resolve();
           this.blobs.delete(digest);
           this.evictor.removed(size);
+          return true;
         },
         freeBytes: () => Promise.resolve(this.free),
       },
