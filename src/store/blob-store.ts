@@ -186,9 +186,9 @@ export class BlobStore {
         get pinnedBytes() {
           return pins.bytes;
         },
-        freeBytes: async () => {
-          const { bavail, bsize } = await statfs(this.#root);
-          return bavail * bsize;
+        free: async () => {
+          const { bavail, bsize, files, ffree } = await statfs(this.#root);
+          return { bytes: bavail * bsize, files: files === 0 ? Infinity : ffree };
         },
       },
       this.catalog.footprint(),

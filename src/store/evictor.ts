@@ -27,7 +27,8 @@ export interface Evictable {
   dropPartial(): Promise<boolean>;
   /** Resolves, when the bytes are free again and have been told to `removed`, to whether that could be done. */
   evict(victim: Victim, reason: EvictionReason): Promise<boolean>;
-  freeBytes(): Promise<number>;
+  /** What the file system has left: bytes, and files; Infinity where it does not count these. */
+  free(): Promise<{ bytes: number; files: number }>;
 }
 
 export type EvictionReason = 'max-bytes' | 'min-free' | 'idle';
@@ -90,6 +91,8 @@ export class Reservation {
 /** So much is kept ready, so that nobody waits for a file to be deleted. */
 const aheadShare = 0.02;
 const mostAhead = 1_000_000_000;
+/** For fills, and for SQLite's own. */
+const leastFreeFiles = 12;
 const idleAtOnce = 16;
 const lookedAtOnce = 64;
 
@@ -183,7 +186,7 @@ export class Evictor {
           bytes,
           lack.reason === 'max-bytes'
             ? 'store.maxBytes is taken by fills'
-            : 'the file system has too little free space for store.minFreeBytes',
+            : 'the file system has too little free space for store.minFreeBytes, or too few free inodes',
         );
       }
       if (!(await this.#evictOne(scan, lack.reason))) {
@@ -198,7 +201,8 @@ export class Evictor {
     underFree: number,
   ): Promise<{ reason: 'max-bytes' | 'min-free'; isCurable: boolean } | undefined> {
     const { maxBytes, minFreeBytes } = this.#options;
-    const free = (await this.#store.freeBytes()) - this.#sum((reservation) => reservation.unwritten);
+    const { bytes: freeBytes, files } = await this.#store.free();
+    const free = freeBytes - this.#sum((reservation) => reservation.unwritten);
     const partial = this.#store.partialBytes;
     const evictable = Math.max(0, this.#stored - this.#store.pinnedBytes) + partial;
     if (this.bytes + underCap > maxBytes) {
@@ -207,6 +211,10 @@ export class Evictor {
     if (free - underFree < minFreeBytes) {
       this.isShort = free + evictable < minFreeBytes;
       return { reason: 'min-free', isCurable: free + evictable - underFree >= minFreeBytes };
+    }
+    if (files < leastFreeFiles) {
+      this.isShort = this.#stored === 0;
+      return { reason: 'min-free', isCurable: evictable > 0 };
     }
     this.isShort = false;
     return undefined;

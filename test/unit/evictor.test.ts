@@ -32,7 +32,7 @@ class Disk {
           this.evictor.removed(size);
           return true;
         },
-        freeBytes: () => Promise.resolve(this.free),
+        free: () => Promise.resolve({ bytes: this.free, files: Infinity }),
       },
       0,
     );
