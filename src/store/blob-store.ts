@@ -29,7 +29,7 @@ import { lockDirectory } from './lock.ts';
 import { Partials } from './partials.ts';
 import { Pins } from './pins.ts';
 import { Quarantine } from './quarantine.ts';
-import { filesOf } from './rebuild.ts';
+import { refuseToBeginAnew, warnOfNetwork } from './precautions.ts';
 import { reconcile } from './recovery.ts';
 import { Scrubber } from './scrubber.ts';
 import { MemoryContent, SharedFile, SmallContent, StoredContent, type Held } from './stored-content.ts';
@@ -618,34 +618,4 @@ export class BlobStore {
       this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
     });
   }
-}
-
-/** A catalog that is gone beside blobs that are there would be taken for one that knows of none. */
-async function refuseToBeginAnew(root: string): Promise<void> {
-  const size = await stat(catalogPath(root)).then(
-    (entry) => entry.size,
-    () => 0,
-  );
-  if (size > 0 || (await filesOf(root).next()).done) return;
-  throw new Error(
-    `${catalogPath(root)} is missing or empty, though there are blobs: "layercache store rebuild" makes a new one from its backup and the files`,
-  );
-}
-
-/** By the types that Linux gives them (statfs(2)). */
-const networkFileSystems: Readonly<Record<number, string>> = {
-  0x6969: 'NFS',
-  0x517b: 'SMB',
-  0xff534d42: 'CIFS',
-  0xfe534d42: 'SMB2',
-  0x01021997: '9P',
-  0x00c36400: 'Ceph',
-};
-
-/** Locks, renames and SQLite's shared memory are not what they should be there. */
-async function warnOfNetwork(path: string, log: Logger): Promise<void> {
-  const { type } = await statfs(path);
-  const name = networkFileSystems[type];
-  if (name !== undefined)
-    log.warn({ path, fileSystem: name }, 'the data directory is on a network file system: use a local disk');
 }

@@ -5,6 +5,7 @@ import type { Child } from '../oci/manifest.ts';
 import type { Repo } from '../oci/repo.ts';
 import { errorCode } from '../util/errors.ts';
 import type { Counts, LedgerRow, LedgerStore } from '../util/ledger.ts';
+import type { QuotaState } from '../util/quota-state.ts';
 import { migrate } from './schema.ts';
 import { mostUses, worthOf } from './worth.ts';
 
@@ -41,17 +42,6 @@ export interface Root {
   readonly repo: string;
   readonly tag: string | undefined;
   readonly digest: Digest;
-}
-
-/** How many pulls an account had left. Times in ms since the epoch. */
-export interface QuotaRow {
-  readonly limit: number;
-  readonly remaining: number;
-  readonly windowMs: number;
-  readonly source: string;
-  readonly risenAt: number;
-  readonly observedAt: number;
-  readonly backAt: number | null;
 }
 
 /** In one step, which nothing else can interrupt. */
@@ -252,11 +242,11 @@ export class Catalog implements LedgerStore {
     this.#statements.removeTag.run(repo.registry, repo.name, tag);
   }
 
-  quota(registry: string, account: string): QuotaRow | undefined {
+  quota(registry: string, account: string): QuotaState | undefined {
     return this.#statements.quota.get(registry, account);
   }
 
-  setQuota(registry: string, account: string, row: QuotaRow): void {
+  setQuota(registry: string, account: string, row: QuotaState): void {
     const { limit, remaining, windowMs, source, risenAt, observedAt, backAt } = row;
     const { setQuota } = this.#statements;
     setQuota.run(registry, account, limit, remaining, windowMs, source, risenAt, observedAt, backAt);
@@ -486,7 +476,7 @@ function prepareStatements(db: Database.Database) {
        WHERE links.digest = ? AND repo <> '' AND registry || '/' || repo GLOB ?
          AND media_type <> 'application/octet-stream'`,
     ),
-    quota: db.prepare<[string, string], QuotaRow>(
+    quota: db.prepare<[string, string], QuotaState>(
       `SELECT pull_limit AS "limit", remaining, window_ms AS windowMs, source, risen_at AS risenAt,
          observed_at AS observedAt, back_at AS backAt
        FROM quotas WHERE registry = ? AND account = ?`,

@@ -4,10 +4,11 @@ import type { Clock } from '../util/clock.ts';
 import { errorCode, MirrorError } from '../util/errors.ts';
 import type { Logger } from '../util/log.ts';
 import type { Metrics } from '../util/metrics.ts';
+import type { QuotaState } from '../util/quota-state.ts';
 import { Account } from './account.ts';
 import { anonymous, type CredentialSource } from './credentials.ts';
 import { Gates, type GateFault, type Pass } from './gate.ts';
-import { Quota, type QuotaState, type Ticket } from './quota.ts';
+import { Quota, type Ticket } from './quota.ts';
 import type { Headers } from './transport.ts';
 
 export interface AdmissionOptions {

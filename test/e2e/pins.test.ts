@@ -83,7 +83,8 @@ describe('pins', () => {
     const now = add('library/x', '1');
     mirror.clock.advance(10 * 60_000);
     await pull('library/x', '1', now);
-    await new Promise((resolve) => setTimeout(resolve, 150));
+    const pinned = (): Promise<number> => mirror.metric('layercache_store_pinned_bytes');
+    await until(async () => (await pinned()) > 2 * MB && (await pinned()) < 3 * MB, 'one image is pinned');
     await crawl();
     assert.ok(await areHeld(now));
     assert.ok(!(await isHeld(before.layers[0]!)));
