@@ -7,14 +7,17 @@ import type { AdminContext } from './server/admin.ts';
 import type { BlobStore } from './store/blob-store.ts';
 import type { Catalog } from './store/catalog.ts';
 import { storeOperations } from './store/operations.ts';
+import type { Account } from './upstream/account.ts';
 import { Admission } from './upstream/admission.ts';
 import {
   anonymous,
   dockerCredentials,
   fixedCredentials,
   helperCredentials,
+  secretReader,
   type CredentialSource,
 } from './upstream/credentials.ts';
+import type { Quota } from './upstream/quota.ts';
 import { RegistryClient } from './upstream/registry-client.ts';
 import type { Clock } from './util/clock.ts';
 import type { Ledger } from './util/ledger.ts';
@@ -69,18 +72,20 @@ export function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void 
   const accounts = upstreams.all.flatMap(({ registry, admission }) =>
     admission.accounts.map((account) => ({ registry, account })),
   );
-  const counted = () => accounts.filter(({ account }) => account.quota.limit !== undefined);
-  type Series = [registry: string, account: string, value: number][];
-  metrics.accountsAside.read = (): Series =>
-    accounts.map(({ registry, account }) => [registry, account.name, account.aside ? 1 : 0]);
-  metrics.quotaLimit.read = (): Series =>
-    counted().map(({ registry, account }) => [registry, account.name, account.quota.limit ?? 0]);
-  metrics.quotaRemaining.read = (): Series =>
-    counted().map(({ registry, account }) => [registry, account.name, account.quota.remaining ?? 0]);
-  metrics.quotaResetSeconds.read = (): Series =>
-    counted().map(({ registry, account }) => [registry, account.name, (account.quota.backInMs ?? 0) / 1000]);
-  metrics.quotaExhaustionSeconds.read = (): Series =>
-    counted().map(({ registry, account }) => [registry, account.name, account.quota.exhaustedInMs / 1000]);
+  type Series = [registry: string, account: string, value: number];
+  const each = (of: (account: Account) => number | undefined) => (): Series[] =>
+    accounts.flatMap(({ registry, account }): Series[] => {
+      const value = of(account);
+      return value === undefined ? [] : [[registry, account.name, value]];
+    });
+  // Where nobody counts there is no figure.
+  const counted = (of: (quota: Quota) => number) =>
+    each(({ quota }) => (quota.limit === undefined ? undefined : of(quota)));
+  metrics.accountsAside.read = each(({ aside }) => (aside ? 1 : 0));
+  metrics.quotaLimit.read = counted(({ limit }) => limit ?? 0);
+  metrics.quotaRemaining.read = counted(({ remaining }) => remaining ?? 0);
+  metrics.quotaResetSeconds.read = counted(({ backInMs }) => (backInMs ?? 0) / 1000);
+  metrics.quotaExhaustionSeconds.read = counted(({ exhaustedInMs }) => exhaustedInMs / 1000);
   metrics.hostsShut.read = () =>
     upstreams.all.flatMap(({ registry, shut }): [string, 'registry' | 'other', number][] => [
       [registry, 'registry', shut.own],
@@ -91,14 +96,14 @@ export function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void 
 /** What operators may ask of a running mirror. */
 export function adminOf(config: Config, store: BlobStore): Omit<AdminContext, 'metrics' | 'isDraining'> {
   const { adminToken, adminListen, upstreams } = config;
-  const credentials = adminToken === undefined ? undefined : fixedCredentials('admin', adminToken);
+  const readToken = adminToken === undefined ? undefined : secretReader(adminToken);
   const registries = upstreams.map(({ registry }) => registry);
   const operations = storeOperations(store, registries);
   const text = (value: unknown): string => (typeof value === 'string' ? value : '');
   return {
     trouble: () => store.trouble,
     isLoopback: isLoopback(adminListen?.host ?? ''),
-    token: async () => (await credentials?.login())?.password,
+    token: async () => readToken?.(),
     operations: {
       pins: () => operations.pins(),
       pin: ({ pattern }) => operations.pin(text(pattern)),

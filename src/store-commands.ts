@@ -4,15 +4,15 @@ import type { Command, Option } from 'commander';
 import pino from 'pino';
 import { request } from 'undici';
 import type { Config } from './config.ts';
-import { Pattern } from './oci/pattern.ts';
 import { BlobStore } from './store/blob-store.ts';
 import { findDamage } from './store/check.ts';
 import { Inventory, type StoredBlob } from './store/inventory.ts';
 import { blobPath, blobsPath } from './store/layout.ts';
 import { LockedError } from './store/lock.ts';
-import { OperationError, storeOperations, type StoreOperations } from './store/operations.ts';
+import { OperationError, patternOf } from './store/operation-error.ts';
+import { storeOperations, type StoreOperations } from './store/operations.ts';
 import { rebuildCatalog } from './store/rebuild.ts';
-import { fixedCredentials } from './upstream/credentials.ts';
+import { secretReader } from './upstream/credentials.ts';
 import { systemClock } from './util/clock.ts';
 import { formatSize } from './util/units.ts';
 
@@ -84,7 +84,7 @@ export function addStoreCommands(
 
   command('list [pattern]', 'the tags that are known, and how much of them is held').action(
     withConfig(async (config, pattern: string | undefined, { json }: Output) => {
-      const parsed = pattern === undefined ? undefined : parsePattern(pattern);
+      const parsed = pattern === undefined ? undefined : patternOf(pattern);
       const tags = await withInventory(config, (inventory) => inventory.tags(parsed));
       if (json) print(tags);
       else {
@@ -220,7 +220,7 @@ async function verify(
   let bytes = 0;
   let shownAt = 0;
   await withInventory(config, async (inventory) => {
-    const total = inventory.usage(Date.now()).bytes;
+    const total = inventory.totals().bytes;
     const show = (read: number): void => {
       bytes += read;
       const now = performance.now();
@@ -302,13 +302,14 @@ function runningMirror({ adminListen, adminToken }: Config): StoreOperations {
   const anywhere: Record<string, string> = { '0.0.0.0': '127.0.0.1', '::': '[::1]' };
   const { host, port } = adminListen;
   const name = anywhere[host] ?? (host.includes(':') ? `[${host}]` : host);
+  const readToken = adminToken === undefined ? undefined : secretReader(adminToken);
   const call = async <T>(operation: string, args: object): Promise<T> => {
-    const login = adminToken === undefined ? undefined : await fixedCredentials('admin', adminToken).login();
+    const token = await readToken?.();
     const { statusCode, body } = await request(`http://${name}:${port}/api/${operation}`, {
       method: 'POST',
       headers: {
         'content-type': 'application/json',
-        ...(login && { authorization: `Bearer ${login.password}` }),
+        ...(token !== undefined && { authorization: `Bearer ${token}` }),
       },
       body: JSON.stringify(args),
       // It takes as long as it takes.
@@ -334,12 +335,6 @@ function runningMirror({ adminListen, adminToken }: Config): StoreOperations {
 /** A mistyped path must not become a new store. */
 function mustExist(path: string): void {
   if (!existsSync(blobsPath(path))) throw new Error(`${path}: there is no store; check store.path`);
-}
-
-function parsePattern(text: string): Pattern {
-  const pattern = Pattern.parse(text);
-  if (pattern) return pattern;
-  throw new Error(`${text}: not a pattern such as "docker.io/library/alpine:3*"`);
 }
 
 function showTime(ms: number): string {

@@ -156,8 +156,10 @@ export class Mirror {
     const ttlMs = upstreams.of(repo).ttlOf(repo, tag);
     const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), ttlMs);
     try {
-      const behind = known && (await this.#beforeAsking(repo, tag, known, ttlMs, method));
-      if (behind) return behind;
+      if (known && isFreshEnough(known.checkedAt, clock.now(), ttlMs, this.#options.tags)) {
+        const behind = await this.#beforeAsking(repo, tag, known, fresh, method);
+        if (behind) return behind;
+      }
       const row = fresh ? known : await this.#askTag(repo, tag);
       const ageMs = clock.now() - row.checkedAt;
       if (method === 'HEAD' && !this.#holdsManifest(row.digest)) {
@@ -187,24 +189,20 @@ export class Mirror {
     repo: Repo,
     tag: string,
     known: TagRow,
-    ttlMs: number,
+    fresh: boolean,
     method: Method,
   ): Promise<Answer | undefined> {
     const { clock, access } = this.#context;
-    const now = clock.now();
     const key = `${repo.key}:${tag}`;
     const isRunning = this.#refreshing.has(key);
-    const isFreshNow = isFresh(known.checkedAt, now, ttlMs);
-    if (!isFreshEnough(known.checkedAt, now, ttlMs, this.#options.tags)) return undefined;
-    if (!isRunning && (isFreshNow || this.#unrefreshed.has(key))) return undefined;
+    if (!isRunning && (fresh || this.#unrefreshed.has(key))) return undefined;
     const digest = [known.digest, known.previous].find((each) => each !== null && this.#holdsManifest(each));
     if (!digest || !access.grants(repo, digest)) return undefined;
     const held = this.#lease(digest, method);
     if (!held || !(await isReadable(held))) return undefined;
     if (!isRunning) void this.#refresh(repo, tag);
-    if (isFreshNow && digest === known.digest)
-      return { ...answer(held, 'hit'), reason: 'tag-fresh', ageMs: now - known.checkedAt };
-    return { ...answer(held, 'hit'), reason: 'revalidated-behind', ageMs: now - known.checkedAt };
+    const reason = fresh && digest === known.digest ? 'tag-fresh' : 'revalidated-behind';
+    return { ...answer(held, 'hit'), reason, ageMs: clock.now() - known.checkedAt };
   }
 
   /** Behind the answer: what the tag points to now, and that manifest, if a pull can be spared. */

@@ -172,7 +172,7 @@ export class BlobStore {
         idle: (count) => {
           while (this.#flushUses());
           const before = context.clock.now() - options.maxIdleMs;
-          return this.catalog.idleSince(before, count).filter(({ digest }) => !this.#lost.has(digest));
+          return this.catalog.idleSince(before, count);
         },
         mayLeave: (digest) => this.#mayLeave(digest),
         dropPartial: async () => (await quarantine.dropOldest()) || partials.dropOldest(),

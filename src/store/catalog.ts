@@ -55,6 +55,9 @@ export function footprint(size: number): number {
   return Math.ceil(size / 4096) * 4096;
 }
 
+/** The same in SQL, of the column `size`. */
+export const footprintOfSize = '(size + 4095) / 4096 * 4096';
+
 /**
  * What the store knows, in SQLite: synchronous, so that looking up and leasing happen in one tick. Use-times are
  * gathered and written in batches; everything else is written at once (WAL, without waiting for the disk).
@@ -74,14 +77,9 @@ export class Catalog implements LedgerStore {
     this.#db = new Database(file);
     try {
       this.#db.pragma('journal_mode = WAL');
-    } catch (error) {
-      this.#db.close();
-      throw explain(error, file);
-    }
-    this.#db.pragma('synchronous = NORMAL');
-    // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
-    this.#db.pragma('wal_autocheckpoint = 0');
-    try {
+      this.#db.pragma('synchronous = NORMAL');
+      // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
+      this.#db.pragma('wal_autocheckpoint = 0');
       migrate(this.#db, file);
     } catch (error) {
       this.#db.close();
@@ -406,7 +404,7 @@ function prepareStatements(db: Database.Database) {
       `SELECT digest, size, priority FROM blobs WHERE used_at < ? AND pinned = 0 ORDER BY used_at LIMIT ?`,
     ),
     footprint: db.prepare<[], { total: number }>(
-      'SELECT coalesce(sum((size + 4095) / 4096 * 4096), 0) AS total FROM blobs',
+      `SELECT coalesce(sum(${footprintOfSize}), 0) AS total FROM blobs`,
     ),
     digestsWithPrefix: db.prepare<[string, string], { digest: Digest }>(
       'SELECT digest FROM blobs WHERE digest >= ? AND digest < ?',

@@ -2,11 +2,11 @@ import { copyFile, link, lstat, readdir, readFile, stat } from 'node:fs/promises
 import { join } from 'node:path';
 import { blobMediaType } from '../oci/content.ts';
 import { isDigest, type Digest } from '../oci/digest.ts';
-import { recognise } from '../oci/manifest.ts';
 import { createRepo, isTag } from '../oci/repo.ts';
 import { errorCode, MirrorError } from '../util/errors.ts';
 import type { BlobStore } from './blob-store.ts';
 import { findDamage } from './check.ts';
+import { contentOf } from './files.ts';
 
 export interface Imported {
   readonly blobs: number;
@@ -18,7 +18,6 @@ export interface Imported {
   readonly problems: readonly string[];
 }
 
-const maxManifestBytes = 8 * 1024 * 1024;
 const mostProblems = 100;
 
 /**
@@ -78,8 +77,7 @@ async function takeOver(store: BlobStore, digest: Digest, from: string): Promise
     await link(from, path).catch(() => copyFile(from, path));
     const why = await findDamage(path, { digest, size }, () => undefined);
     if (why !== undefined) throw new Error(why);
-    const manifest = size <= maxManifestBytes ? recognise(await readFile(path)) : undefined;
-    return manifest ?? { mediaType: blobMediaType, children: [] };
+    return contentOf(path, size);
   });
   return size;
 }

@@ -2,6 +2,7 @@ import Database from 'better-sqlite3';
 import type { Digest } from '../oci/digest.ts';
 import type { Pattern } from '../oci/pattern.ts';
 import { createRepo } from '../oci/repo.ts';
+import { footprintOfSize } from './catalog.ts';
 import { readIntervals } from './journal.ts';
 import { catalogPath } from './layout.ts';
 import { schemaVersion } from './schema.ts';
@@ -50,7 +51,6 @@ export interface StoredBlob {
 }
 
 const dayMs = 24 * 60 * 60_000;
-const footprint = '(size + 4095) / 4096 * 4096';
 
 /** Reads a catalog beside whoever works on it: lists and sums, by a connection of its own that writes nothing. */
 export class Inventory {
@@ -69,12 +69,18 @@ export class Inventory {
     );
   }
 
-  usage(now: number): Usage {
+  totals(): Pick<Usage, 'blobs' | 'bytes' | 'pinnedBytes'> {
     const totals = this.#db
-      .prepare<[], { blobs: number; bytes: number | null; pinnedBytes: number | null }>(
-        `SELECT count(*) AS blobs, sum(${footprint}) AS bytes, sum(${footprint} * pinned) AS pinnedBytes FROM blobs`,
+      .prepare<[], Pick<Usage, 'blobs' | 'bytes' | 'pinnedBytes'>>(
+        `SELECT count(*) AS blobs, coalesce(sum(${footprintOfSize}), 0) AS bytes,
+           coalesce(sum(${footprintOfSize} * pinned), 0) AS pinnedBytes
+         FROM blobs`,
       )
       .get();
+    return totals ?? { blobs: 0, bytes: 0, pinnedBytes: 0 };
+  }
+
+  usage(now: number): Usage {
     const ingests = this.#db.prepare<[], { present: string }>('SELECT present FROM ingests').all();
     const [day, week, month] = [now - dayMs, now - 7 * dayMs, now - 30 * dayMs];
     const repos = this.#db
@@ -82,7 +88,7 @@ export class Inventory {
         `WITH several AS MATERIALIZED (
            SELECT digest FROM links WHERE repo <> '' GROUP BY digest HAVING count(*) > 1
          ), owned AS (
-           SELECT registry, repo, pinned, used_at, ${footprint} AS bytes, digest IN several AS shared
+           SELECT registry, repo, pinned, used_at, ${footprintOfSize} AS bytes, digest IN several AS shared
            FROM links JOIN blobs USING (digest) WHERE repo <> ''
          )
          SELECT registry, repo, count(*) AS blobs, sum(bytes) AS bytes, sum(bytes * shared) AS sharedBytes,
@@ -95,9 +101,7 @@ export class Inventory {
       )
       .all({ day, week, month });
     return {
-      blobs: totals?.blobs ?? 0,
-      bytes: totals?.bytes ?? 0,
-      pinnedBytes: totals?.pinnedBytes ?? 0,
+      ...this.totals(),
       unfinishedBytes: ingests.reduce((sum, { present }) => sum + readIntervals(present).total, 0),
       repos,
     };

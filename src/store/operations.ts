@@ -1,9 +1,9 @@
 import { isDigest } from '../oci/digest.ts';
-import { Pattern } from '../oci/pattern.ts';
 import type { BlobStore } from './blob-store.ts';
 import { findDamage } from './check.ts';
 import { importRegistry, type Imported } from './import.ts';
-import { PinError, type Pin } from './pins.ts';
+import { OperationError, patternOf } from './operation-error.ts';
+import type { Pin } from './pins.ts';
 import { purge, type Purged } from './purge.ts';
 
 /** What an operator may ask of a store, of a running mirror or of the files alone. */
@@ -18,25 +18,10 @@ export interface StoreOperations {
   import(directory: string, registry: string): Promise<Imported>;
 }
 
-/** What cannot be done, said so that the operator can mend it. */
-export class OperationError extends Error {
-  override readonly name = 'OperationError';
-}
-
 /** `registries`: the upstreams that are configured. */
 export function storeOperations(store: BlobStore, registries: readonly string[]): StoreOperations {
-  const patternOf = (text: string): Pattern => {
-    const pattern = Pattern.parse(text);
-    if (pattern) return pattern;
-    throw new OperationError(`${text}: not a pattern such as "docker.io/library/alpine:3*"`);
-  };
-  const pinning = (work: () => number): Promise<{ pinnedBytes: number }> => {
-    try {
-      return Promise.resolve({ pinnedBytes: work() });
-    } catch (error) {
-      return Promise.reject(error instanceof PinError ? new OperationError(error.message) : (error as Error));
-    }
-  };
+  const pinning = (work: () => number): Promise<{ pinnedBytes: number }> =>
+    new Promise((resolve) => resolve({ pinnedBytes: work() }));
   return {
     pins: () => Promise.resolve(store.pins.list()),
     pin: (pattern) => pinning(() => store.pins.pin(pattern)),

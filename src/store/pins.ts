@@ -7,6 +7,7 @@ import type { Clock } from '../util/clock.ts';
 import type { Logger } from '../util/log.ts';
 import { formatSize } from '../util/units.ts';
 import { footprint, type Catalog, type Root } from './catalog.ts';
+import { OperationError, patternOf } from './operation-error.ts';
 
 export interface Pin {
   readonly pattern: string;
@@ -15,11 +16,6 @@ export interface Pin {
 }
 
 const refreshAfterMs = 250;
-
-/** Pins that cannot be; the message says why. */
-export class PinError extends Error {
-  override readonly name = 'PinError';
-}
 
 /**
  * What stays whatever happens: images by pattern, with everything they reach that was ever asked for: index, platforms,
@@ -37,7 +33,7 @@ export class Pins {
   /** What is held and pinned, as it was when it was looked at last. */
   bytes = 0;
 
-  /** Throws `PinError` when what is pinned does not fit under `maxBytes`. */
+  /** Throws `OperationError` when what the configuration pins does not fit under `maxBytes`. */
   constructor(
     { pins, maxBytes }: { pins: readonly string[]; maxBytes: number },
     { catalog, clock, log }: { catalog: Catalog; clock: Clock; log: Logger },
@@ -47,11 +43,13 @@ export class Pins {
     this.#catalog = catalog;
     this.#clock = clock;
     this.#maxBytes = maxBytes;
-    this.#patterns = this.list().flatMap(({ pattern }) => Pattern.parse(pattern) ?? []);
-    const alone = this.#reach(pins.flatMap((pattern) => Pattern.parse(pattern) ?? [])).bytes;
-    if (alone > maxBytes) throw new PinError(`store.pins: ${this.#tooMuch(alone)}`);
+    this.#patterns = this.#listed();
     const bytes = this.refresh();
-    if (bytes > maxBytes) log.warn(`pins: ${this.#tooMuch(bytes)}`);
+    if (bytes <= maxBytes) return;
+    // What was pinned while it ran can be taken back; what is configured cannot.
+    const alone = this.#reach(parsed(pins)).bytes;
+    if (alone > maxBytes) throw new OperationError(`store.pins: ${this.#tooMuch(alone)}`);
+    log.warn(`pins: ${this.#tooMuch(bytes)}`);
   }
 
   list(): Pin[] {
@@ -60,12 +58,11 @@ export class Pins {
     return [...configured, ...added.map((pattern) => ({ pattern, isConfigured: false }))];
   }
 
-  /** Throws `PinError`. Returns the bytes that are pinned then. */
+  /** Throws `OperationError`. Returns the bytes that are pinned then. */
   pin(text: string): number {
-    const pattern = Pattern.parse(text);
-    if (!pattern) throw new PinError(`${text}: not a pattern such as "docker.io/library/alpine:3*"`);
+    const pattern = patternOf(text);
     const { bytes } = this.#reach([...this.#patterns, pattern]);
-    if (bytes > this.#maxBytes) throw new PinError(`${text}: ${this.#tooMuch(bytes)}`);
+    if (bytes > this.#maxBytes) throw new OperationError(`${text}: ${this.#tooMuch(bytes)}`);
     this.#catalog.addPin(text, this.#clock.now());
     this.#patterns.push(pattern);
     return this.refresh();
@@ -73,9 +70,9 @@ export class Pins {
 
   unpin(text: string): number {
     if (this.#configured.includes(text))
-      throw new PinError(`${text}: pinned by the configuration, store.pins`);
-    if (!this.#catalog.removePin(text)) throw new PinError(`${text}: not pinned`);
-    this.#patterns = this.list().flatMap(({ pattern }) => Pattern.parse(pattern) ?? []);
+      throw new OperationError(`${text}: pinned by the configuration, store.pins`);
+    if (!this.#catalog.removePin(text)) throw new OperationError(`${text}: not pinned`);
+    this.#patterns = this.#listed();
     return this.refresh();
   }
 
@@ -172,7 +169,15 @@ export class Pins {
     });
   }
 
+  #listed(): Pattern[] {
+    return parsed(this.list().map(({ pattern }) => pattern));
+  }
+
   #tooMuch(bytes: number): string {
     return `what is pinned takes ${formatSize(bytes)}, store.maxBytes is ${formatSize(this.#maxBytes)}: pin less, or raise it`;
   }
+}
+
+function parsed(texts: readonly string[]): Pattern[] {
+  return texts.flatMap((text) => Pattern.parse(text) ?? []);
 }

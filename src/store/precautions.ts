@@ -1,7 +1,7 @@
 import { stat, statfs } from 'node:fs/promises';
 import type { Logger } from '../util/log.ts';
+import { filesOf } from './files.ts';
 import { catalogPath } from './layout.ts';
-import { filesOf } from './rebuild.ts';
 
 /** A catalog that is gone beside blobs that are there would be taken for one that knows of none. */
 export async function refuseToBeginAnew(root: string): Promise<void> {

@@ -1,11 +1,8 @@
-import { copyFile, mkdir, readdir, readFile, rename, stat, unlink } from 'node:fs/promises';
-import { join } from 'node:path';
+import { copyFile, mkdir, rename, stat, unlink } from 'node:fs/promises';
 import Database from 'better-sqlite3';
-import { blobMediaType } from '../oci/content.ts';
-import { isDigest, type Digest } from '../oci/digest.ts';
-import { recognise } from '../oci/manifest.ts';
 import { errorCode } from '../util/errors.ts';
 import { Catalog } from './catalog.ts';
+import { contentOf, filesOf } from './files.ts';
 import { backupPath, blobPath, blobsPath, catalogPath, lockPath } from './layout.ts';
 import { lockDirectory } from './lock.ts';
 
@@ -19,8 +16,6 @@ export interface Rebuilt {
   /** Where the damaged catalog is now. */
   readonly keptAs: string | undefined;
 }
-
-const maxManifestBytes = 8 * 1024 * 1024;
 
 /**
  * Makes a catalog anew, from what is left of it, or from its last backup, and from a walk of the directory, so that no blob
@@ -86,9 +81,8 @@ async function compare(
     if (catalog.blob(digest)) continue;
     const path = blobPath(root, digest);
     const { size } = await stat(path);
-    const manifest = size <= maxManifestBytes ? recognise(await readFile(path)) : undefined;
-    const mediaType = manifest?.mediaType ?? blobMediaType;
-    catalog.addBlob({ digest, size, mediaType }, manifest?.children ?? [], now);
+    const { mediaType, children } = await contentOf(path, size);
+    catalog.addBlob({ digest, size, mediaType }, children, now);
     found += 1;
   }
   let lost = 0;
@@ -106,18 +100,5 @@ async function compare(
     }
     if (blobs.length === 0) return { found, lost };
     last = blobs.at(-1)?.digest ?? last;
-  }
-}
-
-/** The blobs whose files are there. */
-export async function* filesOf(root: string): AsyncGenerator<Digest> {
-  for (const algorithm of ['sha256', 'sha512']) {
-    const directory = join(blobsPath(root), algorithm);
-    for (const prefix of await readdir(directory).catch(() => [])) {
-      for (const hex of await readdir(join(directory, prefix)).catch(() => [])) {
-        const digest = `${algorithm}:${hex}`;
-        if (isDigest(digest)) yield digest;
-      }
-    }
   }
 }

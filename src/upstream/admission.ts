@@ -112,15 +112,13 @@ export class Admission {
 
   /** The fault that a pull would meet now for lack of quota. */
   spent(repo: Repo, what: string): MirrorError | undefined {
-    const accounts = this.#seeing(repo, this.accounts);
-    if (accounts.length === 0 || accounts.some(({ quota }) => quota.left > 0)) return undefined;
-    return quotaSpent(what, accounts);
+    const accounts = this.#spent(repo);
+    return accounts.length === 0 ? undefined : quotaSpent(what, accounts);
   }
 
   /** Spent accounts that are to be asked whether they still are: where none has pulls left, once a minute each. */
   dueForALook(repo: Repo): Account[] {
-    if (!this.spent(repo, '')) return [];
-    const due = this.#seeing(repo, this.accounts).filter(({ quota }) => quota.isDueForALook);
+    const due = this.#spent(repo).filter(({ quota }) => quota.isDueForALook);
     for (const { quota } of due) quota.looks();
     return due;
   }
@@ -151,6 +149,12 @@ export class Admission {
 
   notAsked(reason: string): void {
     this.#metrics.admissionsRefused.add(1, this.registry, reason);
+  }
+
+  /** Those that could ask for a manifest of the repo, if none of them has a pull left. */
+  #spent(repo: Repo): Account[] {
+    const accounts = this.#seeing(repo, this.accounts);
+    return accounts.some(({ quota }) => quota.left > 0) ? [] : accounts;
   }
 
   /** Those of them that may be used, and see the repo as far as we know; if there are none, those that may be used. */

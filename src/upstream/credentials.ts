@@ -43,11 +43,11 @@ export const anonymous: CredentialSource = {
   renewed: () => Promise.resolve(undefined),
 };
 
-/** A user name and a password, or a file with it that is read again whenever it is needed. */
-export function fixedCredentials(username: string, secret: Secret): CredentialSource {
+/** Reads a secret; a file again whenever it is needed. */
+export function secretReader(secret: Secret): () => Promise<string> {
   let last: string | undefined;
-  const login = async (): Promise<Login> => {
-    if (typeof secret === 'string') return { username, password: secret };
+  return async () => {
+    if (typeof secret === 'string') return secret;
     try {
       last = (await readFile(secret.file, 'utf8')).trimEnd();
     } catch (error) {
@@ -57,8 +57,14 @@ export function fixedCredentials(username: string, secret: Secret): CredentialSo
           cause: error,
         });
     }
-    return { username, password: last };
+    return last;
   };
+}
+
+/** A user name and its password. */
+export function fixedCredentials(username: string, secret: Secret): CredentialSource {
+  const read = secretReader(secret);
+  const login = async (): Promise<Login> => ({ username, password: await read() });
   return { name: username, login, renewed: login };
 }
 

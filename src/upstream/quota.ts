@@ -184,15 +184,14 @@ export class Quota {
     this.#end(ticket);
     const remaining = parseFigure(one(headers, 'ratelimit-remaining'));
     const limit = parseFigure(one(headers, 'ratelimit-limit'));
-    if (remaining) this.#told(ticket, remaining.figure, isAlone);
-    else if (ticket.isPull && status < 500 && !isSpent) this.#giveBack();
     if (remaining) {
+      this.#told(ticket, remaining.figure, isAlone);
       this.#limit = limit?.figure ?? this.#limit ?? remaining.figure;
       this.#windowMs = limit?.windowMs ?? remaining.windowMs ?? this.#windowMs;
       this.#source = one(headers, 'docker-ratelimit-source') ?? '';
       this.#observedAt = this.#clock.monotonic();
       this.dirty = true;
-    }
+    } else if (ticket.isPull && status < 500 && !isSpent) this.#giveBack();
     if (isSpent) this.#refused(ticket, headers);
     else if (ticket.isPull && status === 200 && ticket.startedAt > (this.#refusal?.at ?? -Infinity)) {
       this.#refusals = 0;

@@ -283,16 +283,8 @@ export class RegistryClient {
     let authorization = await this.#tokens.authorize(account, repo, signal);
     turn.sent();
     let response = await this.#follow(ask, authorization);
-    // What it was not made for a new token would not open either.
-    const isNotEnough = parseChallenges(response.headers['www-authenticate']).some(
-      ({ params }) => params['error'] === 'insufficient_scope',
-    );
-    if (
-      response.status === 401 &&
-      !authorization.fresh &&
-      authorization.header !== undefined &&
-      !isNotEnough
-    ) {
+    const isKept = !authorization.fresh && authorization.header !== undefined;
+    if (response.status === 401 && isKept && !isNotEnough(response)) {
       // Some registries challenge an expired token towards another realm: ask for the challenge without it.
       response.body.discard();
       this.#tokens.drop(account, repo);
@@ -372,6 +364,13 @@ function sizeOf({ status, headers }: Response): number | undefined {
   if (status === 416) return parseUnsatisfied(range);
   const length = Number(one(headers, 'content-length') ?? NaN);
   return Number.isSafeInteger(length) ? length : undefined;
+}
+
+/** The token is good, but not for this: a new one would not be either. */
+function isNotEnough({ headers }: Response): boolean {
+  return parseChallenges(headers['www-authenticate']).some(
+    ({ params }) => params['error'] === 'insufficient_scope',
+  );
 }
 
 /** A portal or an error page in place of content. */

@@ -137,25 +137,20 @@ export class Tokens {
   async checkBasic(account: Account, signal: AbortSignal): Promise<void> {
     const login = await within(signal, account.login());
     if (!login) return;
-    const what = `GET ${this.#registry} /v2/`;
-    const response = await this.#send('ping', new URL('/v2/', this.#base), what, undefined, signal, {
-      headers: { authorization: basic(login) },
-    });
-    response.body.discard();
+    const response = await this.#askPing({ authorization: basic(login) }, signal);
     if (response.status !== 401) return;
-    const error = accountRefused(`${what}: ${this.#base.host} answered 401`, account);
+    const error = accountRefused(`GET ${this.#registry} /v2/: ${this.#base.host} answered 401`, account);
     await account.refused(login, error);
     throw error;
   }
 
   /** Undefined: it does not tell now; the answer to the question itself will. */
   async #ping(signal: AbortSignal): Promise<Scheme | undefined> {
-    const what = `GET ${this.#registry} /v2/`;
-    const response = await this.#send('ping', new URL('/v2/', this.#base), what, undefined, signal, {});
-    response.body.discard();
+    const response = await this.#askPing({}, signal);
     const { status } = response;
     if (status === 429) {
-      throw statusFault(response, `${what}: ${this.#base.host} answered 429`, this.#clock.now());
+      const message = `GET ${this.#registry} /v2/: ${this.#base.host} answered 429`;
+      throw statusFault(response, message, this.#clock.now());
     }
     if (status >= 500) return undefined;
     return status === 401
@@ -163,25 +158,13 @@ export class Tokens {
       : { bearer: undefined, basic: false };
   }
 
-  #send(
-    kind: 'ping' | 'token',
-    url: URL,
-    what: string,
-    repo: Repo | undefined,
-    signal: AbortSignal,
-    { headers = {}, form }: { headers?: Readonly<Record<string, string>>; form?: string },
-  ): Promise<Response> {
-    const method = form === undefined ? 'GET' : 'POST';
-    return this.#transport.send({
-      method,
-      url,
-      kind,
-      repo,
-      what,
-      headers,
-      signal,
-      ...(form !== undefined && { form }),
-    });
+  async #askPing(headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Response> {
+    const url = new URL('/v2/', this.#base);
+    const what = `GET ${this.#registry} /v2/`;
+    const call = { method: 'GET', kind: 'ping', url, what, repo: undefined, headers, signal } as const;
+    const response = await this.#transport.send(call);
+    response.body.discard();
+    return response;
   }
 
   async #answer(
@@ -315,13 +298,14 @@ export class Tokens {
         ...(scope !== undefined && { scope }),
       });
       const headers = { 'content-type': 'application/x-www-form-urlencoded' };
-      return this.#send('token', url, what, repo, signal, { headers, form: form.toString() });
+      const call = { method: 'POST', kind: 'token', url, what, repo, headers, signal } as const;
+      return this.#transport.send({ ...call, form: form.toString() });
     }
     if (service !== undefined) url.searchParams.set('service', service);
     if (scope !== undefined) url.searchParams.set('scope', scope);
     if (login) url.searchParams.set('account', login.username);
     const headers = login ? { authorization: basic(login) } : {};
-    return this.#send('token', url, what, repo, signal, { headers });
+    return this.#transport.send({ method: 'GET', kind: 'token', url, what, repo, headers, signal });
   }
 }
 

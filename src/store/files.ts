@@ -1,0 +1,30 @@
+import { readdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { blobMediaType } from '../oci/content.ts';
+import { isDigest, type Digest } from '../oci/digest.ts';
+import { recognise, type Child } from '../oci/manifest.ts';
+import { blobsPath } from './layout.ts';
+
+const maxManifestBytes = 8 * 1024 * 1024;
+
+/** The blobs whose files are there. */
+export async function* filesOf(root: string): AsyncGenerator<Digest> {
+  for (const algorithm of ['sha256', 'sha512']) {
+    const directory = join(blobsPath(root), algorithm);
+    for (const prefix of await readdir(directory).catch(() => [])) {
+      for (const hex of await readdir(join(directory, prefix)).catch(() => [])) {
+        const digest = `${algorithm}:${hex}`;
+        if (isDigest(digest)) yield digest;
+      }
+    }
+  }
+}
+
+/** What a file holds of which only its name is known. */
+export async function contentOf(
+  path: string,
+  size: number,
+): Promise<{ mediaType: string; children: readonly Child[] }> {
+  const manifest = size <= maxManifestBytes ? recognise(await readFile(path)) : undefined;
+  return manifest ?? { mediaType: blobMediaType, children: [] };
+}
