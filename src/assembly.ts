@@ -1,7 +1,8 @@
 import type { Config, UpstreamConfig } from './config.ts';
 import { Pool } from './mirror/connections.ts';
-import { Upstreams } from './mirror/upstreams.ts';
+import type { Upstream, Upstreams, UpstreamsOptions } from './mirror/upstreams.ts';
 import { Pattern } from './oci/pattern.ts';
+import { subjectOf } from './oci/signatures.ts';
 import type { Repo } from './oci/repo.ts';
 import type { AdminContext } from './server/admin.ts';
 import type { BlobStore } from './store/blob-store.ts';
@@ -34,37 +35,56 @@ export interface UpstreamsContext {
   readonly catalog: Catalog;
 }
 
-export function buildUpstreams(config: Config, context: UpstreamsContext): Upstreams {
-  const { clock, log, metrics, ledger, catalog } = context;
-  const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
-  const upstreams = config.upstreams.map((upstream) => {
-    const { registry, aliases, maxConnections } = upstream;
-    const credentials = credentialsOf(upstream, clock);
-    const savedQuota = (account: string) => catalog.quota(registry, account);
-    const admission = new Admission(
-      { registry, credentials, reserve: config.quota.reserve },
-      { clock, log, metrics, savedQuota },
-    );
-    const client = new RegistryClient(
-      {
-        ...upstream,
-        connectTimeoutMs: connectTimeout,
-        headersTimeoutMs: headersTimeout,
-        idleTimeoutMs: idleTimeout,
-        maxManifestBytes,
-        firstByteTimeoutMs: config.fetch.firstByteTimeout,
+export function buildUpstreams(config: Config, context: UpstreamsContext): UpstreamsOptions {
+  return {
+    named: config.upstreams.map((upstream) => {
+      const { registry, aliases, hosts } = upstream;
+      return { ...buildUpstream(upstream, registry, config, context), aliases, hosts };
+    }),
+    families: config.families.map((family) => ({
+      pattern: family.pattern,
+      create: (registry) => {
+        const member = { ...family, registry, url: new URL(`https://${registry}`) };
+        return buildUpstream(member, family.registry, config, context);
       },
-      { clock, metrics, admission, ledger },
-    );
-    return {
-      aliases,
-      client,
-      pool: new Pool(maxConnections),
-      relaySlots: new Slots(maxConnections),
-      ttlOf: ttlOf(upstream, config.tags),
-    };
-  });
-  return new Upstreams(upstreams, config.defaultUpstream);
+    })),
+    defaultUpstream: config.defaultUpstream,
+  };
+}
+
+function buildUpstream(
+  upstream: Omit<UpstreamConfig, 'aliases'>,
+  name: string,
+  config: Config,
+  { clock, log, metrics, ledger, catalog }: UpstreamsContext,
+): Upstream {
+  const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
+  const { registry, maxConnections } = upstream;
+  const credentials = credentialsOf(upstream, clock);
+  const savedQuota = (account: string) => catalog.quota(registry, account);
+  const admission = new Admission(
+    { registry, name, credentials, reserve: config.quota.reserve },
+    { clock, log, metrics, savedQuota },
+  );
+  const client = new RegistryClient(
+    {
+      ...upstream,
+      name,
+      connectTimeoutMs: connectTimeout,
+      headersTimeoutMs: headersTimeout,
+      idleTimeoutMs: idleTimeout,
+      maxManifestBytes,
+      firstByteTimeoutMs: config.fetch.firstByteTimeout,
+    },
+    { clock, metrics, admission, ledger },
+  );
+  return {
+    name,
+    client,
+    pool: new Pool(maxConnections),
+    relaySlots: new Slots(maxConnections),
+    ttlOf: ttlOf(upstream, config.tags),
+  };
 }
 
 /** What metrics show of them. */
@@ -120,7 +140,10 @@ function isLoopback(host: string): boolean {
 }
 
 /** The accounts that an upstream's configuration names, in its order. */
-function credentialsOf(upstream: UpstreamConfig, clock: Clock): CredentialSource[] {
+function credentialsOf(
+  upstream: Pick<UpstreamConfig, 'registry' | 'accounts' | 'dockerConfig' | 'credentialHelper'>,
+  clock: Clock,
+): CredentialSource[] {
   const { registry, accounts, dockerConfig, credentialHelper } = upstream;
   return [
     ...accounts.map((each) =>
@@ -131,13 +154,20 @@ function credentialsOf(upstream: UpstreamConfig, clock: Clock): CredentialSource
   ];
 }
 
+/** What is pushed after its image is looked for soon after. */
+const longestTtlOfSignaturesMs = 60_000;
+
 /** The first rule that matches, else the upstream's own key, else the general one. */
-function ttlOf({ tags }: UpstreamConfig, general: Config['tags']): (repo: Repo, tag: string) => number {
+function ttlOf(
+  { tags }: Pick<UpstreamConfig, 'tags'>,
+  general: Config['tags'],
+): (repo: Repo, tag: string) => number {
   const base = tags.ttl ?? general.ttl;
+  const ttl = (tag: string): number => (subjectOf(tag) ? Math.min(base, longestTtlOfSignaturesMs) : base);
   const rules = general.rules.flatMap(({ match, ttl }) => {
     const pattern = Pattern.parse(match);
     return pattern ? [{ pattern, ttl }] : [];
   });
-  if (rules.length === 0) return () => base;
-  return (repo, tag) => rules.find(({ pattern }) => pattern.matches(repo, tag))?.ttl ?? base;
+  if (rules.length === 0) return (_repo, tag) => ttl(tag);
+  return (repo, tag) => rules.find(({ pattern }) => pattern.matches(repo, tag))?.ttl ?? ttl(tag);
 }

@@ -3,12 +3,14 @@ import { homedir } from 'node:os';
 import { dirname, resolve } from 'node:path';
 import { closest, distance } from 'fastest-levenshtein';
 import { z } from 'zod';
-import { smallSize } from './oci/content.ts';
-import { Pattern } from './oci/pattern.ts';
-import { errorCode, MirrorError } from './util/errors.ts';
+import { schema, type Address, type Parsed, type SecretConfig } from './config-schema.ts';
+import { RegistryPattern } from './mirror/registry-pattern.ts';
 import type { Secret } from './upstream/credentials.ts';
 import { NetworkPolicy } from './upstream/network-policy.ts';
-import { parseDuration, parseSize } from './util/units.ts';
+import { presetOf } from './upstream/presets.ts';
+import { errorCode, MirrorError } from './util/errors.ts';
+
+export type { Address };
 
 /** What is wrong with a configuration: each line names a key, what was found and what was expected. */
 export class ConfigError extends Error {
@@ -21,172 +23,25 @@ export class ConfigError extends Error {
   }
 }
 
-/** A value that is read from JSON or from the text of an environment variable. */
-function scalar<T>(expected: string, parse: (value: unknown) => T | undefined) {
-  return z.unknown().transform((value, context): T => {
-    const parsed = parse(value);
-    if (parsed !== undefined) return parsed;
-    context.addIssue({ code: 'custom', message: expected, input: value });
-    return z.NEVER;
-  });
-}
-
-const duration = scalar('a duration such as "90s", "5m" or "30d"', parseDuration);
-const durationOrOff = scalar('a duration such as "90s" or "30d", or "off"', (value) =>
-  value === 'off' ? 0 : parseDuration(value),
-);
-const positiveDuration = scalar(
-  'a duration above 0 such as "500ms", "90s" or "5m"',
-  (value) => parseDuration(value) || undefined,
-);
-const size = scalar('a size such as "512MB" or "50GiB"', parseSize);
-const sizeOr = (off: number) =>
-  scalar('a size such as "512MB" or "50GiB", or "off"', (value) =>
-    value === 'off' ? off : parseSize(value),
-  );
-const wholeNumber = (least: number, expected: string) =>
-  scalar(expected, (value) => {
-    const figure = typeof value === 'string' && /^\d+$/.test(value) ? Number(value) : value;
-    return Number.isSafeInteger(figure) && Number(figure) >= least ? Number(figure) : undefined;
-  });
-const count = wholeNumber(1, 'a whole number above 0');
-const flag = scalar('true or false', (value) =>
-  value === true || value === 'true' ? true : value === false || value === 'false' ? false : undefined,
-);
-const text = z.string().min(1);
-
-export interface Address {
-  readonly host: string;
-  readonly port: number;
-}
-
-function parseAddress(value: unknown): Address | undefined {
-  if (typeof value !== 'string') return undefined;
-  const [, v6, host, digits] = /^(?:\[([0-9a-f:.]+)\]|([^:[\]]+)):(\d{1,5})$/i.exec(value) ?? [];
-  const port = Number(digits);
-  const name = v6 ?? host;
-  return name !== undefined && port <= 65535 ? { host: name, port } : undefined;
-}
-
-const address = scalar('an address such as "0.0.0.0:5000" or "[::]:5000"', parseAddress);
-const addressOrOff = scalar('an address such as "127.0.0.1:5001", or "off"', (value) =>
-  value === 'off' ? null : parseAddress(value),
-);
-const origin = scalar('a URL such as "https://registry.example.com", without a path', (value) => {
-  const url = typeof value === 'string' ? URL.parse(value) : null;
-  const isOrigin =
-    url && /^https?:$/.test(url.protocol) && url.username === '' && url.href === `${url.origin}/`;
-  return isOrigin ? url : undefined;
-});
-const registryName = z
-  .string()
-  .regex(/^[a-z0-9.-]+(?::\d+)?$/, 'a host such as "docker.io" or "registry.example.com:5000"');
-
-const patternText = z.string().refine((value) => Pattern.parse(value) !== undefined, {
-  message: 'a pattern such as "docker.io/library/*:3.*" or "ghcr.io/acme/**"',
-});
-
-const secret = z.union([text, z.strictObject({ env: text }), z.strictObject({ file: text })]);
-
-const account = z
-  .strictObject({
-    username: text.optional(),
-    password: secret.optional(),
-    anonymous: z.literal(true).optional(),
-  })
-  .refine(
-    ({ username, password, anonymous }) =>
-      anonymous ? !username && !password : username !== undefined && password !== undefined,
-    'username and password, or { "anonymous": true }',
-  );
-
-const upstream = z.strictObject({
-  registry: registryName,
-  url: origin.optional(),
-  aliases: z.array(registryName).optional(),
-  accounts: z.array(account).default([]),
-  dockerConfig: text.optional(),
-  credentialHelper: z
-    .string()
-    .regex(/^[\w.-]+$/, 'the name of a credential helper such as "ecr-login"')
-    .optional(),
-  realms: z.array(z.url()).default([]),
-  allowPrivateNetwork: flag.prefault(false),
-  tags: z.strictObject({ ttl: duration.optional() }).prefault({}),
-  maxConnections: count.prefault(32),
-});
-
-const schema = z.strictObject({
-  listen: address.prefault('0.0.0.0:5000'),
-  adminListen: addressOrOff.prefault('127.0.0.1:5001'),
-  adminToken: secret.optional(),
-  log: z
-    .strictObject({ level: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace']).default('info') })
-    .prefault({}),
-  store: z
-    .strictObject({
-      path: text.default('data'),
-      maxBytes: sizeOr(Infinity).prefault('50GB'),
-      minFreeBytes: sizeOr(0).prefault('2GB'),
-      maxIdle: durationOrOff.prefault('off'),
-      pins: z.array(patternText).default([]),
-      scrubEvery: durationOrOff.prefault('7d'),
-    })
-    .prefault({}),
-  upstreams: z
-    .array(upstream)
-    .min(1, 'at least one upstream')
-    .prefault([{ registry: 'docker.io' }]),
-  defaultUpstream: registryName.optional(),
-  tags: z
-    .strictObject({
-      ttl: duration.prefault('5m'),
-      staleIfError: durationOrOff.prefault('30d'),
-      negativeTtl: durationOrOff.prefault('10s'),
-      revalidate: z.enum(['wait', 'behind']).default('wait'),
-      whenGone: z.enum(['404', 'keep']).default('404'),
-      rules: z.array(z.strictObject({ match: patternText, ttl: duration })).default([]),
-    })
-    .prefault({}),
-  fetch: z
-    .strictObject({
-      connectionsPerBlob: count.prefault(4),
-      spanBytes: scalar('a size above 64 KiB such as "16MiB"', (value) => {
-        const bytes = parseSize(value);
-        return bytes !== undefined && bytes > smallSize ? bytes : undefined;
-      }).prefault('16MiB'),
-      maxConnections: count.prefault(64),
-      prefetch: z.enum(['chain', 'off']).default('chain'),
-      connectTimeout: positiveDuration.prefault('5s'),
-      headersTimeout: positiveDuration.prefault('20s'),
-      idleTimeout: positiveDuration.prefault('30s'),
-      giveUpAfter: positiveDuration.prefault('30s'),
-      firstByteTimeout: positiveDuration.prefault('25s'),
-      completeRanges: flag.prefault(true),
-      maxManifestBytes: size.prefault('8MiB'),
-    })
-    .prefault({}),
-  quota: z
-    .strictObject({
-      reserve: wholeNumber(0, 'a whole number').prefault(10),
-      whenSpent: scalar<429 | 503>('"429" or "503"', (value) =>
-        String(value) === '429' ? 429 : String(value) === '503' ? 503 : undefined,
-      ).prefault('429'),
-    })
-    .prefault({}),
-});
-
-type Parsed = z.infer<typeof schema>;
 type ParsedUpstream = Parsed['upstreams'][number];
 
 /** A user name with its password, or with the file that has it; or nobody. */
 export type AccountConfig =
   { readonly username: string; readonly password: Secret } | { readonly anonymous: true };
 
-export interface UpstreamConfig extends Omit<ParsedUpstream, 'url' | 'aliases' | 'accounts'> {
+interface AnyUpstreamConfig extends Omit<ParsedUpstream, 'url' | 'aliases' | 'accounts' | 'realms'> {
+  readonly accounts: readonly AccountConfig[];
+  readonly realms: readonly string[];
+}
+
+export interface UpstreamConfig extends AnyUpstreamConfig {
   readonly url: URL;
   readonly aliases: readonly string[];
-  readonly accounts: readonly AccountConfig[];
+}
+
+/** Many registries by one pattern, each at `https://` and its name. */
+export interface FamilyConfig extends AnyUpstreamConfig {
+  readonly pattern: RegistryPattern;
 }
 
 /** The configuration, checked and with every default in place: durations in ms, sizes in bytes, paths absolute. */
@@ -194,14 +49,11 @@ export interface Config extends Omit<Parsed, 'upstreams' | 'defaultUpstream' | '
   /** For the operations of the admin API. */
   readonly adminToken: Secret | undefined;
   readonly upstreams: readonly UpstreamConfig[];
+  readonly families: readonly FamilyConfig[];
   readonly defaultUpstream: string;
   /** Environment variables that look like ours and are not. */
   readonly ignoredVariables: readonly string[];
 }
-
-const presets: Readonly<Record<string, { url: string; aliases: string[] }>> = {
-  'docker.io': { url: 'https://registry-1.docker.io', aliases: ['index.docker.io', 'registry-1.docker.io'] },
-};
 
 export interface ConfigSource {
   /** A configuration file that must exist. Without it `mirror.config.json` is taken if it is there. */
@@ -259,14 +111,14 @@ function complete(
   env: ConfigSource['env'],
   problems: string[],
 ): Omit<Config, 'ignoredVariables'> {
-  const names = new Set<string>();
-  const upstreams = parsed.upstreams.map(({ url, aliases, accounts, ...rest }, i): UpstreamConfig => {
+  const upstreams: UpstreamConfig[] = [];
+  const families: FamilyConfig[] = [];
+  parsed.upstreams.forEach(({ url, aliases, accounts, realms, ...rest }, i) => {
     const at = `upstreams[${i}]`;
-    const preset = presets[rest.registry];
-    const completed = {
+    const preset = presetOf(rest.registry);
+    const completed: AnyUpstreamConfig = {
       ...rest,
-      url: url ?? new URL(preset?.url ?? `https://${rest.registry}`),
-      aliases: aliases ?? preset?.aliases ?? [],
+      realms: realms ?? preset.realms ?? [],
       accounts: accounts.map(({ username, password }, j): AccountConfig => {
         if (username === undefined || password === undefined) return { anonymous: true };
         const path = `${at}.accounts[${j}].password`;
@@ -275,33 +127,76 @@ function complete(
       ...(rest.dockerConfig !== undefined && { dockerConfig: resolvePath(directory, rest.dockerConfig) }),
     };
     checkAccounts(completed, at, problems);
-    for (const name of [rest.registry, ...completed.aliases]) {
-      if (names.has(name)) problems.push(`${at}: found ${show(name)} a second time, expected each name once`);
-      names.add(name);
+    const pattern = RegistryPattern.parse(rest.registry);
+    if (pattern) {
+      families.push({ ...completed, pattern });
+      problems.push(...problemsOfFamily({ url, aliases, accounts, ...rest }, at));
+      return;
     }
+    const named = {
+      ...completed,
+      url: url ?? new URL(preset.url ?? `https://${rest.registry}`),
+      aliases: aliases ?? preset.aliases ?? [],
+    };
+    upstreams.push(named);
     try {
-      new NetworkPolicy(completed);
+      new NetworkPolicy(named);
     } catch (error) {
       if (!(error instanceof MirrorError)) throw error;
       problems.push(`${at}.url: ${error.message}`);
     }
-    return completed;
   });
+  checkNames(parsed, upstreams, problems);
   const defaultUpstream = parsed.defaultUpstream ?? upstreams[0]?.registry ?? '';
   if (!upstreams.some(({ registry }) => registry === defaultUpstream)) {
     const known = upstreams.map(({ registry }) => show(registry)).join(', ');
-    problems.push(`defaultUpstream: found ${show(defaultUpstream)}, expected one of ${known}`);
+    problems.push(
+      known === ''
+        ? 'upstreams: found patterns alone, expected at least one registry by its name'
+        : `defaultUpstream: found ${show(defaultUpstream)}, expected one of ${known}`,
+    );
   }
   const store = { ...parsed.store, path: resolve(directory, parsed.store.path) };
   const adminToken =
     parsed.adminToken === undefined
       ? undefined
       : readSecret(parsed.adminToken, directory, env, 'adminToken', problems);
-  return { ...parsed, store, upstreams, defaultUpstream, adminToken };
+  return { ...parsed, store, upstreams, families, defaultUpstream, adminToken };
+}
+
+/** What a name or a host means must not depend on an order. */
+function checkNames(parsed: Parsed, upstreams: readonly UpstreamConfig[], problems: string[]): void {
+  const names = new Set<string>();
+  parsed.upstreams.forEach(({ registry, hosts }, i) => {
+    const aliases = upstreams.find((each) => each.registry === registry)?.aliases ?? [];
+    for (const name of [registry, ...aliases, ...hosts]) {
+      if (names.has(name))
+        problems.push(`upstreams[${i}]: found ${show(name)} a second time, expected each name once`);
+      names.add(name);
+    }
+  });
+}
+
+/** Whoever can rent a registry under the pattern must get nothing by it. */
+function problemsOfFamily(
+  { url, aliases, hosts, accounts }: Pick<ParsedUpstream, 'url' | 'aliases' | 'hosts' | 'accounts'>,
+  at: string,
+): string[] {
+  const oneRegistry = 'expected nothing: a pattern stands for many registries';
+  const problems: string[] = [];
+  if (url !== undefined)
+    problems.push(`${at}.url: found a URL, ${oneRegistry}, each at https:// and its name`);
+  if ((aliases ?? []).length > 0) problems.push(`${at}.aliases: found names, ${oneRegistry}`);
+  if (hosts.length > 0) problems.push(`${at}.hosts: found names, ${oneRegistry}`);
+  if (accounts.some(({ username }) => username !== undefined))
+    problems.push(
+      `${at}.accounts: found a login, ${oneRegistry}, some of which may be anybody's; use dockerConfig or credentialHelper, which know logins by registry`,
+    );
+  return problems;
 }
 
 function checkAccounts(
-  { accounts, dockerConfig, credentialHelper }: UpstreamConfig,
+  { accounts, dockerConfig, credentialHelper }: AnyUpstreamConfig,
   at: string,
   problems: string[],
 ): void {
@@ -324,7 +219,7 @@ function resolvePath(directory: string, path: string): string {
 
 /** A file is only tried here: it is read again whenever its content is needed. */
 function readSecret(
-  value: z.infer<typeof secret>,
+  value: SecretConfig,
   directory: string,
   env: ConfigSource['env'],
   at: string,

@@ -6,10 +6,11 @@ import { adminOf, buildUpstreams, describeUpstreams } from './assembly.ts';
 import type { Address, Config } from './config.ts';
 import { Access } from './mirror/access.ts';
 import { Fills } from './mirror/fills.ts';
+import { Lists } from './mirror/lists.ts';
 import { Mirror } from './mirror/mirror.ts';
 import { Prefetch } from './mirror/prefetch.ts';
 import { Tags } from './mirror/tags.ts';
-import type { Upstreams } from './mirror/upstreams.ts';
+import { Upstreams } from './mirror/upstreams.ts';
 import { blobMediaType } from './oci/content.ts';
 import { createRepo } from './oci/repo.ts';
 import { createAdminApp } from './server/admin.ts';
@@ -86,13 +87,15 @@ export class Service {
     this.log = log;
     this.#store = store;
     this.#ledger = new Ledger(clock, store.catalog, (error) => this.#notWritten(error));
-    this.#upstreams = buildUpstreams(config, {
-      clock,
-      metrics,
-      log: log.events,
-      ledger: this.#ledger,
-      catalog: store.catalog,
-    });
+    this.#upstreams = new Upstreams(
+      buildUpstreams(config, {
+        clock,
+        metrics,
+        log: log.events,
+        ledger: this.#ledger,
+        catalog: store.catalog,
+      }),
+    );
     this.#writer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
     const policy = {
       revalidate: config.tags.revalidate,
@@ -137,10 +140,15 @@ export class Service {
         prefetch: this.#prefetch,
       },
     );
+    const lists = new Lists(
+      { firstByteTimeoutMs, tags: policy },
+      { catalog: store.catalog, upstreams: this.#upstreams, clock, log: log.events },
+    );
     this.#describe(metrics);
     const isDraining = (): boolean => this.#draining;
     const context = {
       mirror: this.#mirror,
+      lists,
       upstreams: this.#upstreams,
       clock,
       log,
@@ -211,7 +219,7 @@ export class Service {
         listen: showAddress(this.address),
         admin: this.adminAddress ? showAddress(this.adminAddress) : 'off',
         store: this.#config.store.path,
-        upstreams: this.#config.upstreams.map(({ registry }) => registry),
+        upstreams: [...this.#config.upstreams, ...this.#config.families].map(({ registry }) => registry),
       },
       'layercache is ready',
     );

@@ -10,10 +10,9 @@ export interface Child {
   readonly foreign: boolean;
 }
 
-const indexTypes = [
-  'application/vnd.oci.image.index.v1+json',
-  'application/vnd.docker.distribution.manifest.list.v2+json',
-];
+export const ociIndex = 'application/vnd.oci.image.index.v1+json';
+
+const indexTypes = [ociIndex, 'application/vnd.docker.distribution.manifest.list.v2+json'];
 const manifestTypes = [
   'application/vnd.oci.image.manifest.v1+json',
   'application/vnd.docker.distribution.manifest.v2+json',

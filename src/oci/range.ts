@@ -1,3 +1,5 @@
+import { MirrorError } from '../util/errors.ts';
+
 /** Half-open, in bytes. */
 export interface ByteRange {
   readonly start: number;
@@ -12,18 +14,51 @@ export type Want = 'whole' | ByteRange | { readonly last: number };
 
 const one = /^(\d*)-(\d*)$/;
 
+/** Lazy pullers ask for many at once, and for fewer when that is refused with 400. */
+const maxRanges = 256;
+
 /**
- * What a `Range` header asks for. What is not a range of bytes, or is garbage, is ignored as RFC 9110 section 14.2
- * wants.
+ * What a `Range` header asks for: one thing, or several in their order. What is not ranges of bytes, or is garbage, is
+ * ignored as RFC 9110 section 14.2 wants. Throws `ranges-unsupported` for more than 256.
  */
-export function parseWant(header: string | undefined): Want | 'several' {
+export function parseRanges(header: string | undefined): Want | readonly Want[] {
   if (!header?.startsWith('bytes=')) return 'whole';
-  const specs = header.slice('bytes='.length);
-  if (specs.includes(',')) return 'several';
-  const [, first, last] = one.exec(specs.trim()) ?? [];
-  if (first === undefined || last === undefined || (first === '' && last === '')) return 'whole';
-  if (first === '') return { last: Number(last) };
-  return { start: Number(first), end: last === '' ? Infinity : Number(last) + 1 };
+  const specs = header
+    .slice('bytes='.length)
+    .split(',', 2 * maxRanges + 1)
+    .map((spec) => spec.trim())
+    .filter((spec) => spec !== '');
+  if (specs.length > maxRanges)
+    throw new MirrorError('ranges-unsupported', `Range: more than ${maxRanges} at once`);
+  const wants: Want[] = [];
+  for (const spec of specs) {
+    const [, first, last] = one.exec(spec) ?? [];
+    if (first === undefined || last === undefined || (first === '' && last === '')) return 'whole';
+    if (first === '') wants.push({ last: Number(last) });
+    else wants.push({ start: Number(first), end: last === '' ? Infinity : Number(last) + 1 });
+  }
+  const [only] = wants;
+  return wants.length > 1 ? wants : (only ?? 'whole');
+}
+
+/** What covers all of them, before the size may be known. */
+export function hullOf(wants: readonly Want[]): Want {
+  const ranges = wants.flatMap((want) => (want !== 'whole' && 'start' in want ? [want] : []));
+  if (ranges.length < wants.length) return 'whole';
+  return {
+    start: Math.min(...ranges.map(({ start }) => start)),
+    end: Math.max(...ranges.map(({ end }) => end)),
+  };
+}
+
+/**
+ * Those bytes of content of `size` bytes that are wanted and there, in order. Throws `ranges-unsupported` when they are
+ * more than the whole, which happens only where they overlap: nobody needs that, and it costs many times its request.
+ */
+export function resolveWants(wants: readonly Want[], size: number): ByteRange[] {
+  const ranges = wants.flatMap((want) => resolveWant(want, size) ?? []);
+  if (ranges.reduce((sum, { start, end }) => sum + end - start, 0) <= size) return ranges;
+  throw new MirrorError('ranges-unsupported', `Range: overlapping ranges that are more than the whole`);
 }
 
 /**

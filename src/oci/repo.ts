@@ -2,8 +2,10 @@ import { MirrorError } from '../util/errors.ts';
 
 /** A repository of an upstream, with its name as that upstream spells it. */
 export interface Repo {
-  /** The upstream's configured name: `docker.io`. */
+  /** `docker.io`, or the one of many registries that a pattern covers: `acme.azurecr.io`. */
   readonly registry: string;
+  /** The name or pattern that its upstream is configured by: for metrics, where no client can choose it. */
+  readonly upstream: string;
   /** `library/alpine` */
   readonly name: string;
   /** `docker.io/library/alpine`: for keys and messages. */
@@ -16,7 +18,7 @@ const tagForm = /^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$/;
 const maxNameLength = 255;
 
 /** Throws `name-invalid`. On Docker Hub a bare name is an official image: `alpine` is `library/alpine`. */
-export function createRepo(registry: string, name: string): Repo {
+export function createRepo(registry: string, name: string, upstream = registry): Repo {
   if (name.length > maxNameLength || !nameForm.test(name)) {
     throw new MirrorError(
       'name-invalid',
@@ -24,7 +26,7 @@ export function createRepo(registry: string, name: string): Repo {
     );
   }
   const full = registry === 'docker.io' && !name.includes('/') ? `library/${name}` : name;
-  return { registry, name: full, key: `${registry}/${full}` };
+  return { registry, upstream, name: full, key: `${registry}/${full}` };
 }
 
 export function isTag(text: string): boolean {

@@ -2,11 +2,30 @@ import { MirrorError } from '../util/errors.ts';
 import { parseDigest, type Digest } from './digest.ts';
 import { isTag } from './repo.ts';
 
-/** What a request to the registry API is for. `name` is not yet checked: which grammar holds, the upstream decides. */
-export type Route =
-  | { readonly kind: 'ping' }
-  | { readonly kind: 'manifest'; readonly name: string; readonly reference: Reference; readonly ns?: string }
-  | { readonly kind: 'blob'; readonly name: string; readonly digest: Digest; readonly ns?: string };
+/**
+ * What a request to the registry API is for. Names are not yet checked: which grammar holds, the upstream decides, and
+ * which upstream that is, the mirror.
+ */
+export type Route = Place &
+  (
+    | { readonly kind: 'ping' }
+    | { readonly kind: 'manifest'; readonly name: string; readonly reference: Reference }
+    | { readonly kind: 'blob'; readonly name: string; readonly digest: Digest }
+    | { readonly kind: 'tags'; readonly name: string }
+    | { readonly kind: 'referrers'; readonly name: string; readonly digest: Digest }
+  );
+
+/** How the client has put its question, beside the name of the repo. */
+export interface Place {
+  /** Decoded, without the query: a link to more of the same starts so. */
+  readonly path: string;
+  /** What stands before `/v2/`: `ghcr.io` in `/ghcr.io/v2/…`. */
+  readonly prefix: string | undefined;
+  /** The registry that containerd and others name by a parameter. */
+  readonly ns: string | undefined;
+  /** The other parameters. */
+  readonly query: URLSearchParams;
+}
 
 export type Reference = { readonly tag: string } | { readonly digest: Digest };
 
@@ -15,30 +34,30 @@ const maxUrlLength = 4096;
 /** The route of a raw request target. Throws the fault that the client is to see. */
 export function parseRoute(method: string, target: string): Route {
   if (target.length > maxUrlLength)
-    throw new MirrorError('request-invalid', 'request target: longer than 4096');
+    throw new MirrorError('request-invalid', `request target: longer than ${maxUrlLength}`);
   const queryAt = target.indexOf('?');
   const path = decodePath(queryAt < 0 ? target : target.slice(0, queryAt));
-  if (path !== '/v2' && !path.startsWith('/v2/')) throw unknownRoute(path);
+  const match = /^(?:\/([^/]+))??\/v2(?:\/(.*))?$/s.exec(path);
+  if (!match) throw unknownRoute(path);
+  const [, prefix, below] = match;
   if (method !== 'GET' && method !== 'HEAD') {
     throw new MirrorError(
       'method-unsupported',
       `${method} ${path}: this is a read-only mirror, push to the registry itself`,
     );
   }
-  if (path === '/v2' || path === '/v2/') return { kind: 'ping' };
+  const query = new URLSearchParams(queryAt < 0 ? '' : target.slice(queryAt + 1));
+  const place = { path, prefix, ns: namespaceOf(query), query };
+  query.delete('ns');
+  if (!below) return { ...place, kind: 'ping' };
 
   // From the right: `foo/manifests/bar` is a legal name.
-  const slash = path.lastIndexOf('/');
-  const last = path.slice(slash + 1);
-  const before = path.slice('/v2/'.length, slash);
-  const ns = queryAt < 0 ? undefined : namespaceOf(target.slice(queryAt + 1));
-  if (before.endsWith('/manifests')) {
-    const name = before.slice(0, -'/manifests'.length);
-    return { kind: 'manifest', name, reference: parseReference(last), ...ns };
-  }
-  if (before.endsWith('/blobs')) {
-    return { kind: 'blob', name: before.slice(0, -'/blobs'.length), digest: parseDigest(last), ...ns };
-  }
+  const [, name = '', kind, last = ''] =
+    /^(?:(.*)\/)?(manifests|blobs|referrers|tags)\/([^/]*)$/s.exec(below) ?? [];
+  if (kind === 'manifests') return { ...place, kind: 'manifest', name, reference: parseReference(last) };
+  if (kind === 'blobs') return { ...place, kind: 'blob', name, digest: parseDigest(last) };
+  if (kind === 'referrers') return { ...place, kind: 'referrers', name, digest: parseDigest(last) };
+  if (kind === 'tags' && last === 'list') return { ...place, kind: 'tags', name };
   throw unknownRoute(path);
 }
 
@@ -60,10 +79,10 @@ function decodePath(raw: string): string {
   }
 }
 
-function namespaceOf(query: string): { ns: string } | undefined {
-  const values = new URLSearchParams(query).getAll('ns');
+function namespaceOf(query: URLSearchParams): string | undefined {
+  const values = query.getAll('ns');
   if (values.length > 1) throw new MirrorError('request-invalid', 'query: ns is given more than once');
-  return values[0] === undefined ? undefined : { ns: values[0] };
+  return values[0];
 }
 
 function unknownRoute(path: string): MirrorError {

@@ -53,17 +53,17 @@ export function finishAccess(
 ): void {
   const { kind, repo, result, bytes, startedAt, headersAt } = record;
   const firstByteMs = (headersAt || now) - startedAt;
-  if (kind === 'manifest' || kind === 'blob') {
-    metrics.answered(repo?.registry ?? '', kind, result, bytes);
+  if (kind !== undefined && kind !== 'ping') {
+    metrics.answered(repo?.upstream ?? '', kind, result, bytes);
     metrics.requestSeconds.observe((now - startedAt) / 1000);
     metrics.firstByteSeconds.observe(firstByteMs / 1000);
     if (repo && result !== 'error') {
-      const entry = ledger.of(repo.registry, repo.name, repo.key);
+      const entry = ledger.of(repo.upstream, repo.name, repo.key);
       entry.servedBytes += bytes;
       if (kind === 'manifest' && line.method === 'GET') entry.clientPulls += 1;
       if (result === 'stale' && !notOutages.has(record.reason ?? '')) {
         entry.bridged(now);
-        ledger.of(repo.registry, '').bridged(now);
+        ledger.of(repo.upstream, '').bridged(now);
       }
     }
   }

@@ -14,7 +14,7 @@ export function createHttpServer(handler: RequestListener, stuckMs = stuckAfterM
       headersTimeout: 30_000,
       requestTimeout: 60_000,
       // Ranges of lazy pullers come in long headers.
-      maxHeaderSize: 64 * 1024,
+      maxHeaderSize: 128 * 1024,
       noDelay: true,
     },
     handler,

@@ -1,6 +1,8 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Mirror } from '../mirror/mirror.ts';
+import type { Lists } from '../mirror/lists.ts';
+import type { Asked, Mirror } from '../mirror/mirror.ts';
 import type { Upstreams } from '../mirror/upstreams.ts';
+import type { Repo } from '../oci/repo.ts';
 import { parseRoute, type Route } from '../oci/route.ts';
 import type { Clock } from '../util/clock.ts';
 import { MirrorError, toMirrorError } from '../util/errors.ts';
@@ -9,10 +11,11 @@ import type { Log } from '../util/log.ts';
 import type { Metrics } from '../util/metrics.ts';
 import { trace } from '../util/trace.ts';
 import { AccessRecord, finishAccess } from './access-log.ts';
-import { sendAnswer, sendFault, sendPing, wantOf, type Exchange } from './send.ts';
+import { sendAnswer, sendFault, sendList, sendPing, wantOf, type Exchange } from './send.ts';
 
 export interface RegistryContext {
   readonly mirror: Mirror;
+  readonly lists: Lists;
   readonly upstreams: Upstreams;
   readonly clock: Clock;
   readonly log: Log;
@@ -58,34 +61,57 @@ export function createRegistryHandler(
   };
 }
 
-async function serve(exchange: Exchange, { mirror, upstreams, isDraining }: RegistryContext): Promise<void> {
+async function serve(exchange: Exchange, context: RegistryContext): Promise<void> {
   const { req, record } = exchange;
+  const { upstreams, isDraining } = context;
   if (isDraining()) throw new MirrorError('draining', 'this mirror is shutting down');
   const route = parseRoute(req.method ?? '', req.url ?? '');
   record.kind = route.kind;
   if (route.kind === 'ping') {
-    sendPing(exchange);
+    upstreams.chosen(route);
+    sendPing(exchange, route.ns);
     return;
   }
-  const repo = upstreams.repo(route.name, route.ns);
+  const { ns, prefix } = route;
+  const repo = upstreams.repo(route.name, { ns, prefix, host: req.headers.host });
   const method = req.method === 'HEAD' ? 'HEAD' : 'GET';
-  const asked = { method, client: req.socket.remoteAddress ?? '' } as const;
   record.repo = repo;
   record.reference = referenceOf(route);
-  const answer =
+  await answer(exchange, route, repo, { method, client: req.socket.remoteAddress ?? '' }, context);
+}
+
+async function answer(
+  exchange: Exchange,
+  route: Exclude<Route, { kind: 'ping' }>,
+  repo: Repo,
+  asked: Asked,
+  { mirror, lists }: RegistryContext,
+): Promise<void> {
+  const { req, record } = exchange;
+  if (route.kind === 'tags' || route.kind === 'referrers') {
+    sendList(exchange, await lists.answer(repo, route, route.query, asked.method), route);
+    return;
+  }
+  const found =
     route.kind === 'manifest'
       ? await mirror.manifest(repo, route.reference, asked)
-      : await mirror.blob(repo, route.digest, asked, method === 'GET' ? wantOf(req, route.digest) : 'whole');
-  record.size = answer.size;
+      : await mirror.blob(
+          repo,
+          route.digest,
+          asked,
+          asked.method === 'GET' ? wantOf(req, route.digest) : 'whole',
+        );
+  record.size = found.size;
   try {
-    await sendAnswer(exchange, answer, route.kind, route.ns);
+    await sendAnswer(exchange, found, route.kind, route.ns);
   } finally {
-    answer.content?.release();
+    found.content?.release();
   }
 }
 
 function referenceOf(route: Exclude<Route, { kind: 'ping' }>): string {
-  if (route.kind === 'blob') return route.digest;
+  if (route.kind === 'tags') return '';
+  if (route.kind !== 'manifest') return route.digest;
   return 'tag' in route.reference ? route.reference.tag : route.reference.digest;
 }
 

@@ -1,11 +1,14 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { ListAnswer } from '../mirror/lists.ts';
 import type { Answer } from '../mirror/mirror.ts';
 import { smallSize, type Content } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
-import { parseWant, resolveWant, type ByteRange, type Want } from '../oci/range.ts';
+import { hullOf, parseRanges, resolveWants, type ByteRange, type Want } from '../oci/range.ts';
+import type { Route } from '../oci/route.ts';
 import { faults, MirrorError } from '../util/errors.ts';
 import type { Kind } from '../util/metrics.ts';
 import type { AccessRecord } from './access-log.ts';
+import { Multipart } from './multipart.ts';
 
 /** Headers as writeHead takes them: names and values in turn. */
 type Headers = string[];
@@ -17,6 +20,8 @@ const commonHeaders = [
   'nosniff',
 ];
 
+type ListRoute = Extract<Route, { kind: 'tags' | 'referrers' }>;
+
 export interface Exchange {
   readonly req: IncomingMessage;
   readonly res: ServerResponse;
@@ -26,9 +31,11 @@ export interface Exchange {
   readonly whenSpent: 429 | 503;
 }
 
-export function sendPing({ req, res, record }: Exchange): void {
+export function sendPing({ req, res, record }: Exchange, ns: string | undefined): void {
   record.status = 200;
-  res.writeHead(200, [...commonHeaders, 'Content-Type', 'application/json', 'Content-Length', '2']);
+  const headers = [...commonHeaders, 'Content-Type', 'application/json', 'Content-Length', '2'];
+  if (ns !== undefined) headers.push('OCI-Namespace', ns);
+  res.writeHead(200, headers);
   res.end(req.method === 'HEAD' ? undefined : '{}');
 }
 
@@ -49,20 +56,48 @@ export async function sendAnswer(
     res.end();
     return;
   }
-  headers.push('Content-Type', answer.mediaType);
-  const range = kind === 'blob' && content ? rangeOf(req, digest, size) : undefined;
-  if (range && size !== undefined) {
-    headers.push('Content-Range', `bytes ${range.start}-${range.end - 1}/${size}`);
-    headers.push('Content-Length', String(range.end - range.start));
-  } else if (size !== undefined) headers.push('Content-Length', String(size));
-  start(exchange, range ? 206 : 200, headers);
+  const part = kind === 'blob' ? partOf(req, content) : undefined;
+  if (part instanceof Multipart) {
+    headers.push('Content-Type', part.mediaType, 'Content-Length', String(part.length));
+  } else {
+    headers.push('Content-Type', answer.mediaType);
+    const length = part ? part.end - part.start : size;
+    if (part) headers.push('Content-Range', `bytes ${part.start}-${part.end - 1}/${size ?? '*'}`);
+    if (length !== undefined) headers.push('Content-Length', String(length));
+  }
+  start(exchange, part ? 206 : 200, headers);
   if (!content) {
     res.end();
     return;
   }
   // Small content leaves together with its headers; of other content the first byte may still be far away.
   if (size === undefined || size > smallSize) res.flushHeaders();
-  await sendContent(res, content, range, record);
+  await sendContent(res, content, part, record);
+}
+
+/** Writes a page of a list, and where the next one is: asked for in the same way. */
+export function sendList(exchange: Exchange, answer: ListAnswer, { kind, ns, path }: ListRoute): void {
+  const { req, res, record } = exchange;
+  const { digest, size, content, next, filters } = answer;
+  record.result = answer.result;
+  record.reason = answer.reason;
+  record.size = size;
+  const headers = headersOf(answer, kind, ns);
+  if (filters !== undefined) headers.push('OCI-Filters-Applied', filters);
+  if (next !== undefined) {
+    const query = new URLSearchParams(next);
+    if (ns !== undefined) query.set('ns', ns);
+    headers.push('Link', `<${path}?${query.toString()}>; rel="next"`);
+  }
+  if (matches(req.headers['if-none-match'], digest)) {
+    start(exchange, 304, headers);
+    res.end();
+    return;
+  }
+  headers.push('Content-Type', answer.mediaType, 'Content-Length', String(size));
+  start(exchange, 200, headers);
+  res.end(content);
+  record.bytes = content?.length ?? 0;
 }
 
 /** Writes a fault as OCI JSON; once headers are out, a broken connection is the only truth left. */
@@ -99,7 +134,7 @@ function start({ res, record, now }: Exchange, status: number, headers: Headers)
 async function sendContent(
   res: ServerResponse,
   content: Content,
-  range: ByteRange | undefined,
+  part: ByteRange | Multipart | undefined,
   record: AccessRecord,
 ): Promise<void> {
   // The copy is told of a broken connection by 'close'; an 'error' that nobody listens to would end the process.
@@ -107,8 +142,10 @@ async function sendContent(
   const { socket } = res;
   const before = socket?.bytesWritten ?? 0;
   try {
-    await content.copyTo(res, range);
-    record.bytes = (range ? range.end - range.start : content.size) ?? 0;
+    if (part instanceof Multipart) await part.send(content, res);
+    else await content.copyTo(res, part);
+    record.bytes =
+      (part instanceof Multipart ? part.length : part ? part.end - part.start : content.size) ?? 0;
   } catch (error) {
     record.bytes = Math.max(0, (socket?.bytesWritten ?? 0) - before);
     throw error;
@@ -116,19 +153,12 @@ async function sendContent(
 }
 
 function headersOf(
-  { digest, result, reason, ageMs, size }: Answer,
+  { digest, result, reason, ageMs, size }: Omit<Answer, 'content'>,
   kind: Kind,
   ns: string | undefined,
 ): Headers {
-  const headers = [
-    ...commonHeaders,
-    'Docker-Content-Digest',
-    digest,
-    'ETag',
-    `"${digest}"`,
-    'X-Cache',
-    result,
-  ];
+  const headers = [...commonHeaders, 'ETag', `"${digest}"`, 'X-Cache', result];
+  if (kind === 'blob' || kind === 'manifest') headers.push('Docker-Content-Digest', digest);
   if (reason !== undefined) headers.push('X-Cache-Reason', reason);
   if (kind === 'blob' && size !== undefined) headers.push('Accept-Ranges', 'bytes');
   if (ageMs !== undefined) headers.push('Age', String(Math.max(0, Math.floor(ageMs / 1000))));
@@ -156,19 +186,28 @@ function matches(header: string | undefined, digest: string): boolean {
 
 /** What part of a blob is asked for, before its size may be known. Throws `ranges-unsupported`. */
 export function wantOf(req: IncomingMessage, digest: Digest): Want {
-  const condition = req.headers['if-range'];
-  if (condition !== undefined && condition !== `"${digest}"`) return 'whole';
-  const want = parseWant(req.headers.range);
-  if (want !== 'several') return want;
-  throw new MirrorError('ranges-unsupported', `blob ${digest}: one range at a time, please`);
+  const asked = rangesOf(req, digest);
+  return isSeveral(asked) ? hullOf(asked) : asked;
 }
 
-/** Throws `range-unsatisfiable`. */
-function rangeOf(req: IncomingMessage, digest: Digest, size: number | undefined): ByteRange | undefined {
-  const want = wantOf(req, digest);
-  if (want === 'whole' || size === undefined) return undefined;
-  const range = resolveWant(want, size);
-  if (range) return range;
+function rangesOf(req: IncomingMessage, digest: Digest): Want | readonly Want[] {
+  const condition = req.headers['if-range'];
+  return condition === undefined || condition === `"${digest}"` ? parseRanges(req.headers.range) : 'whole';
+}
+
+function isSeveral(asked: Want | readonly Want[]): asked is readonly Want[] {
+  return Array.isArray(asked);
+}
+
+/** What of the content is to be sent. Throws `range-unsatisfiable`, `ranges-unsupported`. */
+function partOf(req: IncomingMessage, content: Content | undefined): ByteRange | Multipart | undefined {
+  const { digest, size, mediaType } = content ?? {};
+  if (digest === undefined || size === undefined || mediaType === undefined) return undefined;
+  const asked = rangesOf(req, digest);
+  if (asked === 'whole') return undefined;
+  const ranges = resolveWants(isSeveral(asked) ? asked : [asked], size);
+  const [first] = ranges;
+  if (first) return isSeveral(asked) ? new Multipart(ranges, size, mediaType) : first;
   throw new MirrorError(
     'range-unsatisfiable',
     `blob ${digest}: Range asks for nothing within its ${size} bytes`,

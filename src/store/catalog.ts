@@ -16,6 +16,18 @@ export interface TagRow extends Descriptor {
   readonly previous: Digest | null;
 }
 
+/** A page of tags or referrers, as the upstream gave it. */
+export interface ListRow {
+  /** Null: the upstream keeps no such list. */
+  readonly body: Buffer | null;
+  /** The query of the page after it. */
+  readonly next: string | null;
+  /** What the upstream says that it has filtered by. */
+  readonly filters: string | null;
+  /** Milliseconds since the epoch. */
+  readonly checkedAt: number;
+}
+
 /** A blob that may leave. */
 export interface Victim {
   readonly digest: Digest;
@@ -44,6 +56,10 @@ export interface Root {
   readonly digest: Digest;
 }
 
+/** Lists are kept beside the cap. */
+const maxListBytes = 64 * 1024 * 1024;
+const maxLists = 50_000;
+
 /** In one step, which nothing else can interrupt. */
 const usesAtOnce = 500;
 
@@ -66,6 +82,7 @@ export class Catalog implements LedgerStore {
   readonly #db: Database.Database;
   /** Uses that are not written down yet. */
   readonly #used = new Map<Digest, { at: number; count: number }>();
+  #lists: { count: number; bytes: number } | undefined;
   /** The priority of what has left last: what comes now starts above it. */
   #inflation: number;
   readonly #statements: ReturnType<typeof prepareStatements>;
@@ -224,7 +241,7 @@ export class Catalog implements LedgerStore {
     this.#statements.removeLink.run(digest, registry, repo);
   }
 
-  tag(repo: Repo, tag: string): TagRow | undefined {
+  tag(repo: Pick<Repo, 'registry' | 'name'>, tag: string): TagRow | undefined {
     return this.#statements.tag.get(repo.registry, repo.name, tag);
   }
 
@@ -238,6 +255,39 @@ export class Catalog implements LedgerStore {
   removeTag(repo: Repo, tag: string): void {
     this.onChange(repo.registry, repo.name, tag);
     this.#statements.removeTag.run(repo.registry, repo.name, tag);
+  }
+
+  list(repo: Repo, page: string): ListRow | undefined {
+    return this.#statements.list.get(repo.registry, repo.name, page);
+  }
+
+  /** Those that were asked about longest ago make room. */
+  setList(repo: Repo, page: string, { body, next, filters, checkedAt }: ListRow): void {
+    const { setList, listsSize, removeOldestList } = this.#statements;
+    this.#db.transaction(() => {
+      setList.run(repo.registry, repo.name, page, body, next, filters, checkedAt);
+      this.#lists ??= listsSize.get() ?? { count: 0, bytes: 0 };
+      // What it replaces is counted too: more often than needed it is counted anew.
+      this.#lists.count += 1;
+      this.#lists.bytes += body?.length ?? 0;
+      if (this.#lists.count <= maxLists && this.#lists.bytes <= maxListBytes) return;
+      this.#lists = listsSize.get() ?? { count: 0, bytes: 0 };
+      while (this.#lists.count > maxLists * 0.9 || this.#lists.bytes > maxListBytes * 0.9) {
+        const removed = removeOldestList.get();
+        if (!removed) break;
+        this.#lists.count -= 1;
+        this.#lists.bytes -= removed.bytes;
+      }
+    })();
+  }
+
+  removeList(repo: Repo, page: string): void {
+    this.#statements.removeList.run(repo.registry, repo.name, page);
+  }
+
+  /** Of all repos that match a GLOB over `registry/repo`. */
+  removeListsOf(glob: string): void {
+    this.#statements.removeListsOf.run(glob);
   }
 
   quota(registry: string, account: string): QuotaState | undefined {
@@ -435,6 +485,20 @@ function prepareStatements(db: Database.Database) {
     ),
     setTag: db.prepare('INSERT OR REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?, ?)'),
     removeTag: db.prepare('DELETE FROM tags WHERE registry = ? AND repo = ? AND tag = ?'),
+    list: db.prepare<[string, string, string], ListRow>(
+      `SELECT body, next, filters, checked_at AS checkedAt FROM lists
+       WHERE registry = ? AND repo = ? AND page = ?`,
+    ),
+    setList: db.prepare('INSERT OR REPLACE INTO lists VALUES (?, ?, ?, ?, ?, ?, ?)'),
+    removeList: db.prepare('DELETE FROM lists WHERE registry = ? AND repo = ? AND page = ?'),
+    removeListsOf: db.prepare<[string]>(`DELETE FROM lists WHERE registry || '/' || repo GLOB ?`),
+    listsSize: db.prepare<[], { count: number; bytes: number }>(
+      'SELECT count(*) AS count, total(coalesce(length(body), 0)) AS bytes FROM lists',
+    ),
+    removeOldestList: db.prepare<[], { bytes: number }>(
+      `DELETE FROM lists WHERE rowid = (SELECT rowid FROM lists ORDER BY checked_at LIMIT 1)
+       RETURNING coalesce(length(body), 0) AS bytes`,
+    ),
     note: db.prepare<[string], { value: string }>('SELECT value FROM notes WHERE name = ?'),
     setNote: db.prepare('INSERT OR REPLACE INTO notes VALUES (?, ?)'),
     blobsAfter: db.prepare<[string, number], Descriptor>(

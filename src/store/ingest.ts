@@ -290,6 +290,8 @@ export class Ingest implements Journalled {
         this.#readers.delete(reader);
         reader = source;
         this.#readers.add(reader);
+        // It may stand elsewhere now.
+        this.onReaders();
         await copyFile(source, outlet, this.#context.buffers);
         return source.offset;
       },

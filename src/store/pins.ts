@@ -143,7 +143,7 @@ export class Pins {
       if (blob.mediaType === blobMediaType) return;
       for (const child of this.#catalog.children(digest)) visit(child.digest, registry, name);
       for (const tag of signatureTags(digest)) {
-        const row = this.#catalog.tag({ registry, name, key: '' }, tag);
+        const row = this.#catalog.tag({ registry, name }, tag);
         if (row) visit(row.digest, registry, name);
       }
     };

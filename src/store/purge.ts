@@ -51,6 +51,7 @@ export async function purge(store: BlobStore, pattern: Pattern, dryRun: boolean)
     if (++looked % rootsAtOnce === 0) await nextTurn();
   }
   if (!dryRun) {
+    catalog.removeListsOf(pattern.glob);
     for (const { registry, repo, tag } of tags) {
       if (tag === undefined) continue;
       catalog.removeTag(createRepo(registry, repo), tag);

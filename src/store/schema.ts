@@ -109,6 +109,24 @@ const migrations: readonly string[] = [
   CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
   CREATE INDEX links_by_repo ON links (registry, repo, digest);
   `,
+  `
+  -- Pages of tags and of referrers, as the upstream last gave them.
+  CREATE TABLE lists (
+    registry TEXT NOT NULL,
+    repo TEXT NOT NULL,
+    -- What of it: the end of the path, and the query.
+    page TEXT NOT NULL,
+    -- Absent: the upstream keeps no such list.
+    body BLOB,
+    -- The query of the page after it.
+    next TEXT,
+    -- What the upstream says that it has filtered by.
+    filters TEXT,
+    checked_at INTEGER NOT NULL,
+    UNIQUE (registry, repo, page)
+  );
+  CREATE INDEX lists_by_age ON lists (checked_at, coalesce(length(body), 0));
+  `,
 ];
 
 /** What this program reads and writes. */

@@ -13,6 +13,8 @@ import type { Headers } from './transport.ts';
 
 export interface AdmissionOptions {
   registry: string;
+  /** What metrics call it. */
+  name: string;
   /** None: anonymous. */
   credentials: readonly CredentialSource[];
   /** Pulls that are kept back from background work. */
@@ -47,6 +49,7 @@ const rememberedForMs = 60 * 60_000;
 export class Admission {
   readonly registry: string;
   readonly accounts: readonly Account[];
+  readonly #name: string;
   readonly #gates: Gates;
   readonly #metrics: Metrics;
   readonly #reserve: number;
@@ -56,8 +59,9 @@ export class Admission {
   readonly #blind: LRUCache<string, true>;
 
   constructor(options: AdmissionOptions, { clock, log, metrics, savedQuota }: AdmissionContext) {
-    const { registry, credentials, reserve } = options;
+    const { registry, name, credentials, reserve } = options;
     this.registry = registry;
+    this.#name = name;
     this.#metrics = metrics;
     this.#reserve = reserve;
     const sources = credentials.length > 0 ? credentials : [anonymous];
@@ -148,7 +152,7 @@ export class Admission {
   }
 
   notAsked(reason: string): void {
-    this.#metrics.admissionsRefused.add(1, this.registry, reason);
+    this.#metrics.admissionsRefused.add(1, this.#name, reason);
   }
 
   /** Those that could ask for a manifest of the repo, if none of them has a pull left. */

@@ -1,6 +1,7 @@
 import { smallSize, type Descriptor } from '../oci/content.ts';
 import { digestOf, hashesTo, isDigest, type Digest } from '../oci/digest.ts';
-import { acceptManifests, bareMediaType } from '../oci/manifest.ts';
+import { checkList, nextPage } from '../oci/list.ts';
+import { acceptManifests, bareMediaType, ociIndex } from '../oci/manifest.ts';
 import { parseContentRange, parseUnsatisfied, type ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
@@ -20,14 +21,17 @@ import {
   statusFault,
   toFault,
   Transport,
+  urlBelow,
   type Call,
   type Response,
   type TransportOptions,
 } from './transport.ts';
 
 export interface UpstreamOptions extends NetworkPolicyOptions, TransportOptions {
-  /** The name that clients and metrics know it by: `docker.io`. */
+  /** `docker.io` */
   registry: string;
+  /** The name or pattern that it is configured by: what metrics call it. */
+  name: string;
   maxManifestBytes: number;
   /** Over everything before the first byte of an answer. */
   firstByteTimeoutMs: number;
@@ -58,6 +62,18 @@ export interface UpstreamBlob extends Given {
   readonly body: Body;
 }
 
+/** What a list is of: the tags of a repo, or what refers to one of its manifests. */
+export type ListOf = { readonly kind: 'tags' } | { readonly kind: 'referrers'; readonly digest: Digest };
+
+export interface UpstreamList {
+  /** The exact bytes, of the form that such a list has. */
+  readonly bytes: Buffer;
+  /** The query of the page after it. */
+  readonly next: string | null;
+  /** What it says that it has filtered by. */
+  readonly filters: string | null;
+}
+
 /** A source of one blob's bytes. */
 export interface BlobSource {
   /**
@@ -73,6 +89,15 @@ type Landed = Response & Given & { readonly url: URL };
 
 type Ask = Omit<Call, 'url' | 'redirected'> & { readonly repo: Repo; readonly path: string };
 
+const unknown = {
+  manifest: 'manifest-unknown',
+  blob: 'blob-unknown',
+  tags: 'repo-unknown',
+  referrers: 'manifest-unknown',
+  // Neither is asked for by a client.
+  token: 'repo-unknown',
+  ping: 'repo-unknown',
+} as const;
 const maxRedirects = 5;
 const redirects = new Set([301, 302, 303, 307, 308]);
 // What servers answer that do not let HEAD through; the same question as a GET then decides.
@@ -101,7 +126,7 @@ export class RegistryClient {
     this.#clock = clock;
     this.#policy = new NetworkPolicy(options);
     const policy = this.#policy;
-    this.#transport = new Transport(options.registry, options, { admission, policy, metrics, ledger, clock });
+    this.#transport = new Transport(options.name, options, { admission, policy, metrics, ledger, clock });
     this.#tokens = new Tokens(options.registry, options.url, {
       transport: this.#transport,
       policy,
@@ -146,6 +171,25 @@ export class RegistryClient {
         throw new MirrorError('digest-mismatch', `${ask.what}: the bytes do not hash to ${expected}`);
       }
       return { digest: expected, size: bytes.length, mediaType, bytes, isPublic: response.isPublic };
+    });
+  }
+
+  /**
+   * A page of a list. Throws `repo-unknown` for a repo without tags, `manifest-unknown` where there is no list of
+   * referrers: clients then look for a tag instead.
+   */
+  async list(repo: Repo, of: ListOf, query: URLSearchParams, signal: AbortSignal): Promise<UpstreamList> {
+    const ask = askList(repo, of, query, signal);
+    return this.#tryTwice(async () => {
+      const response = await this.#once(ask);
+      const bytes = await this.#bytes(ask, response.body, this.#maxManifestBytes);
+      checkList(of.kind, bytes, ask.what);
+      const filters = one(response.headers, 'oci-filters-applied') ?? '';
+      return {
+        bytes,
+        next: nextPage(response.headers['link'], response.url),
+        filters: /^[\w, -]{1,200}$/.test(filters) ? filters : null,
+      };
     });
   }
 
@@ -301,7 +345,7 @@ export class RegistryClient {
   }
 
   async #follow(ask: Ask, { header, isPublic }: Authorization): Promise<Landed> {
-    let url = new URL(ask.path, this.#base);
+    let url = urlBelow(this.#base, ask.path);
     for (let hops = 0; ; hops++) {
       const own = url.origin === this.#base.origin && header !== undefined;
       const headers = own ? { ...ask.headers, authorization: header } : ask.headers;
@@ -336,8 +380,10 @@ export class RegistryClient {
       return new MirrorError('upstream-invalid', `${what}: came coded as ${JSON.stringify(coding)}`);
     }
     if (status === 416 && parseUnsatisfied(one(headers, 'content-range')) !== undefined) return undefined;
-    if (status === 404)
-      return new MirrorError(kind === 'blob' ? 'blob-unknown' : 'manifest-unknown', `${what}: not found`);
+    if (status === 404) return new MirrorError(unknown[kind], `${what}: not found`);
+    // Where it knows no such request it has no such list.
+    if (kind === 'referrers' && [400, 401, 403, 405, 406, 501].includes(status))
+      return new MirrorError('manifest-unknown', `${what}: the upstream answered ${status}`);
     if (method === 'HEAD' && headRefusals.has(status)) return undefined;
     if (status === 401 || status === 403) {
       return new MirrorError(
@@ -407,6 +453,20 @@ function askManifest(method: 'GET' | 'HEAD', repo: Repo, reference: string, sign
     path: `/v2/${repo.name}/manifests/${reference}`,
     what: `${method} ${repo.key} manifest ${reference}`,
     headers: { accept: acceptManifests },
+    signal,
+  };
+}
+
+function askList(repo: Repo, of: ListOf, query: URLSearchParams, signal: AbortSignal): Ask {
+  const page = of.kind === 'tags' ? 'tags/list' : `referrers/${of.digest}`;
+  const search = query.size > 0 ? `?${query.toString()}` : '';
+  return {
+    method: 'GET',
+    repo,
+    kind: of.kind,
+    path: `/v2/${repo.name}/${page}${search}`,
+    what: `GET ${repo.key} ${page}`,
+    headers: { accept: of.kind === 'tags' ? 'application/json' : ociIndex },
     signal,
   };
 }

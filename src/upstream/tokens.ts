@@ -8,7 +8,7 @@ import type { Account } from './account.ts';
 import { parseChallenges, type Challenge } from './challenge.ts';
 import { identityUser, type Login } from './credentials.ts';
 import type { NetworkPolicy } from './network-policy.ts';
-import { statusFault, toFault, type Response, type Transport } from './transport.ts';
+import { statusFault, toFault, urlBelow, type Response, type Transport } from './transport.ts';
 
 /** What to send as `Authorization`, and where it came from. */
 export interface Authorization {
@@ -159,7 +159,7 @@ export class Tokens {
   }
 
   async #askPing(headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Response> {
-    const url = new URL('/v2/', this.#base);
+    const url = urlBelow(this.#base, '/v2/');
     const what = `GET ${this.#registry} /v2/`;
     const call = { method: 'GET', kind: 'ping', url, what, repo: undefined, headers, signal } as const;
     const response = await this.#transport.send(call);

@@ -70,7 +70,7 @@ const maxHeaderBytes = 64 * 1024;
  * redirects nor retries. Calls and blobs have connections of their own, so that a HEAD never waits behind layers.
  */
 export class Transport {
-  readonly #registry: string;
+  readonly #name: string;
   readonly #options: TransportOptions;
   readonly #context: TransportContext;
   readonly #calls: Agent;
@@ -78,8 +78,8 @@ export class Transport {
   /** Calls to each host at once, and for each repo. What waits here, and not in a connection, hears at once that the host is not asked. */
   readonly #lines = new LRUCache<string, Slots>({ max: maxLines });
 
-  constructor(registry: string, options: TransportOptions, context: TransportContext) {
-    this.#registry = registry;
+  constructor(name: string, options: TransportOptions, context: TransportContext) {
+    this.#name = name;
     this.#options = options;
     this.#context = context;
     const agent = (connections: number): Agent =>
@@ -120,7 +120,7 @@ export class Transport {
       const response = await this.#dispatch(call);
       status = String(response.status);
       outcome = outcomeOf(call, response, clock.now());
-      const entry = ledger.of(this.#registry, call.repo?.name ?? '');
+      const entry = ledger.of(this.#name, call.repo?.name ?? '');
       if (call.kind === 'token') entry.tokenCalls += 1;
       if (response.status === 429) entry.limited += 1;
       if (response.status === 200 && isPull(call)) entry.upstreamPulls += 1;
@@ -131,7 +131,7 @@ export class Transport {
       throw fault;
     } finally {
       pass(outcome);
-      metrics.upstreamRequests.add(1, this.#registry, call.redirected ? 'redirect' : call.kind, status);
+      metrics.upstreamRequests.add(1, this.#name, call.redirected ? 'redirect' : call.kind, status);
     }
   }
 
@@ -219,9 +219,9 @@ export class Transport {
 
   #count({ kind, repo }: Call, bytes: number): void {
     const { metrics, ledger } = this.#context;
-    metrics.upstreamBytes.add(bytes, this.#registry);
+    metrics.upstreamBytes.add(bytes, this.#name);
     metrics.proxyPulledBytes.add(bytes, kind === 'manifest' ? 'manifest' : 'blob');
-    ledger.of(this.#registry, repo?.name ?? '').fetchedBytes += bytes;
+    ledger.of(this.#name, repo?.name ?? '').fetchedBytes += bytes;
   }
 }
 
@@ -263,6 +263,11 @@ function failureOf({ fault }: MirrorError, cause: unknown, signal: AbortSignal):
   }
   const isSilence = fault === 'upstream-timeout' || errorCode(cause) === 'UND_ERR_CONNECT_TIMEOUT';
   return isSilence ? 'silent' : 'failed';
+}
+
+/** Registries that lie below a path keep it before `/v2/`. */
+export function urlBelow(base: URL, path: string): URL {
+  return new URL(base.pathname.replace(/\/$/, '') + path, base);
 }
 
 /** A header that must not come twice; the first counts. */

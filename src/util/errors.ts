@@ -9,6 +9,8 @@ export const faults = {
   'digest-invalid': { status: 400, code: 'DIGEST_INVALID', level: 'debug' },
   'request-invalid': { status: 400, code: 'UNSUPPORTED', level: 'debug' },
   'ranges-unsupported': { status: 400, code: 'RANGE_INVALID', level: 'debug' },
+  /** A page of a list that is no number. */
+  'page-invalid': { status: 400, code: 'PAGINATION_NUMBER_INVALID', level: 'debug' },
   'range-unsatisfiable': { status: 416, code: 'RANGE_INVALID', level: 'debug' },
   'method-unsupported': { status: 405, code: 'UNSUPPORTED', level: 'debug' },
   'route-unknown': { status: 404, code: 'UNSUPPORTED', level: 'debug' },

@@ -141,7 +141,8 @@ class Histogram extends PlainMetric {
 
 const seconds = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 300];
 
-export type Kind = 'manifest' | 'blob';
+export type Kind = 'manifest' | 'blob' | 'tags' | 'referrers';
+type ProxyKind = 'manifest' | 'blob';
 export type UpstreamKind = Kind | 'token' | 'ping' | 'redirect';
 
 export class Metrics {
@@ -156,7 +157,7 @@ export class Metrics {
   readonly #servedBytes = new Counter<[registry: string, kind: Kind, result: string]>(
     this.#r,
     'layercache_served_bytes_total',
-    'Bytes of manifests and blobs sent to clients.',
+    'Bytes of manifests, blobs and lists sent to clients.',
     ['registry', 'kind', 'result'],
   );
   readonly upstreamRequests = new Counter<[registry: string, kind: UpstreamKind, status: string]>(
@@ -301,13 +302,14 @@ export class Metrics {
     if (!series) {
       const isMiss = result === 'miss' || result === 'error';
       series = {
-        requests: [
-          this.#requests.series(registry, kind, result),
-          this.#proxyRequests.series(kind),
-          (isMiss ? this.#proxyMisses : this.#proxyHits).series(kind),
-        ],
-        bytes: [this.#servedBytes.series(registry, kind, result), this.#proxyPushedBytes.series(kind)],
+        requests: [this.#requests.series(registry, kind, result)],
+        bytes: [this.#servedBytes.series(registry, kind, result)],
       };
+      if (kind === 'manifest' || kind === 'blob') {
+        const outcome = isMiss ? this.#proxyMisses : this.#proxyHits;
+        series.requests.push(this.#proxyRequests.series(kind), outcome.series(kind));
+        series.bytes.push(this.#proxyPushedBytes.series(kind));
+      }
       this.#answers.set(key, series);
     }
     for (const each of series.requests) each.count += 1;
@@ -322,7 +324,7 @@ export class Metrics {
     return this.#r.metrics();
   }
 
-  #proxySeries(name: string, help: string): Counter<[type: Kind]> {
-    return new Counter<[type: Kind]>(this.#r, `registry_proxy_${name}_total`, help, ['type']);
+  #proxySeries(name: string, help: string): Counter<[type: ProxyKind]> {
+    return new Counter<[type: ProxyKind]>(this.#r, `registry_proxy_${name}_total`, help, ['type']);
   }
 }

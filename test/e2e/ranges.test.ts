@@ -124,16 +124,81 @@ describe('ranges of cold blobs', () => {
     assert.ok(upstream.blobBytes < 1.3 * blob.bytes.length, `${upstream.blobBytes} bytes`);
   });
 
-  test('what lies past the end is 416 with the size; several ranges are 400 without a call', async () => {
+  test('what lies past the end is 416 with the size, and another condition asks for the whole', async () => {
     const past = await ask(`bytes=${blob.bytes.length}-`);
     assert.equal(past.status, 416);
     assert.equal(past.headers['content-range'], `bytes */${blob.bytes.length}`);
-    upstream.forget();
-    const several = await ask('bytes=0-1,5-6');
-    assert.equal(several.status, 400);
-    assert.equal(errorOf(several).code, 'RANGE_INVALID');
-    assert.equal(upstream.calls.length, 0);
     assert.equal((await ask('bytes=5-9', { 'if-range': '"something else"' })).status, 200);
+  });
+
+  describe('several ranges', () => {
+    const size = () => blob.bytes.length;
+    const wanted = () => [
+      [3 * MiB, 3 * MiB + 99],
+      [0, 99],
+      [100, 199],
+      [size() - 10, size() - 1],
+    ];
+    const header = () =>
+      `bytes=${wanted()
+        .map((range) => range.join('-'))
+        .join(',')}`;
+
+    function assertParts(reply: Reply): void {
+      assert.equal(reply.status, 206);
+      assert.equal(Number(reply.headers['content-length']), reply.body.length);
+      const [, boundary] =
+        /^multipart\/byteranges; boundary=(\w+)$/.exec(reply.headers['content-type'] ?? '') ?? [];
+      const parts = reply.body.toString('latin1').split(new RegExp(`(?:\r\n)?--${boundary!}(?:--)?\r\n`));
+      assert.deepEqual([parts[0], parts.at(-1)], ['', '']);
+      assert.equal(parts.length, 2 + wanted().length);
+      wanted().forEach(([first, last], i) => {
+        const [head = '', body = ''] = parts[i + 1]!.split(/\r\n\r\n(.*)$/s);
+        assert.match(head, new RegExp(`^Content-Range: bytes ${first!}-${last!}/${size()}$`, 'm'));
+        assert.match(head, /^Content-Type: application\/octet-stream$/m);
+        sameBytes(Buffer.from(body, 'latin1'), blob.bytes.subarray(first, last! + 1));
+      });
+    }
+
+    test('cold, while it is arriving, and stored: a part for each, in order', async () => {
+      upstream.script('blob', sendBlob(blob, { bytesPerSecond: 20 * MiB }));
+      const [cold, joined] = await Promise.all([ask(header()), ask(header())]);
+      assertParts(cold);
+      assertParts(joined);
+      await until(stored, 'the whole is stored');
+      const hit = await ask(header());
+      assert.equal(hit.headers['x-cache'], 'hit');
+      assertParts(hit);
+    });
+
+    test('what is not there is left out, and nothing of it is 416', async () => {
+      await mirror.get(path);
+      const one = await ask(`bytes=0-4,${size()}-`);
+      assert.match(one.body.toString('latin1'), /bytes 0-4/);
+      assert.match(one.headers['content-type'] ?? '', /^multipart/);
+      assert.equal((await ask(`bytes=${size()}-,-0`)).status, 416);
+    });
+
+    test('too many, and floods that overlap, are 400', async () => {
+      await mirror.get(path);
+      upstream.forget();
+      for (const value of [
+        `bytes=${Array.from({ length: 10_000 }, (_, i) => `${i * 3}-${i * 3}`).join(',')}`,
+        `bytes=${Array.from({ length: 100 }, () => '0-').join(',')}`,
+      ]) {
+        const reply = await ask(value);
+        assert.equal(reply.status, 400);
+        assert.equal(errorOf(reply).code, 'RANGE_INVALID');
+      }
+      assert.equal(upstream.calls.length, 0);
+    });
+
+    test('a client that leaves in the middle disturbs nobody', async () => {
+      await mirror.get(path);
+      const value = `bytes=0-${8 * MiB},${9 * MiB}-${15 * MiB}`;
+      await mirror.get(path, { headers: { range: value }, onData: (_chunk, total) => total < MiB });
+      assertParts(await ask(header()));
+    });
   });
 
   test('an upstream that takes no ranges: right all the same', async () => {

@@ -34,6 +34,8 @@ export interface MirrorOptions {
   registry?: string;
   /** Further keys of the upstream's configuration. */
   upstreamConfig?: Record<string, unknown>;
+  /** Further upstreams. */
+  upstreams?: readonly object[];
   /** Further keys of the configuration. */
   config?: Record<string, unknown>;
 }
@@ -80,7 +82,13 @@ export class TestMirror {
   }
 
   async start(): Promise<void> {
-    const { upstream, registry = 'docker.io', upstreamConfig = {}, config = {} } = this.#options;
+    const {
+      upstream,
+      registry = 'docker.io',
+      upstreamConfig = {},
+      upstreams = [],
+      config = {},
+    } = this.#options;
     const { store = {}, ...rest } = config as { store?: object };
     const file = join(this.directory, 'mirror.config.json');
     await writeFile(
@@ -90,7 +98,7 @@ export class TestMirror {
         adminListen: '127.0.0.1:0',
         log: { level: 'debug' },
         store: { path: 'data', minFreeBytes: 0, ...store },
-        upstreams: [{ registry, url: upstream, ...upstreamConfig }],
+        upstreams: [{ registry, url: upstream, ...upstreamConfig }, ...upstreams],
         ...rest,
       }),
     );

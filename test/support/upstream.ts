@@ -7,9 +7,9 @@ import {
   type ServerResponse,
 } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import type { Blob, Image, Manifest } from './images.ts';
+import { ociIndex, type Blob, type Image, type Manifest } from './images.ts';
 
-export type Kind = 'ping' | 'manifest' | 'blob' | 'token' | 'cdn' | 'other';
+export type Kind = 'ping' | 'manifest' | 'blob' | 'tags' | 'referrers' | 'token' | 'cdn' | 'other';
 
 export interface Call {
   readonly kind: Kind;
@@ -36,6 +36,8 @@ export interface UpstreamOptions {
   /** Without a login the public repos are seen. */
   anonymous?: boolean;
   tokenLifeSeconds?: number;
+  /** It keeps lists of referrers. */
+  referrers?: boolean;
   /** Pulls that each account has in a window. */
   pulls?: number;
 }
@@ -219,9 +221,15 @@ export class Upstream {
 
   #registry(req: IncomingMessage, res: ServerResponse): void {
     const path = (req.url ?? '').split('?')[0] ?? '';
-    const [, repo = '', what, reference = ''] = /^\/v2\/(.+)\/(manifests|blobs)\/([^/]+)$/.exec(path) ?? [];
-    const kind =
-      what === 'manifests' ? 'manifest' : what === 'blobs' ? 'blob' : path === '/v2/' ? 'ping' : 'other';
+    const [, repo = '', what = '', reference = ''] =
+      /^\/v2\/(.+)\/(manifests|blobs|tags|referrers)\/([^/]+)$/.exec(path) ?? [];
+    const kinds: Record<string, Kind> = {
+      manifests: 'manifest',
+      blobs: 'blob',
+      tags: 'tags',
+      referrers: 'referrers',
+    };
+    const kind = kinds[what] ?? (path === '/v2/' ? 'ping' : 'other');
     const call = this.#begin(req, res, kind, repo, reference);
     this.#run(call, req, res, () => {
       if (!this.#isAllowed(req, repo)) this.#challenge(res, repo);
@@ -229,6 +237,8 @@ export class Upstream {
         send(call, req, res, 200, Buffer.from('{}'), { 'content-type': 'application/json' });
       else if (kind === 'manifest') this.#manifest(call, req, res);
       else if (kind === 'blob') this.#blob(call, req, res);
+      else if (kind === 'tags') this.#tags(call, req, res);
+      else if (kind === 'referrers' && this.#options.referrers) this.#referrers(call, req, res);
       else sendError(call, req, res, 404, 'NOT_LISTED');
     });
   }
@@ -302,6 +312,41 @@ export class Upstream {
       });
       res.end();
     } else sendRange(call, req, res, blob.bytes);
+  }
+
+  #tags(call: Call, req: IncomingMessage, res: ServerResponse): void {
+    const repo = this.#repos.get(call.repo);
+    if (!repo) {
+      sendError(call, req, res, 404, 'NAME_UNKNOWN');
+      return;
+    }
+    const query = new URL(call.url, 'http://registry').searchParams;
+    const all = [...repo.tags.keys()].sort().filter((tag) => tag > (query.get('last') ?? ''));
+    const tags = all.slice(0, Number(query.get('n') ?? Infinity));
+    const next = `</v2/${call.repo}/tags/list?last=${tags.at(-1) ?? ''}&n=${tags.length}>; rel="next"`;
+    send(call, req, res, 200, Buffer.from(JSON.stringify({ name: call.repo, tags })), {
+      'content-type': 'application/json; charset=utf-8',
+      ...(tags.length < all.length && { link: next }),
+    });
+  }
+
+  #referrers(call: Call, req: IncomingMessage, res: ServerResponse): void {
+    const type = new URL(call.url, 'http://registry').searchParams.get('artifactType');
+    const manifests = [...this.#repo(call.repo).manifests.values()].flatMap(
+      ({ bytes, digest, mediaType }) => {
+        const { subject, artifactType } = JSON.parse(bytes.toString()) as {
+          subject?: { digest: string };
+          artifactType?: string;
+        };
+        const isMeant = subject?.digest === call.reference && (type === null || artifactType === type);
+        return isMeant ? [{ mediaType, digest, size: bytes.length, artifactType }] : [];
+      },
+    );
+    const body = JSON.stringify({ schemaVersion: 2, mediaType: ociIndex, manifests });
+    send(call, req, res, 200, Buffer.from(body), {
+      'content-type': ociIndex,
+      ...(type !== null && { 'oci-filters-applied': 'artifactType' }),
+    });
   }
 
   #token(req: IncomingMessage, res: ServerResponse): void {

@@ -1,12 +1,22 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
-import { parseContentRange, parseWant, resolveWant, type ByteRange } from '../../src/oci/range.ts';
+import {
+  hullOf,
+  parseContentRange,
+  parseRanges,
+  resolveWant,
+  resolveWants,
+  type ByteRange,
+  type Want,
+} from '../../src/oci/range.ts';
+import { isFault } from '../../src/util/errors.ts';
 
 /** What a header asks of content of a size. */
 function ask(header: string | undefined, size: number): ByteRange | string {
-  const want = parseWant(header);
-  return typeof want === 'string' ? want : (resolveWant(want, size) ?? 'unsatisfiable');
+  const want = parseRanges(header);
+  if (Array.isArray(want)) return 'several';
+  return want === 'whole' ? want : (resolveWant(want as Want, size) ?? 'unsatisfiable');
 }
 
 describe('range', () => {
@@ -26,6 +36,9 @@ describe('range', () => {
     ['bytes=-0', 'unsatisfiable'],
     [`bytes=${'9'.repeat(40)}-`, 'unsatisfiable'],
     ['bytes=0-1,5-6', 'several'],
+    ['bytes=0-1,x', 'whole'],
+    ['bytes=0-1,', { start: 0, end: 2 }],
+    ['bytes= 0-1 ', { start: 0, end: 2 }],
     ['items=0-1', 'whole'],
     ['bytes=abc', 'whole'],
     ['bytes=', 'whole'],
@@ -36,6 +49,37 @@ describe('range', () => {
   for (const [header, expected] of cases) {
     test(`${header ?? 'none'} of ${size}`, () => assert.deepEqual(ask(header, size), expected));
   }
+
+  describe('several', () => {
+    const several = (header: string, of = size) => resolveWants(parseRanges(header) as Want[], of);
+    test('in the order in which they were asked for, also adjacent ones; what is not there is left out', () => {
+      assert.deepEqual(several('bytes=300-399, 0-99,100-199 ,-10,5000-,7-3'), [
+        { start: 300, end: 400 },
+        { start: 0, end: 100 },
+        { start: 100, end: 200 },
+        { start: 2038, end: 2048 },
+      ]);
+      assert.deepEqual(several('bytes=5000-,-0'), []);
+    });
+
+    test('at most 256, and together no more than the whole', () => {
+      const ranges = (count: number) =>
+        `bytes=${Array.from({ length: count }, (_, i) => `${i}-${i}`).join(',')}`;
+      assert.equal(several(ranges(256)).length, 256);
+      for (const header of [ranges(257), ranges(10_000), 'bytes=0-,0-', 'bytes=0-1500,500-2000'])
+        assert.throws(
+          () => several(header),
+          (error) => isFault(error, 'ranges-unsupported'),
+        );
+      assert.equal(several('bytes=0-99,50-149').length, 2);
+    });
+
+    test('their hull is known before the size is', () => {
+      assert.deepEqual(hullOf(parseRanges('bytes=5-6,1-2,9-9') as Want[]), { start: 1, end: 10 });
+      assert.deepEqual(hullOf(parseRanges('bytes=5-6,7-') as Want[]), { start: 5, end: Infinity });
+      assert.equal(hullOf(parseRanges('bytes=5-6,-2') as Want[]), 'whole');
+    });
+  });
 
   test('whatever is asked for lies within the content', () => {
     fc.assert(

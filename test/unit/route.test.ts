@@ -6,6 +6,18 @@ import { MirrorError, type Fault } from '../../src/util/errors.ts';
 
 const digest = `sha256:${'a'.repeat(64)}`;
 
+/** What it is, without how it was put. */
+function parse(target: string) {
+  const { path, query, prefix, ns, ...route } = parseRoute('GET', target);
+  assert.equal(path, decodeURIComponent(target.split('?')[0]!));
+  return {
+    ...route,
+    ...(prefix !== undefined && { prefix }),
+    ...(ns !== undefined && { ns }),
+    query: query.toString(),
+  };
+}
+
 function faultOf(method: string, target: string): Fault | 'none' {
   try {
     parseRoute(method, target);
@@ -28,24 +40,34 @@ describe('route', () => {
       'manifests',
     ];
     for (const name of names) {
-      assert.deepEqual(parseRoute('GET', `/v2/${name}/manifests/latest`), {
-        kind: 'manifest',
+      const expected = { kind: 'manifest', name, reference: { tag: 'latest' }, query: '' };
+      assert.deepEqual(parse(`/v2/${name}/manifests/latest`), expected);
+      assert.deepEqual(parse(`/v2/${name}/blobs/${digest}`), { kind: 'blob', name, digest, query: '' });
+      assert.deepEqual(parse(`/v2/${name}/referrers/${digest}`), {
+        kind: 'referrers',
         name,
-        reference: { tag: 'latest' },
+        digest,
+        query: '',
       });
-      assert.deepEqual(parseRoute('HEAD', `/v2/${name}/blobs/${digest}`), { kind: 'blob', name, digest });
+      assert.deepEqual(parse(`/v2/${name}/tags/list?n=5&ns=x.io&last=a`), {
+        kind: 'tags',
+        name,
+        ns: 'x.io',
+        query: 'n=5&last=a',
+      });
+      assert.deepEqual(parse(`/ghcr.io/v2/${name}/manifests/latest`), { ...expected, prefix: 'ghcr.io' });
     }
   });
 
   test('the base, with and without its slash', () => {
-    for (const target of ['/v2', '/v2/', '/v2/?ns=docker.io'])
-      assert.deepEqual(parseRoute('GET', target), { kind: 'ping' });
+    for (const target of ['/v2', '/v2/', '/v2/?ns=docker.io', '/hub/v2', '/reg.example:5000/v2/'])
+      assert.equal(parseRoute('GET', target).kind, 'ping');
   });
 
   test('a digest, plain and with its colon encoded; a namespace', () => {
-    const expected = { kind: 'manifest', name: 'x', reference: { digest }, ns: 'ghcr.io' };
-    assert.deepEqual(parseRoute('GET', `/v2/x/manifests/${digest}?ns=ghcr.io`), expected);
-    assert.deepEqual(parseRoute('GET', `/v2/x/manifests/${digest.replace(':', '%3a')}?ns=ghcr.io`), expected);
+    const expected = { kind: 'manifest', name: 'x', reference: { digest }, ns: 'ghcr.io', query: '' };
+    assert.deepEqual(parse(`/v2/x/manifests/${digest}?ns=ghcr.io`), expected);
+    assert.deepEqual(parse(`/v2/x/manifests/${digest.replace(':', '%3a')}?ns=ghcr.io`), expected);
   });
 
   const refused: [method: string, target: string, fault: Fault][] = [
@@ -55,6 +77,11 @@ describe('route', () => {
     ['GET', '/v2/lib/x/foo', 'route-unknown'],
     ['GET', '/v2/_catalog', 'route-unknown'],
     ['GET', '/v2x/', 'route-unknown'],
+    ['GET', '/a/b/v2/', 'route-unknown'],
+    ['GET', '/v2/x/tags/all', 'route-unknown'],
+    ['GET', '/v2/_oci/ext/discover', 'route-unknown'],
+    ['GET', '/v2/x/referrers/sha256:xyz', 'digest-invalid'],
+    ['GET', 'http://evil.example/v2', 'route-unknown'],
     ['GET', 'http://evil.example/v2/x/manifests/latest', 'route-unknown'],
     ['GET', '/v2/a%2fb/manifests/latest', 'route-unknown'],
     ['GET', '/v2/a%252fb/manifests/latest', 'route-unknown'],
@@ -77,6 +104,8 @@ describe('route', () => {
     ['POST', '/v2/x/blobs/uploads/', 'method-unsupported'],
     ['PATCH', '/v2/x/blobs/uploads/1', 'method-unsupported'],
     ['OPTIONS', '/v2/', 'method-unsupported'],
+    ['DELETE', '/v2/x/tags/list', 'method-unsupported'],
+    ['POST', '/ghcr.io/v2/x/blobs/uploads/', 'method-unsupported'],
   ];
   for (const [method, target, fault] of refused) {
     test(`${method} ${target.slice(0, 60)} is ${fault}`, () => assert.equal(faultOf(method, target), fault));
