@@ -1,10 +1,13 @@
+import { isDeepStrictEqual } from 'node:util';
 import type { Config, UpstreamConfig } from './config.ts';
 import { Pool } from './mirror/connections.ts';
-import type { Upstream, Upstreams, UpstreamsOptions } from './mirror/upstreams.ts';
+import type { TagPolicy } from './mirror/freshness.ts';
+import type { NamedUpstream, Upstream, Upstreams, UpstreamsOptions } from './mirror/upstreams.ts';
 import { Pattern } from './oci/pattern.ts';
 import { subjectOf } from './oci/signatures.ts';
 import type { Repo } from './oci/repo.ts';
 import type { AdminContext } from './server/admin.ts';
+import type { ClientsOptions } from './server/clients.ts';
 import type { BlobStore } from './store/blob-store.ts';
 import type { Catalog } from './store/catalog.ts';
 import { storeOperations } from './store/operations.ts';
@@ -24,6 +27,7 @@ import type { Clock } from './util/clock.ts';
 import type { Ledger } from './util/ledger.ts';
 import type { Logger } from './util/log.ts';
 import type { Metrics } from './util/metrics.ts';
+import { Networks } from './util/networks.ts';
 import { Slots } from './util/slots.ts';
 
 /** The parts that the service is put together from, as the configuration says. */
@@ -35,11 +39,16 @@ export interface UpstreamsContext {
   readonly catalog: Catalog;
 }
 
-export function buildUpstreams(config: Config, context: UpstreamsContext): UpstreamsOptions {
+/** `kept`: what there is already and has not changed. */
+export function buildUpstreams(
+  config: Config,
+  context: UpstreamsContext,
+  kept: (upstream: UpstreamConfig) => NamedUpstream | undefined = () => undefined,
+): UpstreamsOptions {
   return {
     named: config.upstreams.map((upstream) => {
       const { registry, aliases, hosts } = upstream;
-      return { ...buildUpstream(upstream, registry, config, context), aliases, hosts };
+      return kept(upstream) ?? { ...buildUpstream(upstream, registry, config, context), aliases, hosts };
     }),
     families: config.families.map((family) => ({
       pattern: family.pattern,
@@ -87,14 +96,33 @@ function buildUpstream(
   };
 }
 
+/** What of a running mirror's configuration is the same as before, so that its upstream need not be made anew. */
+export function keptUpstreams(
+  before: Config,
+  after: Config,
+  upstreams: Upstreams,
+): (upstream: UpstreamConfig) => NamedUpstream | undefined {
+  const isSame = isDeepStrictEqual(before.tags, after.tags) && isDeepStrictEqual(before.quota, after.quota);
+  return (upstream) => {
+    const old = before.upstreams.find(({ registry }) => registry === upstream.registry);
+    return isSame && isDeepStrictEqual(old, upstream) ? upstreams.named(upstream.registry) : undefined;
+  };
+}
+
+export function tagPolicyOf({ tags }: Config): TagPolicy {
+  const { revalidate, whenGone, staleIfError, negativeTtl } = tags;
+  return { revalidate, whenGone, staleIfErrorMs: staleIfError, negativeTtlMs: negativeTtl };
+}
+
 /** What metrics show of them. */
 export function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void {
-  const accounts = upstreams.all.flatMap(({ registry, admission }) =>
-    admission.accounts.map((account) => ({ registry, account })),
-  );
+  const accounts = () =>
+    upstreams.all.flatMap(({ registry, admission }) =>
+      admission.accounts.map((account) => ({ registry, account })),
+    );
   type Series = [registry: string, account: string, value: number];
   const each = (of: (account: Account) => number | undefined) => (): Series[] =>
-    accounts.flatMap(({ registry, account }): Series[] => {
+    accounts().flatMap(({ registry, account }): Series[] => {
       const value = of(account);
       return value === undefined ? [] : [[registry, account.name, value]];
     });
@@ -111,6 +139,36 @@ export function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void 
       [registry, 'registry', shut.own],
       [registry, 'other', shut.others],
     ]);
+}
+
+/** Who may ask, and for what. */
+export function clientsOptionsOf({ allow, deny, clients, trustedProxies }: Config): ClientsOptions {
+  const networks = (texts: readonly string[] | undefined): Networks | undefined =>
+    texts && new Networks(texts);
+  return {
+    htpasswd: clients.htpasswd,
+    allowFrom: networks(clients.allowFrom),
+    trustedProxies: networks(trustedProxies),
+    maxRequestsPerSecond: clients.maxRequestsPerSecond,
+    maxConnections: clients.maxConnections,
+    rules: { allow: allow && patternsOf(allow), deny: patternsOf(deny) },
+    groups: clients.groups.map(({ name, from, users, ...rules }) => ({
+      name,
+      from: networks(from),
+      users: users?.map(namesLike),
+      allow: rules.allow && patternsOf(rules.allow),
+      deny: patternsOf(rules.deny),
+    })),
+  };
+}
+
+function patternsOf(texts: readonly string[]): Pattern[] {
+  return texts.flatMap((text) => Pattern.parse(text) ?? []);
+}
+
+/** `ci-*` */
+function namesLike(text: string): RegExp {
+  return new RegExp(`^${text.replace(/[.+?^${}()|[\]\\]/g, '\\$&').replace(/\*+/g, '.*')}$`);
 }
 
 /** What operators may ask of a running mirror. */

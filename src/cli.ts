@@ -36,6 +36,7 @@ async function serve(file: string | undefined): Promise<void> {
     return;
   }
   stopOnSignals(service);
+  reloadOnHangup(service, file);
 }
 
 function readConfig(file: string | undefined): Config | undefined {
@@ -60,6 +61,21 @@ function stopOnSignals(service: Service): void {
   };
   process.on('SIGTERM', onSignal);
   process.on('SIGINT', onSignal);
+}
+
+function reloadOnHangup(service: Service, file: string | undefined): void {
+  process.on('SIGHUP', () => {
+    try {
+      service.reload(loadConfig({ file, env: process.env, directory: process.cwd() }));
+    } catch (error) {
+      const { events } = service.log;
+      const problems = error instanceof ConfigError ? error.problems : undefined;
+      events.error(
+        { ...(problems ? { problems } : { err: error }) },
+        'the configuration cannot be used: it stays as it was',
+      );
+    }
+  });
 }
 
 function fail(message: string): void {

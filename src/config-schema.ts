@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { RegistryPattern } from './mirror/registry-pattern.ts';
 import { smallSize } from './oci/content.ts';
 import { Pattern } from './oci/pattern.ts';
+import { isNetwork } from './util/networks.ts';
 import { parseDuration, parseSize } from './util/units.ts';
 
 /** A value that is read from JSON or from the text of an environment variable. */
@@ -33,6 +34,11 @@ const wholeNumber = (least: number, expected: string) =>
     return Number.isSafeInteger(figure) && Number(figure) >= least ? Number(figure) : undefined;
   });
 const count = wholeNumber(1, 'a whole number above 0');
+const countOrOff = scalar('a whole number above 0, or "off"', (value) => {
+  if (value === 'off') return Infinity;
+  const figure = Number(value);
+  return Number.isSafeInteger(figure) && figure > 0 ? figure : undefined;
+});
 const flag = scalar('true or false', (value) =>
   value === true || value === 'true' ? true : value === false || value === 'false' ? false : undefined,
 );
@@ -74,6 +80,11 @@ const patternText = z.string().refine((value) => Pattern.parse(value) !== undefi
   message: 'a pattern such as "docker.io/library/*:3.*" or "ghcr.io/acme/**"',
 });
 
+const patterns = z.array(patternText);
+const networks = z.array(
+  z.string().refine(isNetwork, 'an address or network such as "10.0.0.0/8" or "2001:db8::/32"'),
+);
+
 const secret = z.union([text, z.strictObject({ env: text }), z.strictObject({ file: text })]);
 
 const account = z
@@ -108,6 +119,8 @@ const upstream = z.strictObject({
 /** Every key, its form and its default. */
 export const schema = z.strictObject({
   listen: address.prefault('0.0.0.0:5000'),
+  tls: z.strictObject({ cert: text, key: text, clientCa: text.optional() }).optional(),
+  trustedProxies: networks.optional(),
   adminListen: addressOrOff.prefault('127.0.0.1:5001'),
   adminToken: secret.optional(),
   log: z
@@ -128,6 +141,27 @@ export const schema = z.strictObject({
     .min(1, 'at least one upstream')
     .prefault([{ registry: 'docker.io' }]),
   defaultUpstream: registryName.optional(),
+  allow: patterns.optional(),
+  deny: patterns.default([]),
+  clients: z
+    .strictObject({
+      htpasswd: text.optional(),
+      allowFrom: networks.optional(),
+      maxRequestsPerSecond: countOrOff.prefault('off'),
+      maxConnections: countOrOff.prefault('off'),
+      groups: z
+        .array(
+          z.strictObject({
+            name: text,
+            from: networks.optional(),
+            users: z.array(text).optional(),
+            allow: patterns.optional(),
+            deny: patterns.default([]),
+          }),
+        )
+        .default([]),
+    })
+    .prefault({}),
   tags: z
     .strictObject({
       ttl: duration.prefault('5m'),

@@ -5,6 +5,8 @@ import { closest, distance } from 'fastest-levenshtein';
 import { z } from 'zod';
 import { schema, type Address, type Parsed, type SecretConfig } from './config-schema.ts';
 import { RegistryPattern } from './mirror/registry-pattern.ts';
+import { problemOfHtpasswd } from './server/htpasswd.ts';
+import { readTls, type TlsFiles } from './server/tls.ts';
 import type { Secret } from './upstream/credentials.ts';
 import { NetworkPolicy } from './upstream/network-policy.ts';
 import { presetOf } from './upstream/presets.ts';
@@ -45,7 +47,12 @@ export interface FamilyConfig extends AnyUpstreamConfig {
 }
 
 /** The configuration, checked and with every default in place: durations in ms, sizes in bytes, paths absolute. */
-export interface Config extends Omit<Parsed, 'upstreams' | 'defaultUpstream' | 'adminToken'> {
+export interface Config extends Omit<
+  Parsed,
+  'upstreams' | 'defaultUpstream' | 'adminToken' | 'tls' | 'clients'
+> {
+  readonly tls: TlsFiles | undefined;
+  readonly clients: Omit<Parsed['clients'], 'htpasswd'> & { readonly htpasswd: string | undefined };
   /** For the operations of the admin API. */
   readonly adminToken: Secret | undefined;
   readonly upstreams: readonly UpstreamConfig[];
@@ -157,11 +164,35 @@ function complete(
     );
   }
   const store = { ...parsed.store, path: resolve(directory, parsed.store.path) };
+  const { tls, clients } = resolveClients(parsed, directory, problems);
   const adminToken =
     parsed.adminToken === undefined
       ? undefined
       : readSecret(parsed.adminToken, directory, env, 'adminToken', problems);
-  return { ...parsed, store, upstreams, families, defaultUpstream, adminToken };
+  return { ...parsed, store, tls, clients, upstreams, families, defaultUpstream, adminToken };
+}
+
+/** Files are tried here; both are read again when they change. */
+function resolveClients(
+  parsed: Parsed,
+  directory: string,
+  problems: string[],
+): Pick<Config, 'tls' | 'clients'> {
+  const tls = parsed.tls && {
+    cert: resolvePath(directory, parsed.tls.cert),
+    key: resolvePath(directory, parsed.tls.key),
+    clientCa: parsed.tls.clientCa === undefined ? undefined : resolvePath(directory, parsed.tls.clientCa),
+  };
+  try {
+    if (tls) readTls(tls);
+  } catch (error) {
+    problems.push((error as Error).message);
+  }
+  const htpasswd =
+    parsed.clients.htpasswd === undefined ? undefined : resolvePath(directory, parsed.clients.htpasswd);
+  const problem = htpasswd === undefined ? undefined : problemOfHtpasswd(htpasswd);
+  if (problem !== undefined) problems.push(`clients.htpasswd: ${problem}`);
+  return { tls, clients: { ...parsed.clients, htpasswd } };
 }
 
 /** What a name or a host means must not depend on an order. */

@@ -1,11 +1,22 @@
 import { once } from 'node:events';
 import type { RequestListener, Server } from 'node:http';
 import { hostname } from 'node:os';
+import { Server as TlsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
-import { adminOf, buildUpstreams, describeUpstreams } from './assembly.ts';
+import { isDeepStrictEqual } from 'node:util';
+import {
+  adminOf,
+  buildUpstreams,
+  clientsOptionsOf,
+  describeUpstreams,
+  keptUpstreams,
+  tagPolicyOf,
+  type UpstreamsContext,
+} from './assembly.ts';
 import type { Address, Config } from './config.ts';
 import { Access } from './mirror/access.ts';
 import { Fills } from './mirror/fills.ts';
+import type { TagPolicy } from './mirror/freshness.ts';
 import { Lists } from './mirror/lists.ts';
 import { Mirror } from './mirror/mirror.ts';
 import { Prefetch } from './mirror/prefetch.ts';
@@ -15,7 +26,9 @@ import { blobMediaType } from './oci/content.ts';
 import { createRepo } from './oci/repo.ts';
 import { createAdminApp } from './server/admin.ts';
 import { createRegistryApp } from './server/app.ts';
+import { Clients } from './server/clients.ts';
 import { closeHttpServer, createHttpServer } from './server/http-server.ts';
+import { followTls, readTls } from './server/tls.ts';
 import { BlobStore, type Damaged } from './store/blob-store.ts';
 import { systemClock, type Clock } from './util/clock.ts';
 import { Ledger } from './util/ledger.ts';
@@ -27,6 +40,8 @@ const drainMs = 30_000;
 const writeBehindMs = 5000;
 /** Each may hold two buffers of 32 KiB and two sockets. */
 const maxRequests = 4096;
+/** What a running mirror cannot change. */
+const fixedKeys = ['listen', 'adminListen', 'adminToken', 'store', 'fetch'] as const;
 const unspecified = new Set(['0.0.0.0', '::']);
 
 export interface ServiceOptions {
@@ -38,9 +53,12 @@ export interface ServiceOptions {
 /** Everything put together: build, start, drain, stop. */
 export class Service {
   readonly log: Log;
-  readonly #config: Config;
+  #config: Config;
   readonly #store: BlobStore;
   readonly #upstreams: Upstreams;
+  readonly #upstreamsContext: UpstreamsContext;
+  readonly #clients: Clients;
+  readonly #tagPolicy: TagPolicy;
   readonly #fills: Fills;
   readonly #mirror: Mirror;
   readonly #prefetch: Prefetch | undefined;
@@ -50,6 +68,7 @@ export class Service {
   readonly #writer: NodeJS.Timeout;
   readonly #stopping = new AbortController();
   #draining = false;
+  #unfollowTls: () => void = () => undefined;
   #reconciled: Promise<void> = Promise.resolve();
 
   /** Throws when the data directory or an address cannot be used. Whether an upstream can be reached does not matter. */
@@ -87,22 +106,18 @@ export class Service {
     this.log = log;
     this.#store = store;
     this.#ledger = new Ledger(clock, store.catalog, (error) => this.#notWritten(error));
-    this.#upstreams = new Upstreams(
-      buildUpstreams(config, {
-        clock,
-        metrics,
-        log: log.events,
-        ledger: this.#ledger,
-        catalog: store.catalog,
-      }),
-    );
-    this.#writer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
-    const policy = {
-      revalidate: config.tags.revalidate,
-      whenGone: config.tags.whenGone,
-      staleIfErrorMs: config.tags.staleIfError,
-      negativeTtlMs: config.tags.negativeTtl,
+    this.#upstreamsContext = {
+      clock,
+      metrics,
+      log: log.events,
+      ledger: this.#ledger,
+      catalog: store.catalog,
     };
+    this.#upstreams = new Upstreams(buildUpstreams(config, this.#upstreamsContext));
+    this.#clients = new Clients(clientsOptionsOf(config), { clock, log: log.events });
+    this.#writer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
+    const policy = tagPolicyOf(config);
+    this.#tagPolicy = policy;
     const access = new Access(store.catalog, clock, log.events, policy);
     const firstByteTimeoutMs = config.fetch.firstByteTimeout;
     const { maxConnections, connectionsPerBlob, spanBytes, completeRanges } = config.fetch;
@@ -147,6 +162,7 @@ export class Service {
     this.#describe(metrics);
     const isDraining = (): boolean => this.#draining;
     const context = {
+      clients: this.#clients,
       mirror: this.#mirror,
       lists,
       upstreams: this.#upstreams,
@@ -156,9 +172,11 @@ export class Service {
       ledger: this.#ledger,
       isDraining,
       maxRequests,
-      whenSpent: config.quota.whenSpent,
+      whenSpent: () => this.#config.quota.whenSpent,
     };
-    this.#registry = createHttpServer(createRegistryApp(context));
+    this.#registry = createHttpServer(createRegistryApp(context), { tls: config.tls });
+    this.#clients.watch(this.#registry);
+    this.#followTls();
     if (config.adminListen) {
       this.#admin = createHttpServer(
         createAdminApp({ ...adminOf(config, store), metrics, isDraining }) as RequestListener,
@@ -180,6 +198,33 @@ export class Service {
     return this.#reconciled;
   }
 
+  /** Takes over what may change while it runs, and tells what may not. Throws when it cannot be used: then nothing changes. */
+  reload(next: Config): void {
+    const before = this.#config;
+    const isTlsSame = isDeepStrictEqual(
+      [!next.tls, !next.tls?.clientCa],
+      [!before.tls, !before.tls?.clientCa],
+    );
+    const waiting = fixedKeys.filter((key) => !isDeepStrictEqual(next[key], before[key]));
+    const { listen, adminListen, adminToken, store, fetch } = before;
+    const fixed = { listen, adminListen, adminToken, store, fetch, ...(!isTlsSame && { tls: before.tls }) };
+    const config: Config = { ...next, ...fixed };
+    this.#clients.configure(clientsOptionsOf(config));
+    // What the accounts have left is read from there by those that are made anew.
+    this.#writeBehind();
+    const kept = keptUpstreams(before, config, this.#upstreams);
+    this.#upstreams.replace(buildUpstreams(config, this.#upstreamsContext, kept));
+    Object.assign(this.#tagPolicy, tagPolicyOf(config));
+    this.log.setLevel(config.log.level);
+    this.#config = config;
+    this.#followTls();
+    this.log.events.info('the configuration was read again');
+    const keys = isTlsSame ? waiting : [...waiting, 'tls'];
+    if (keys.length > 0)
+      this.log.events.warn({ keys }, 'these keys have changed and take effect at the next start');
+    this.#warn();
+  }
+
   /** Stops accepting, lets running answers finish for up to 30 s, and leaves everything in order. Twice is fine. */
   async stop(): Promise<void> {
     if (this.#draining) return;
@@ -198,6 +243,8 @@ export class Service {
     clearTimeout(timer);
     await Promise.all([idle, this.#fills.stop('all')]);
     await this.#upstreams.close();
+    this.#unfollowTls();
+    await this.#clients.close();
     await this.#reconciled;
     clearInterval(this.#writer);
     this.#writeBehind();
@@ -206,12 +253,28 @@ export class Service {
     await this.log.close();
   }
 
+  #followTls(): void {
+    this.#unfollowTls();
+    const { tls } = this.#config;
+    const server: Server | TlsServer = this.#registry;
+    if (!tls || !(server instanceof TlsServer)) return;
+    server.setSecureContext(readTls(tls));
+    this.#unfollowTls = followTls(server as TlsServer, tls, this.log.events);
+  }
+
+  /** What is allowed, and better not so. */
+  #warn(): void {
+    const { clients, tls, trustedProxies } = this.#config;
+    if (clients.htpasswd !== undefined && !tls && !trustedProxies)
+      this.log.events.warn('clients.htpasswd without tls: passwords cross the network in the clear');
+  }
+
   async #listen(): Promise<void> {
     await listen(this.#registry, this.#config.listen);
     if (this.#admin && this.#config.adminListen) await listen(this.#admin, this.#config.adminListen);
     const { events } = this.log;
     const { host, port } = this.address;
-    const url = `http://${showAddress({ host: unspecified.has(host) ? hostname() : host, port })}`;
+    const url = `${this.#config.tls ? 'https' : 'http'}://${showAddress({ host: unspecified.has(host) ? hostname() : host, port })}`;
     events.info(`put { "registry-mirrors": ["${url}"] } into /etc/docker/daemon.json of each Docker host`);
     events.info(
       {
@@ -223,6 +286,7 @@ export class Service {
       },
       'layercache is ready',
     );
+    this.#warn();
     for (const name of this.#config.ignoredVariables) {
       events.warn({ variable: name }, 'an environment variable names no key of the configuration');
     }

@@ -1,4 +1,4 @@
-/** How long what the upstream once said is believed. All in milliseconds. */
+/** How long what the upstream once said is believed. All in milliseconds. It may be changed while it is in use. */
 export interface TagPolicy {
   /** While the upstream cannot be asked; 0: never. */
   staleIfErrorMs: number;

@@ -48,7 +48,7 @@ export class Lists {
   constructor(options: ListsOptions, context: ListsContext) {
     this.#options = options;
     this.#context = context;
-    this.#negatives = new Negatives(options.tags.negativeTtlMs, context.clock);
+    this.#negatives = new Negatives(options.tags, context.clock);
   }
 
   /** Throws `page-invalid`, `repo-unknown`, `manifest-unknown`, or why the upstream cannot be asked. */

@@ -84,7 +84,7 @@ export class Mirror {
     this.#options = options;
     this.#context = context;
     this.#store = context.store;
-    this.#negatives = new Negatives(options.tags.negativeTtlMs, context.clock);
+    this.#negatives = new Negatives(options.tags, context.clock);
   }
 
   async manifest(repo: Repo, reference: Reference, { method, client }: Asked): Promise<Answer> {

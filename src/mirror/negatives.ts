@@ -1,16 +1,17 @@
 import { LRUCache } from 'lru-cache';
 import type { Clock } from '../util/clock.ts';
 import type { MirrorError } from '../util/errors.ts';
+import type { TagPolicy } from './freshness.ts';
 
 const maxRemembered = 10_000;
 
 /** Definite noes, for seconds and bounded in number: nothing else is remembered as absence. */
 export class Negatives {
   readonly #noes: LRUCache<string, MirrorError>;
-  readonly #ttlMs: number;
+  readonly #policy: Pick<TagPolicy, 'negativeTtlMs'>;
 
-  constructor(ttlMs: number, clock: Clock) {
-    this.#ttlMs = ttlMs;
+  constructor(policy: Pick<TagPolicy, 'negativeTtlMs'>, clock: Clock) {
+    this.#policy = policy;
     this.#noes = new LRUCache({
       max: maxRemembered,
       perf: { now: () => clock.monotonic() },
@@ -26,6 +27,7 @@ export class Negatives {
 
   /** Remembers what is a definite no, and passes on every fault. */
   note(key: string, error: MirrorError): void {
-    if (error.row.definite && this.#ttlMs > 0) this.#noes.set(key, error, { ttl: this.#ttlMs });
+    const { negativeTtlMs } = this.#policy;
+    if (error.row.definite && negativeTtlMs > 0) this.#noes.set(key, error, { ttl: negativeTtlMs });
   }
 }

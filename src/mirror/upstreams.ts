@@ -57,6 +57,8 @@ export class Upstreams {
   #byHost = new Map<string, Upstream>();
   #default: Upstream | undefined;
   readonly #members = new LRUCache<string, Upstream>({ max: maxMembers });
+  /** Fills that began before the configuration changed go on with these. */
+  readonly #retired: Upstream[] = [];
 
   constructor(options: UpstreamsOptions) {
     this.replace(options);
@@ -64,6 +66,7 @@ export class Upstreams {
 
   /** What runs goes on with what it has; whoever asks from now on gets these. */
   replace({ named, families, defaultUpstream }: UpstreamsOptions): void {
+    this.#retired.push(...this.#members.values(), ...this.#named.filter((each) => !named.includes(each)));
     this.#named = named;
     this.#families = families;
     this.#members.clear();
@@ -123,13 +126,17 @@ export class Upstreams {
     return member;
   }
 
+  named(registry: string): NamedUpstream | undefined {
+    return this.#named.find(({ name }) => name === registry);
+  }
+
   /** Those that are configured by name. */
   get all(): readonly RegistryClient[] {
     return this.#named.map(({ client }) => client);
   }
 
   async close(): Promise<void> {
-    const all = [...this.#named, ...this.#members.values()];
+    const all = [...this.#named, ...this.#members.values(), ...this.#retired];
     await Promise.all(all.map(({ client }) => client.close()));
   }
 

@@ -19,18 +19,21 @@ export class AccessRecord implements Trace {
   bytes = 0;
   /** Of the whole content, once known. */
   size: number | undefined;
+  /** Who asks: an address, and a name if it has said one. */
+  readonly client: string;
+  user: string | undefined;
   readonly startedAt: number;
   headersAt = 0;
 
-  constructor(now: number) {
+  constructor(now: number, client: string) {
     this.startedAt = now;
+    this.client = client;
   }
 }
 
 export interface RequestLine {
   readonly method: string | undefined;
   readonly url: string;
-  readonly client: string | undefined;
   readonly agent: string | undefined;
 }
 
@@ -77,7 +80,7 @@ export function finishAccess(
       (record.reason === undefined ? '' : `"reason":"${record.reason}",`) +
       (record.fault === undefined ? '' : `"fault":"${record.fault}",`) +
       `"bytes":${bytes},"firstByteMs":${firstByteMs.toFixed(1)},"ms":${(now - startedAt).toFixed(1)},` +
-      `"upstreamCalls":${record.upstreamCalls},"client":"${line.client ?? ''}","agent":${quote(line.agent ?? '')}}`,
+      `"upstreamCalls":${record.upstreamCalls},"client":"${record.client}",${record.user === undefined ? '' : `"user":${quote(record.user)},`}"agent":${quote(line.agent ?? '')}}`,
   );
 }
 

@@ -11,9 +11,11 @@ import type { Log } from '../util/log.ts';
 import type { Metrics } from '../util/metrics.ts';
 import { trace } from '../util/trace.ts';
 import { AccessRecord, finishAccess } from './access-log.ts';
+import type { Clients } from './clients.ts';
 import { sendAnswer, sendFault, sendList, sendPing, wantOf, type Exchange } from './send.ts';
 
 export interface RegistryContext {
+  readonly clients: Clients;
   readonly mirror: Mirror;
   readonly lists: Lists;
   readonly upstreams: Upstreams;
@@ -25,7 +27,7 @@ export interface RegistryContext {
   /** At once; what is more gets 503. */
   readonly maxRequests: number;
   /** How the end of the pulls is told: 503 sends some clients on to their next mirror sooner. */
-  readonly whenSpent: 429 | 503;
+  readonly whenSpent: () => 429 | 503;
 }
 
 /**
@@ -35,12 +37,12 @@ export interface RegistryContext {
 export function createRegistryHandler(
   context: RegistryContext,
 ): (req: IncomingMessage, res: ServerResponse) => Promise<void> {
-  const { clock, maxRequests, whenSpent } = context;
+  const { clients, clock, maxRequests, whenSpent } = context;
   const now = (): number => clock.monotonic();
   let running = 0;
   return async (req, res) => {
-    const record = new AccessRecord(now());
-    const exchange: Exchange = { req, res, record, now, whenSpent };
+    const record = new AccessRecord(now(), clients.addressOf(req));
+    const exchange: Exchange = { req, res, record, now, whenSpent: whenSpent() };
     running += 1;
     try {
       if (running > maxRequests) {
@@ -55,16 +57,18 @@ export function createRegistryHandler(
     } finally {
       running -= 1;
     }
-    const { method, url = '', headers, socket } = req;
-    const line = { method, url, client: socket.remoteAddress, agent: headers['user-agent'] };
+    const { method, url = '', headers } = req;
+    const line = { method, url, agent: headers['user-agent'] };
     finishAccess(record, line, now(), context);
   };
 }
 
 async function serve(exchange: Exchange, context: RegistryContext): Promise<void> {
   const { req, record } = exchange;
-  const { upstreams, isDraining } = context;
+  const { upstreams, clients, isDraining } = context;
   if (isDraining()) throw new MirrorError('draining', 'this mirror is shutting down');
+  const client = await clients.admit(req, exchange.res, record.client);
+  record.user = client.user;
   const route = parseRoute(req.method ?? '', req.url ?? '');
   record.kind = route.kind;
   if (route.kind === 'ping') {
@@ -77,7 +81,8 @@ async function serve(exchange: Exchange, context: RegistryContext): Promise<void
   const method = req.method === 'HEAD' ? 'HEAD' : 'GET';
   record.repo = repo;
   record.reference = referenceOf(route);
-  await answer(exchange, route, repo, { method, client: req.socket.remoteAddress ?? '' }, context);
+  clients.authorize(client, repo, tagOf(route));
+  await answer(exchange, route, repo, { method, client: client.address }, context);
 }
 
 async function answer(
@@ -107,6 +112,10 @@ async function answer(
   } finally {
     found.content?.release();
   }
+}
+
+function tagOf(route: Route): string | undefined {
+  return route.kind === 'manifest' && 'tag' in route.reference ? route.reference.tag : undefined;
 }
 
 function referenceOf(route: Exclude<Route, { kind: 'ping' }>): string {

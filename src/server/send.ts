@@ -117,6 +117,8 @@ export function sendFault({ req, res, record, now, whenSpent }: Exchange, fault:
   const all = [...commonHeaders, 'Content-Type', 'application/json', 'Content-Length', String(body.length)];
   if (fault.retryAfterMs !== undefined) all.push('Retry-After', String(Math.ceil(fault.retryAfterMs / 1000)));
   if (fault.fault === 'method-unsupported') all.push('Allow', 'GET, HEAD', 'Connection', 'close');
+  if (fault.fault === 'unauthorized')
+    all.push('WWW-Authenticate', 'Basic realm="layercache", charset="UTF-8"');
   if (fault.fault === 'range-unsatisfiable') all.push('Content-Range', `bytes */${record.size ?? '*'}`);
   if (fault.fault === 'draining') all.push('Connection', 'close');
   record.status = status;

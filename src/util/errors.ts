@@ -12,6 +12,12 @@ export const faults = {
   /** A page of a list that is no number. */
   'page-invalid': { status: 400, code: 'PAGINATION_NUMBER_INVALID', level: 'debug' },
   'range-unsatisfiable': { status: 416, code: 'RANGE_INVALID', level: 'debug' },
+  /** The client has not said who it is, or not rightly. */
+  unauthorized: { status: 401, code: 'UNAUTHORIZED', level: 'info' },
+  /** Not for this client: by its address, or by `allow` and `deny`. */
+  denied: { status: 403, code: 'DENIED', level: 'info' },
+  /** This client asks for too much. */
+  'client-limited': { status: 429, code: 'TOOMANYREQUESTS', level: 'info' },
   'method-unsupported': { status: 405, code: 'UNSUPPORTED', level: 'debug' },
   'route-unknown': { status: 404, code: 'UNSUPPORTED', level: 'debug' },
   'registry-unknown': { status: 404, code: 'NAME_UNKNOWN', level: 'info' },

@@ -47,6 +47,7 @@ export interface Log {
   readonly events: Logger;
   /** One finished JSON object, without the time and the line end. */
   access(fields: string): void;
+  setLevel(level: string): void;
   /** Writes out what is still held, and waits until it has left. */
   close(): Promise<void>;
 }
@@ -82,11 +83,15 @@ export function createLog(options: LogOptions, sink?: LineSink): Log {
     { level: options.level, base: null, serializers: { err: (error: unknown) => serializeError(error) } },
     batch,
   );
-  const accessWanted = events.isLevelEnabled('info');
+  let accessWanted = events.isLevelEnabled('info');
   return {
     events,
     access(fields) {
       if (accessWanted) batch.write(`{"level":30,"time":${Date.now()},${fields.slice(1)}\n`);
+    },
+    setLevel(level) {
+      events.level = level;
+      accessWanted = events.isLevelEnabled('info');
     },
     async close() {
       batch.flush();

@@ -104,7 +104,7 @@ describe('registry API', () => {
         assert.equal(reply.headers['content-range'], `bytes */${size}`);
         assert.equal(reply.headers['x-cache'], undefined);
       }
-      assert.equal((await ask('bytes=0-1,5-6')).status, 400);
+      assert.equal((await ask('bytes=0-1,5-6')).status, 206);
       assert.equal((await ask('items=0-1')).status, 200);
       assert.equal((await ask('bytes=0-1', { 'if-range': `"${of.digest}"` })).status, 206);
       for (const other of ['"other"', `W/"${of.digest}"`, 'Sat, 01 Jan 2026 00:00:00 GMT']) {

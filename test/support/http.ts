@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import { Agent, request, type IncomingHttpHeaders } from 'node:http';
+import { Agent, request as requestPlainly, type IncomingHttpHeaders } from 'node:http';
+import { Agent as TlsAgent, request as requestOverTls, type AgentOptions } from 'node:https';
 
 export interface Reply {
   readonly status: number;
@@ -17,6 +18,8 @@ export interface Ask {
   onHeaders?: (headers: IncomingHttpHeaders) => void;
   body?: string;
   agent?: Agent;
+  /** For https. */
+  tls?: AgentOptions;
   /** The request target, if it is not the path of the URL. */
   target?: string;
 }
@@ -24,11 +27,13 @@ export interface Ask {
 /** One request on a connection of its own. Whatever comes back is a value, also half an answer. */
 export function ask(url: string, options: Ask = {}): Promise<Reply> {
   return new Promise((resolve, reject) => {
-    const { hostname, port } = new URL(url);
+    const { hostname, port, protocol } = new URL(url);
     // The target as it was written: URL would tidy it up.
-    const path = options.target ?? url.slice(url.indexOf('/', 'http://'.length));
+    const path = options.target ?? url.slice(url.indexOf('/', 'https://'.length));
+    const isTls = protocol === 'https:';
+    const request = isTls ? requestOverTls : requestPlainly;
     const req = request({
-      agent: options.agent ?? new Agent({ keepAlive: false }),
+      agent: options.agent ?? (isTls ? new TlsAgent({ ...options.tls }) : new Agent({ keepAlive: false })),
       hostname,
       port,
       path,

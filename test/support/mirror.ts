@@ -1,7 +1,7 @@
 import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { loadConfig } from '../../src/config.ts';
+import { loadConfig, type Config } from '../../src/config.ts';
 import { Service } from '../../src/service.ts';
 import type { Clock } from '../../src/util/clock.ts';
 import { ask, type Ask, type Reply } from './http.ts';
@@ -70,7 +70,8 @@ export class TestMirror {
   }
 
   get url(): string {
-    return `http://127.0.0.1:${this.service.address.port}`;
+    const protocol = this.#options.config?.['tls'] === undefined ? 'http' : 'https';
+    return `${protocol}://127.0.0.1:${this.service.address.port}`;
   }
 
   get adminUrl(): string {
@@ -82,6 +83,19 @@ export class TestMirror {
   }
 
   async start(): Promise<void> {
+    const loaded = await this.#load();
+    const sink = { write: (lines: string) => (this.log += lines) };
+    this.#service = await Service.start(loaded, { clock: this.clock, logSink: sink });
+    await this.#service.reconciled;
+  }
+
+  /** As after SIGHUP. */
+  async reload(options: Partial<MirrorOptions>): Promise<void> {
+    this.reconfigure(options);
+    this.service.reload(await this.#load());
+  }
+
+  async #load(): Promise<Config> {
     const {
       upstream,
       registry = 'docker.io',
@@ -102,10 +116,7 @@ export class TestMirror {
         ...rest,
       }),
     );
-    const sink = { write: (lines: string) => (this.log += lines) };
-    const loaded = loadConfig({ file, env: {}, directory: this.directory });
-    this.#service = await Service.start(loaded, { clock: this.clock, logSink: sink });
-    await this.#service.reconciled;
+    return loadConfig({ file, env: {}, directory: this.directory });
   }
 
   /** From the next start on. */

@@ -7,7 +7,7 @@ import { closeHttpServer, createHttpServer } from '../../src/server/http-server.
 
 test('a client that accepts no byte for too long is cut; one that waits for us, or reads slowly, is not', async (t) => {
   const responses = new Map<string, ServerResponse>();
-  const server = createHttpServer((req, res) => responses.set(req.url ?? '', res), 400).listen(
+  const server = createHttpServer((req, res) => responses.set(req.url ?? '', res), { stuckMs: 400 }).listen(
     0,
     '127.0.0.1',
   );

@@ -36,6 +36,8 @@ test('requests beyond what the process can hold get 503 and when to come again',
     metrics: new Metrics(),
     ledger: new Ledger(clock, noLedgerStore, () => undefined),
     isDraining: () => false,
+    clients: { addressOf: () => 'x', admit: () => ({ address: 'x' }), authorize: () => undefined },
+    whenSpent: () => 429,
     maxRequests: 2,
   } as unknown as RegistryContext;
   const handler = createRegistryHandler(context);

@@ -1,0 +1,74 @@
+import { LRUCache } from 'lru-cache';
+import type { Clock } from '../util/clock.ts';
+import { MirrorError } from '../util/errors.ts';
+import { clientNetwork } from '../util/networks.ts';
+
+export interface LimitsOptions {
+  /** Infinity: as many as it likes. */
+  maxRequestsPerSecond: number;
+  maxConnections: number;
+}
+
+interface Bucket {
+  /** Requests that it may make now. */
+  left: number;
+  at: number;
+}
+
+const maxClients = 100_000;
+/** A pull asks for many things at once, and then for nothing. */
+const burstSeconds = 5;
+
+/** What one client may take: an IPv4 address, or a /64 of IPv6, as many addresses as anybody gets. */
+export class Limits {
+  readonly #clock: Clock;
+  readonly #buckets = new LRUCache<string, Bucket>({ max: maxClients });
+  readonly #connections = new Map<string, number>();
+  #options: LimitsOptions;
+
+  constructor(options: LimitsOptions, clock: Clock) {
+    this.#options = options;
+    this.#clock = clock;
+  }
+
+  configure(options: LimitsOptions): void {
+    this.#options = options;
+  }
+
+  /** Counts a request. Throws `client-limited`. */
+  request(address: string): void {
+    const { maxRequestsPerSecond: rate } = this.#options;
+    if (rate === Infinity) return;
+    const now = this.#clock.monotonic();
+    const key = clientNetwork(address);
+    const bucket = this.#buckets.get(key) ?? { left: rate * burstSeconds, at: now };
+    bucket.left = Math.min(rate * burstSeconds, bucket.left + ((now - bucket.at) / 1000) * rate);
+    bucket.at = now;
+    this.#buckets.set(key, bucket);
+    if (bucket.left < 1)
+      throw new MirrorError('client-limited', `client ${address}: more than ${rate} requests a second`, {
+        retryAfterMs: ((1 - bucket.left) / rate) * 1000,
+      });
+    bucket.left -= 1;
+  }
+
+  /** Counts a connection until what it returns is called, once. `excess`: how many it is above the limit. */
+  connection(address: string): { excess: number; close: () => void } {
+    const key = clientNetwork(address);
+    const count = (this.#connections.get(key) ?? 0) + 1;
+    this.#connections.set(key, count);
+    const close = (): void => {
+      const left = (this.#connections.get(key) ?? 1) - 1;
+      if (left > 0) this.#connections.set(key, left);
+      else this.#connections.delete(key);
+    };
+    return { excess: Math.max(0, count - this.#options.maxConnections), close };
+  }
+
+  tooManyConnections(address: string): MirrorError {
+    const { maxConnections } = this.#options;
+    return new MirrorError('client-limited', `client ${address}: more than ${maxConnections} connections`, {
+      retryAfterMs: 1000,
+    });
+  }
+}

@@ -1,0 +1,46 @@
+import { join } from 'node:path';
+import { run } from './programs.ts';
+
+/** An authority of our own, and what it signs, made by openssl: files in PEM. */
+export class Authority {
+  readonly certificate: string;
+  readonly #directory: string;
+  #count = 0;
+
+  private constructor(directory: string) {
+    this.#directory = directory;
+    this.certificate = join(directory, 'ca.pem');
+  }
+
+  static async create(directory: string): Promise<Authority> {
+    const authority = new Authority(directory);
+    await run('openssl', [
+      ...['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '30'],
+      ...['-subj', '/CN=test authority', '-keyout', join(directory, 'ca.key'), '-out', authority.certificate],
+    ]);
+    return authority;
+  }
+
+  /** For a server on this machine, or a client of that name. */
+  async sign(name: string): Promise<{ cert: string; key: string }> {
+    const base = join(this.#directory, `${name}-${this.#count++}`);
+    const [key, request, cert] = [`${base}.key`, `${base}.csr`, `${base}.pem`];
+    await run('openssl', [
+      ...['req', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-subj', `/CN=${name}`],
+      ...['-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1', '-keyout', key, '-out', request],
+    ]);
+    await run('openssl', [
+      ...['x509', '-req', '-in', request, '-days', '30', '-copy_extensions', 'copyall'],
+      ...[
+        '-CA',
+        this.certificate,
+        '-CAkey',
+        join(this.#directory, 'ca.key'),
+        '-CAcreateserial',
+        '-out',
+        cert,
+      ],
+    ]);
+    return { cert, key };
+  }
+}
