@@ -67,6 +67,11 @@ const baseUrl = scalar('a URL such as "https://registry.example.com", without us
     url && /^https?:$/.test(url.protocol) && url.username + url.password + url.search + url.hash === '';
   return isBase ? url : undefined;
 });
+const proxyUrl = scalar('a URL such as "http://proxy.example.com:3128", or "off"', (value) => {
+  if (value === 'off') return null;
+  const url = typeof value === 'string' ? URL.parse(value) : null;
+  return url && /^https?:$/.test(url.protocol) ? url : undefined;
+});
 const host = 'a host such as "docker.io" or "registry.example.com:5000"';
 const registryName = z.string().regex(/^[a-z0-9.-]+(?::\d+)?$/, host);
 const registryOrPattern = z
@@ -111,6 +116,11 @@ const upstream = z.strictObject({
     .regex(/^[\w.-]+$/, 'the name of a credential helper such as "ecr-login"')
     .optional(),
   realms: z.array(z.url()).optional(),
+  ca: text.optional(),
+  cert: text.optional(),
+  key: text.optional(),
+  insecureSkipVerify: flag.prefault(false),
+  proxy: proxyUrl.optional(),
   allowPrivateNetwork: flag.prefault(false),
   tags: z.strictObject({ ttl: duration.optional() }).prefault({}),
   maxConnections: count.prefault(32),

@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { dirname, resolve } from 'node:path';
+import { createSecureContext } from 'node:tls';
 import { closest, distance } from 'fastest-levenshtein';
 import { z } from 'zod';
 import { schema, type Address, type Parsed, type SecretConfig } from './config-schema.ts';
@@ -10,6 +11,7 @@ import { readTls, type TlsFiles } from './server/tls.ts';
 import type { Secret } from './upstream/credentials.ts';
 import { NetworkPolicy } from './upstream/network-policy.ts';
 import { presetOf } from './upstream/presets.ts';
+import type { ProxyOptions } from './upstream/proxy.ts';
 import { errorCode, MirrorError } from './util/errors.ts';
 
 export type { Address };
@@ -31,7 +33,12 @@ type ParsedUpstream = Parsed['upstreams'][number];
 export type AccountConfig =
   { readonly username: string; readonly password: Secret } | { readonly anonymous: true };
 
-interface AnyUpstreamConfig extends Omit<ParsedUpstream, 'url' | 'aliases' | 'accounts' | 'realms'> {
+interface AnyUpstreamConfig extends Omit<
+  ParsedUpstream,
+  'url' | 'aliases' | 'accounts' | 'realms' | 'proxy'
+> {
+  /** How it is connected to; certificates and keys in PEM. */
+  readonly proxy: ProxyOptions | undefined;
   readonly accounts: readonly AccountConfig[];
   readonly realms: readonly string[];
 }
@@ -120,12 +127,14 @@ function complete(
 ): Omit<Config, 'ignoredVariables'> {
   const upstreams: UpstreamConfig[] = [];
   const families: FamilyConfig[] = [];
-  parsed.upstreams.forEach(({ url, aliases, accounts, realms, ...rest }, i) => {
+  parsed.upstreams.forEach(({ url, aliases, accounts, realms, proxy, ...rest }, i) => {
     const at = `upstreams[${i}]`;
     const preset = presetOf(rest.registry);
     const completed: AnyUpstreamConfig = {
       ...rest,
       realms: realms ?? preset.realms ?? [],
+      proxy: proxyOf(proxy, (url ?? new URL(`https://${rest.registry}`)).protocol, env),
+      ...readPems(rest, directory, at, problems),
       accounts: accounts.map(({ username, password }, j): AccountConfig => {
         if (username === undefined || password === undefined) return { anonymous: true };
         const path = `${at}.accounts[${j}].password`;
@@ -193,6 +202,49 @@ function resolveClients(
   const problem = htpasswd === undefined ? undefined : problemOfHtpasswd(htpasswd);
   if (problem !== undefined) problems.push(`clients.htpasswd: ${problem}`);
   return { tls, clients: { ...parsed.clients, htpasswd } };
+}
+
+/** What is configured, or what programs are told by convention. */
+function proxyOf(
+  configured: URL | null | undefined,
+  protocol: string,
+  env: ConfigSource['env'],
+): ProxyOptions | undefined {
+  const said = (name: string): string | undefined => env[name.toLowerCase()] ?? env[name];
+  const except = said('NO_PROXY') ?? '';
+  if (configured) return { url: configured, except, isFromEnvironment: false };
+  const found = URL.parse(said(protocol === 'http:' ? 'HTTP_PROXY' : 'HTTPS_PROXY') ?? '');
+  const isUsable = configured !== null && found !== null && /^https?:$/.test(found.protocol);
+  return isUsable ? { url: found, except, isFromEnvironment: true } : undefined;
+}
+
+/** Their text, so that a file which has changed is a configuration that has changed. */
+function readPems(
+  upstream: Pick<ParsedUpstream, 'ca' | 'cert' | 'key'>,
+  directory: string,
+  at: string,
+  problems: string[],
+): Pick<ParsedUpstream, 'ca' | 'cert' | 'key'> {
+  const pems: { ca?: string; cert?: string; key?: string } = {};
+  for (const name of ['ca', 'cert', 'key'] as const) {
+    const file = upstream[name];
+    if (file === undefined) continue;
+    try {
+      pems[name] = readFileSync(resolvePath(directory, file), 'utf8');
+    } catch (error) {
+      problems.push(`${at}.${name}: the file ${file} cannot be read (${errorCode(error) ?? 'unknown'})`);
+    }
+  }
+  if ((upstream.cert === undefined) !== (upstream.key === undefined))
+    problems.push(
+      `${at}: found ${upstream.cert === undefined ? 'key' : 'cert'} alone, expected cert and key`,
+    );
+  try {
+    createSecureContext(pems);
+  } catch (error) {
+    problems.push(`${at}: ca, cert and key cannot be used: ${(error as Error).message}`);
+  }
+  return pems;
 }
 
 /** What a name or a host means must not depend on an order. */
@@ -345,7 +397,7 @@ function describe(issue: z.core.$ZodIssue): string[] {
       return `${at === '' ? key : `${at}.${key}`}: unknown key${hint || `; known here: ${known.join(', ')}`}`;
     });
   }
-  const isSecret = /password$|accounts|adminToken/.test(at);
+  const isSecret = /password$|accounts|adminToken|proxy$/.test(at);
   const found =
     issue.input === undefined
       ? 'nothing'

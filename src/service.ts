@@ -264,7 +264,14 @@ export class Service {
 
   /** What is allowed, and better not so. */
   #warn(): void {
-    const { clients, tls, trustedProxies } = this.#config;
+    const { clients, tls, trustedProxies, upstreams, families } = this.#config;
+    for (const { registry, insecureSkipVerify } of [...upstreams, ...families]) {
+      if (insecureSkipVerify)
+        this.log.events.warn(
+          { registry },
+          'insecureSkipVerify: whoever stands in between is believed to be the upstream',
+        );
+    }
     if (clients.htpasswd !== undefined && !tls && !trustedProxies)
       this.log.events.warn('clients.htpasswd without tls: passwords cross the network in the clear');
   }
@@ -336,6 +343,10 @@ export class Service {
 
   #describe(metrics: Metrics): void {
     describeUpstreams(metrics, this.#upstreams);
+    metrics.upstreamInsecure.read = () =>
+      [...this.#config.upstreams, ...this.#config.families].flatMap(({ registry, insecureSkipVerify }) =>
+        insecureSkipVerify ? [[registry, 1]] : [],
+      );
     metrics.ledger.read = () =>
       this.#ledger.totals().map(([registry, item, total]) => [registry, snakeCase(item), total]);
     metrics.buildInfo.add(1, version, process.version);

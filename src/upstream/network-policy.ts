@@ -1,10 +1,14 @@
 import { lookup as dnsLookup, type LookupAddress, type LookupOptions } from 'node:dns';
-import { isIP } from 'node:net';
+import { isIP, type Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { getCACertificates } from 'node:tls';
 import ipaddr from 'ipaddr.js';
 import { LRUCache } from 'lru-cache';
 import { getDomain } from 'tldts';
 import { buildConnector } from 'undici';
 import { MirrorError } from '../util/errors.ts';
+import { Networks } from '../util/networks.ts';
+import { Proxy, type ProxyOptions } from './proxy.ts';
 
 export interface NetworkPolicyOptions {
   /** The upstream's own URL. */
@@ -13,13 +17,24 @@ export interface NetworkPolicyOptions {
   allowPrivateNetwork: boolean;
   /** URL prefixes, beside the upstream's own domain, that its credentials may go to. */
   realms: readonly string[];
+  /** In PEM: authorities that are trusted beside the system's. */
+  ca?: string | undefined;
+  /** In PEM: shown to the upstream's own host, if that asks who we are. */
+  cert?: string | undefined;
+  key?: string | undefined;
+  /** The upstream's own host is believed without a certificate. */
+  insecureSkipVerify?: boolean;
+  proxy?: ProxyOptions | undefined;
 }
 
 type Reach = 'public' | 'private' | 'forbidden';
 
 const lookupTtlMs = 30_000;
-// Cloud metadata services outside the link-local range.
-const metadataAddresses = ['fd00:ec2::254', '100.100.100.200'];
+// Metadata and control services of clouds, outside the link-local range: AWS, Google, Alibaba, Azure.
+const cloudServices = new Networks(['fd00:ec2::/32', 'fd20:ce::/64', '100.100.100.200', '168.63.129.16']);
+const localNat64 = new Networks(['64:ff9b:1::/48']);
+/** As long a name that goes through a proxy is looked up here too. */
+const proxiedLookupMs = 1000;
 
 const privateRanges = new Set<string>(['private', 'uniqueLocal', 'loopback', 'carrierGradeNat']);
 
@@ -30,9 +45,9 @@ export function reachOf(address: string): Reach {
   if (ip instanceof ipaddr.IPv6 && ip.range() === 'rfc6052') {
     ip = new ipaddr.IPv4(ip.toByteArray().slice(12));
   }
-  if (metadataAddresses.includes(ip.toString())) return 'forbidden';
+  if (cloudServices.contains(ip.toString())) return 'forbidden';
   const range = ip.range();
-  if (range === 'unicast') return 'public';
+  if (range === 'unicast') return localNat64.contains(address) ? 'private' : 'public';
   return privateRanges.has(range) ? 'private' : 'forbidden';
 }
 
@@ -55,11 +70,13 @@ function unbracket(host: string): string {
 export class NetworkPolicy {
   readonly #options: NetworkPolicyOptions;
   readonly #privateAllowed: boolean;
+  readonly #proxy: Proxy | undefined;
   readonly #addresses = new LRUCache<string, Promise<LookupAddress[]>>({ max: 1000, ttl: lookupTtlMs });
 
   constructor(options: NetworkPolicyOptions) {
     this.#options = options;
     this.#privateAllowed = options.allowPrivateNetwork || isPrivateHost(options.url.hostname);
+    this.#proxy = options.proxy && new Proxy(options.proxy);
     if (options.url.protocol === 'http:' && !this.#privateAllowed) {
       throw new MirrorError(
         'address-refused',
@@ -79,7 +96,7 @@ export class NetworkPolicy {
   checkRealm(text: string): URL {
     const url = URL.parse(text);
     if (!url) throw refused(`realm ${JSON.stringify(text.slice(0, 200))}: not a URL`);
-    const what = `realm ${url.origin}${url.pathname}`;
+    const what = `realm ${url.protocol}//${url.host}${url.pathname}`;
     this.#checkUrl(url, what);
     if (url.protocol !== 'https:' && this.#options.url.protocol === 'https:')
       throw refused(`${what}: is not https`);
@@ -98,18 +115,39 @@ export class NetworkPolicy {
 
   /** Connects under this policy. */
   connector(timeoutMs: number): buildConnector.connector {
-    const connect = buildConnector({
+    const { url, ca, cert, key, insecureSkipVerify } = this.#options;
+    const common = {
       timeout: timeoutMs,
       allowH2: false,
+      ...(ca !== undefined && { ca: [...getCACertificates('default'), ca] }),
       lookup: (hostname: string, options: LookupOptions, callback: LookupCallback) =>
         void this.#lookup(hostname, options, callback),
+    };
+    const toOthers = buildConnector(common);
+    const toOwn = buildConnector({
+      ...common,
+      ...(cert !== undefined && { cert }),
+      ...(key !== undefined && { key }),
+      ...(insecureSkipVerify === true && { rejectUnauthorized: false }),
     });
     return (options, callback) => {
+      const connect = options.hostname === url.hostname ? toOwn : toOthers;
       const literal = unbracket(options.hostname);
       try {
         if (isIP(literal)) this.#checkAddress(literal, options.hostname);
       } catch (error) {
         callback(error as Error, null);
+        return;
+      }
+      const port = options.port || (options.protocol === 'https:' ? '443' : '80');
+      if (this.#proxy?.covers(literal, port)) {
+        this.#tunnel(this.#proxy, literal, port, timeoutMs).then(
+          (socket) => {
+            if (options.protocol === 'https:') connect({ ...options, httpSocket: socket }, callback);
+            else callback(null, socket);
+          },
+          (error: unknown) => callback(error as Error, null),
+        );
         return;
       }
       connect(options, (...[error, socket]) => {
@@ -126,6 +164,21 @@ export class NetworkPolicy {
         }
       });
     };
+  }
+
+  /** The proxy looks the name up; where we can do so too, it is checked as if we went there ourselves. */
+  async #tunnel(proxy: Proxy, host: string, port: string, timeoutMs: number): Promise<Socket> {
+    if (!isIP(host)) {
+      const nothing = sleep(proxiedLookupMs, [], { ref: false });
+      const addresses = await Promise.race([this.#resolve(host).catch(() => []), nothing]);
+      const [first] = addresses;
+      if (first && !addresses.some(({ address }) => this.#isAllowed(address)))
+        this.#checkAddress(first.address, host);
+    }
+    const socket = await proxy.tunnel(host, port, timeoutMs);
+    if (reachOf(socket.remoteAddress ?? '') !== 'forbidden') return socket;
+    socket.destroy();
+    throw refused(`proxy ${proxy.host}: ${socket.remoteAddress ?? ''} is an address that nothing may go to`);
   }
 
   #checkUrl(url: URL, what: string): void {

@@ -238,6 +238,12 @@ export class Metrics {
     'Hosts that are not asked for a while: the registry itself, and token servers and CDNs.',
     ['registry', 'host'],
   );
+  readonly upstreamInsecure = new Gauges<[registry: string]>(
+    this.#r,
+    'layercache_upstream_insecure',
+    '1 for an upstream that is believed without a certificate (insecureSkipVerify).',
+    ['registry'],
+  );
   readonly admissionsRefused = new Counter<[registry: string, reason: string]>(
     this.#r,
     'layercache_admissions_refused_total',
