@@ -153,6 +153,54 @@ describe('content that came with an account', () => {
   });
 });
 
+test('content of an account is nobody else’s, across upstreams too, also while it arrives', async (t) => {
+  const image = imageOf([randomBlob(300_000)]);
+  const layer = image.layers[0]!;
+  const login = { username: 'u', password: 'p' };
+  const [owner, other] = await Promise.all([Upstream.start({ auth: 'bearer', login }), Upstream.start()]);
+  owner.addImage('acme/private', image, '1');
+  other.addImage('org/app', imageOf([randomBlob(10)]), '1');
+  const mirror = await TestMirror.start({
+    upstream: other.url,
+    upstreams: [{ registry: 'private.example', url: owner.url, accounts: [login] }],
+  });
+  t.after(() => Promise.all([mirror.close(), owner.stop(), other.stop()]));
+  const elsewhere = async (): Promise<void> => {
+    for (const repo of ['org/app', 'acme/private', 'private.example/evil/app'])
+      for (const path of [`blobs/${layer.digest}`, `manifests/${image.manifest.digest}`])
+        for (const method of ['GET', 'HEAD'])
+          assert.equal(
+            (await mirror.get(`/v2/${repo}/${path}`, { method })).status,
+            404,
+            `${method} ${repo}`,
+          );
+    mirror.clock.advance(10_001);
+  };
+  const { promise: go, resolve: open } = Promise.withResolvers<undefined>();
+  owner.script(
+    'blob',
+    async (_call, _req, res) => {
+      res.writeHead(200, { 'content-length': layer.bytes.length });
+      res.write(layer.bytes.subarray(0, 150_000));
+      await go;
+      res.end(layer.bytes.subarray(150_000));
+    },
+    { match: ({ method, repo }) => method === 'GET' && repo === 'acme/private' },
+  );
+  const started = Promise.withResolvers<undefined>();
+  const pull = mirror.get(`/v2/private.example/acme/private/blobs/${layer.digest}`, {
+    onHeaders: () => started.resolve(undefined),
+  });
+  assert.equal((await mirror.get('/v2/private.example/acme/private/manifests/1')).status, 200);
+  await started.promise;
+  await elsewhere();
+  open(undefined);
+  sameBytes((await pull).body, layer.bytes);
+  await elsewhere();
+  await Promise.all([owner.stop(), other.stop()]);
+  assert.equal((await mirror.get(`/v2/org/app/blobs/${layer.digest}`)).status, 503);
+});
+
 test('content that came anonymously is public within its registry', async (t) => {
   const image = imageOf([randomBlob(100_000)]);
   const upstream = await Upstream.start({ auth: 'bearer' });
