@@ -8,23 +8,25 @@ import { readTls } from './tls.ts';
 /** A client that accepts no byte for that long is cut. */
 const stuckAfterMs = 5 * 60_000;
 const closeIdleEveryMs = 50;
+const lingerMs = 1000;
 
 export interface HttpServerOptions {
   /** Absent: plain HTTP. */
   tls?: TlsFiles | undefined;
-  /** For tests. */
+  /** These are for tests. */
   stuckMs?: number;
+  headersTimeoutMs?: number;
 }
 
 /** An HTTP server with our limits. Throws when its certificate cannot be used. */
 export function createHttpServer(handler: RequestListener, options: HttpServerOptions = {}): Server {
-  const { tls, stuckMs = stuckAfterMs } = options;
+  const { tls, stuckMs = stuckAfterMs, headersTimeoutMs = 30_000 } = options;
   const limits = {
     // Longer than Go's clients keep idle connections: whoever closes first must not be us.
     keepAliveTimeout: 130_000,
-    headersTimeout: 30_000,
-    requestTimeout: 60_000,
-    connectionsCheckingInterval: 5000,
+    headersTimeout: headersTimeoutMs,
+    requestTimeout: 2 * headersTimeoutMs,
+    connectionsCheckingInterval: headersTimeoutMs / 6,
     // Ranges of lazy pullers come in long headers.
     maxHeaderSize: 128 * 1024,
     noDelay: true,
@@ -55,6 +57,8 @@ const refusals: Readonly<Record<string, [status: string, message: string]>> = {
 function refuse(error: Error & { code?: string; bytesParsed?: number }, socket: Duplex): void {
   // Node keeps the answer that is being written here.
   const isAnswering = Boolean((socket as { _httpMessage?: unknown })._httpMessage);
+  // What it goes on to send is no request either, and has been answered.
+  if (socket.writableEnded) return;
   if (error.code === 'ECONNRESET' || !socket.writable || isAnswering) {
     socket.destroy();
     return;
@@ -63,6 +67,8 @@ function refuse(error: Error & { code?: string; bytesParsed?: number }, socket: 
   const body = JSON.stringify({ errors: [{ code: 'UNSUPPORTED', message }] });
   const headers = `Content-Type: application/json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close`;
   socket.end(`HTTP/1.1 ${status}\r\n${headers}\r\n\r\n${body}`);
+  // Whoever is still sending would lose the answer with the connection.
+  setTimeout(() => socket.destroy(), lingerMs).unref();
 }
 
 /** Resolves when the last answer has been sent; connections that are kept alive for a next request are closed. */
