@@ -178,8 +178,12 @@ export class Mirror {
       return fresh ? { ...found, reason: 'tag-fresh', ageMs } : { ...found, result: 'revalidated', ageMs };
     } catch (error) {
       const row = tags.get(repo, tag);
-      const stale = row && (await this.#stale(repo, row, method, toMirrorError(error)));
+      const fault = toMirrorError(error);
+      const stale = row && (await this.#stale(repo, row, method, fault));
       if (stale) return stale;
+      const absentSince = fault.row.stale ? tags.absentSince(repo, tag) : undefined;
+      if (absentSince !== undefined && isServableStale(absentSince, clock.now(), this.#options.tags))
+        throw new MirrorError('manifest-unknown', `${repo.key}:${tag}: there was none`, { cause: error });
       throw error;
     }
   }
@@ -241,8 +245,9 @@ export class Mirror {
       }
       return await this.#getTag(repo, tag);
     } catch (error) {
-      const isGone = toMirrorError(error).row.definite && this.#options.tags.whenGone === '404';
-      if (isGone) tags.remove(repo, tag);
+      const { definite } = toMirrorError(error).row;
+      if (definite && this.#options.tags.whenGone === '404') tags.remove(repo, tag);
+      if (definite) tags.absent(repo, tag);
       throw error;
     }
   }

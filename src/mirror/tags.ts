@@ -2,6 +2,7 @@ import { LRUCache } from 'lru-cache';
 import type { Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { Repo } from '../oci/repo.ts';
+import { subjectOf } from '../oci/signatures.ts';
 import type { Catalog, TagRow } from '../store/catalog.ts';
 import type { Clock } from '../util/clock.ts';
 import type { Logger } from '../util/log.ts';
@@ -55,6 +56,23 @@ export class Tags {
     this.#write(repo, tag, () => this.#catalog.removeTag(repo, tag));
   }
 
+  /**
+   * The upstream says that there is no such tag. Of tags that would hold what belongs to an image that is held, this is
+   * written down: clients ask for them on every pull, and do without what is not there, but not without an answer.
+   */
+  absent(repo: Repo, tag: string): void {
+    const subject = subjectOf(tag);
+    if (!subject || !this.#holds(subject)) return;
+    const row = { body: null, next: null, filters: null, checkedAt: this.#clock.now() };
+    this.#write(repo, tag, () => this.#catalog.setList(repo, pageOf(tag), row));
+  }
+
+  /** When the upstream last said so of a tag that it has not given since. */
+  absentSince(repo: Repo, tag: string): number | undefined {
+    if (!subjectOf(tag) || this.get(repo, tag)) return undefined;
+    return this.#catalog.list(repo, pageOf(tag))?.checkedAt;
+  }
+
   #holds(digest: Digest): boolean {
     try {
       return this.#isHeld(digest);
@@ -71,4 +89,9 @@ export class Tags {
       this.#log.warn({ err: error, repo: repo.key, tag }, 'a tag could not be written');
     }
   }
+}
+
+/** It stands in place of a list of referrers. */
+function pageOf(tag: string): string {
+  return `manifests/${tag}`;
 }

@@ -1,11 +1,14 @@
 import assert from 'node:assert/strict';
-import { cp, mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { hashSync } from 'bcryptjs';
 import { ask } from '../support/http.ts';
 import { TestMirror, until } from '../support/mirror.ts';
 import { Daemon, DockerRegistry, missing, run } from '../support/programs.ts';
+import { push, realImage } from '../support/publish.ts';
+import { snippet } from '../support/snippets.ts';
 
 const list = 'application/vnd.docker.distribution.manifest.list.v2+json';
 const schema2 = 'application/vnd.docker.distribution.manifest.v2+json';
@@ -14,6 +17,7 @@ const skip = missing('dockerd', 'docker', 'docker-registry', 'busybox');
 describe('dockerd with registry-mirrors', { skip }, () => {
   let directory: string;
   let registry: DockerRegistry;
+  let closed: DockerRegistry;
   let mirror: TestMirror;
   let dockerd: Daemon;
 
@@ -23,12 +27,26 @@ describe('dockerd with registry-mirrors', { skip }, () => {
   before(async () => {
     directory = await mkdtemp(join(tmpdir(), 'layercache-docker-'));
     registry = await DockerRegistry.start(directory);
-    mirror = await TestMirror.start({ upstream: registry.url });
+    const htpasswd = join(directory, 'htpasswd');
+    await writeFile(htpasswd, `owner:${hashSync('registry-s3cret', 5)}\n`);
+    closed = await DockerRegistry.start(directory, { name: 'closed', htpasswd });
+    mirror = await TestMirror.start({
+      upstream: registry.url,
+      upstreams: [
+        {
+          registry: 'private.example',
+          url: closed.url,
+          accounts: [{ username: 'owner', password: 'registry-s3cret' }],
+        },
+      ],
+    });
+    const { host } = new URL(mirror.url);
+    await writeFile(join(directory, 'daemon.json'), snippet('docs/clients.md', 'daemon.json', host));
     dockerd = new Daemon('dockerd', [
       ...['--iptables=false', '--ip6tables=false', '--bridge=none'],
       ...['--data-root', join(directory, 'data'), '--exec-root', join(directory, 'exec')],
       ...['--pidfile', join(directory, 'docker.pid'), '-H', `unix://${directory}/docker.sock`],
-      ...['--registry-mirror', mirror.url],
+      ...['--config-file', join(directory, 'daemon.json')],
     ]);
     await until(
       () =>
@@ -47,6 +65,7 @@ describe('dockerd with registry-mirrors', { skip }, () => {
     await run('umount', [join(directory, 'exec/netns/default')]).catch(() => undefined);
     await mirror.close();
     await registry.stop();
+    await closed.stop();
     await rm(directory, { recursive: true, force: true });
   });
 
@@ -108,6 +127,25 @@ describe('dockerd with registry-mirrors', { skip }, () => {
     assert.equal(blobs.length, 2);
     assert.equal(new Set(blobs).size, 2);
     assert.equal(pulls.length, 5);
+  });
+
+  test('by digest, and a private image by the account of the mirror, which goes by its prefix', async () => {
+    const image = await realImage(directory, ['amd64', 'arm64']);
+    const authorization = `Basic ${Buffer.from('owner:registry-s3cret').toString('base64')}`;
+    await push(closed.url, 'acme/app', '1', image, authorization);
+    await push(registry.url, 'library/app', '1', image);
+    const host = new URL(mirror.url).host;
+    for (const name of [
+      `app@${image.index.digest}`,
+      `${host}/private.example/acme/app:1`,
+      `${host}/docker.io/app:1`,
+    ]) {
+      await docker('pull', name);
+      const { stdout } = await docker('run', '--rm', '--network', 'none', name);
+      assert.equal(stdout, process.arch === 'arm64' ? 'arm64\n' : 'amd64\n');
+      await docker('rmi', name);
+    }
+    await assert.rejects(docker('pull', `${host}/acme/app:1`));
   });
 
   test('warm: no upstream call at all', async () => {

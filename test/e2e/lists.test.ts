@@ -248,6 +248,28 @@ describe('lists', () => {
       assert.equal((await mirror.get(fallback)).headers['x-cache'], 'stale');
     });
 
+    test('that there was no such tag is an answer too while the upstream is down, of an image that is held', async () => {
+      const tag = image.manifest.digest.replace(':', '-');
+      const path = `/v2/app/manifests/${tag}`;
+      const other = `/v2/app/manifests/sha256-${'0'.repeat(64)}`;
+      assert.equal((await mirror.get('/v2/app/manifests/hub')).status, 200);
+      for (const each of [path, `${path}.sig`, other]) assert.equal((await mirror.get(each)).status, 404);
+      await hub.stop();
+      mirror.clock.advance(60_000);
+      await mirror.restart();
+      for (const each of [path, `${path}.sig`]) assert.equal((await mirror.get(each)).status, 404);
+      for (const each of [other, `${path}.att`, '/v2/app/manifests/none'])
+        assert.equal((await mirror.get(each)).status, 503);
+      await hub.resume();
+      mirror.clock.advance(60_000);
+      hub.addManifest('library/app', image.manifest, tag);
+      assert.equal((await mirror.get(path)).status, 200);
+      await hub.stop();
+      mirror.clock.advance(10 * 60_000);
+      // The image itself is not whole: its layer was never pulled.
+      assert.equal((await mirror.get(path)).status, 503);
+    });
+
     test('an upstream that is ill is 5xx, never an empty list and never 404', async () => {
       for (const status of [429, 500, 503]) {
         ghcr.script('referrers', (_call, _req, res) => void res.writeHead(status).end());

@@ -16,7 +16,7 @@ export interface Ask {
   /** Sees each chunk; `false` ends the connection. */
   onData?: (chunk: Buffer, total: number) => boolean | Promise<void> | undefined;
   onHeaders?: (headers: IncomingHttpHeaders) => void;
-  body?: string;
+  body?: string | Buffer;
   agent?: Agent;
   /** For https. */
   tls?: AgentOptions;

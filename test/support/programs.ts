@@ -71,14 +71,16 @@ export class DockerRegistry {
     this.#config = config;
   }
 
-  static async start(directory: string): Promise<DockerRegistry> {
+  /** `htpasswd`: the file of those who may come in. */
+  static async start(directory: string, { name = 'registry', htpasswd = '' } = {}): Promise<DockerRegistry> {
     const port = await freePort();
-    const config = join(directory, 'registry.yml');
+    const config = join(directory, `${name}.yml`);
     await writeFile(
       config,
       [
         'version: 0.1',
-        `storage: { filesystem: { rootdirectory: ${join(directory, 'registry')} } }`,
+        ...(htpasswd === '' ? [] : [`auth: { htpasswd: { realm: r, path: ${htpasswd} } }`]),
+        `storage: { filesystem: { rootdirectory: ${join(directory, name)} } }`,
         `http: { addr: "127.0.0.1:${port}" }`,
       ].join('\n'),
     );
@@ -96,7 +98,7 @@ export class DockerRegistry {
     await until(
       () =>
         ask(`${this.url}/v2/`).then(
-          ({ status }) => status === 200,
+          ({ status }) => status === 200 || status === 401,
           () => false,
         ),
       'docker-registry answers',

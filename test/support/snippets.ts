@@ -1,0 +1,18 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+const root = join(import.meta.dirname, '../..');
+
+/** What a page of the documentation shows under a title, with the mirror at another place. */
+export function snippet(page: string, title: string, mirror: string): string {
+  const found = snippets(page, '\\w+', `<!-- ${title} -->\\n\\n`)[0];
+  if (found === undefined) throw new Error(`${page} shows no ${title}`);
+  return found.replaceAll('mirror:5000', mirror);
+}
+
+/** All that it shows in one language. */
+export function snippets(page: string, language: string, before = ''): string[] {
+  const text = readFileSync(join(root, page), 'utf8');
+  const form = new RegExp(`${before}\`\`\`${language}\\n(.*?)\\n\`\`\``, 'gs');
+  return [...text.matchAll(form)].map(([, content = '']) => content);
+}
