@@ -398,7 +398,11 @@ export class RegistryClient {
     const bytes = await body.bytes(limit, signal).catch((cause: unknown) => {
       throw toFault(what, cause, signal);
     });
-    if (!bytes) throw new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes`);
+    if (!bytes)
+      throw new MirrorError(
+        'upstream-invalid',
+        `${what}: more than ${limit} bytes (see fetch.maxManifestBytes)`,
+      );
     return bytes;
   }
 }
