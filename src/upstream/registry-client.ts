@@ -398,12 +398,9 @@ export class RegistryClient {
     const bytes = await body.bytes(limit, signal).catch((cause: unknown) => {
       throw toFault(what, cause, signal);
     });
-    if (!bytes)
-      throw new MirrorError(
-        'upstream-invalid',
-        `${what}: more than ${limit} bytes (see fetch.maxManifestBytes)`,
-      );
-    return bytes;
+    if (bytes) return bytes;
+    const remedy = limit === this.#maxManifestBytes ? ': see fetch.maxManifestBytes' : '';
+    throw new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes${remedy}`);
   }
 }
 

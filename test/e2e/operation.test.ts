@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
+import { writeFile } from 'node:fs/promises';
 import { Agent } from 'node:http';
+import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { ask, sameBytes } from '../support/http.ts';
 import { imageOf, largeBlob, randomBlob } from '../support/images.ts';
@@ -67,6 +69,28 @@ describe('the program', () => {
         'it does not wait for a connection that is only kept alive',
       );
       agent.destroy();
+      assert.equal(program.child.exitCode, 0);
+    });
+  });
+
+  test('SIGHUP reads the configuration again; one that cannot be used changes nothing', async () => {
+    await inDirectory(loopback, async (directory) => {
+      const file = join(directory, 'mirror.config.json');
+      const program = new Program(['serve'], directory);
+      const url = `http://127.0.0.1:${await program.port()}`;
+      const path = `${url}/v2/evil/app/manifests/sha256:totallywrong`;
+      const statusIs = async (status: number) =>
+        (await ask(path.replace('sha256:totallywrong', '1'))).status === status;
+      await writeFile(file, JSON.stringify({ ...loopback, deny: ['docker.io/evil/**'] }));
+      program.child.kill('SIGHUP');
+      await until(() => statusIs(403), 'it is denied');
+      await writeFile(file, JSON.stringify({ ...loopback, deny: 'nothing', adminToken: 5 }));
+      program.child.kill('SIGHUP');
+      await until(() => program.output.includes('it stays as it was'), 'it is refused');
+      assert.ok(program.output.includes(String.raw`deny: found \"nothing\", expected a list`));
+      assert.ok(await statusIs(403));
+      program.child.kill('SIGTERM');
+      await program.exited;
       assert.equal(program.child.exitCode, 0);
     });
   });
