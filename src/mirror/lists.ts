@@ -12,6 +12,8 @@ import type { Answer, Method, Result } from './mirror.ts';
 import { Negatives } from './negatives.ts';
 import type { Upstreams } from './upstreams.ts';
 
+/** What is being sent to clients, who may be slow. */
+const maxHeldBytes = 64 * 1024 * 1024;
 /** More at once some registries refuse; there is a next page. */
 const maxPage = 1000;
 
@@ -44,6 +46,7 @@ export class Lists {
   readonly #context: ListsContext;
   readonly #negatives: Negatives;
   readonly #asking = new Flight<string, ListRow>();
+  #heldBytes = 0;
 
   constructor(options: ListsOptions, context: ListsContext) {
     this.#options = options;
@@ -78,6 +81,16 @@ export class Lists {
         return respond(known, 'stale', fault);
       throw error;
     }
+  }
+
+  /** Memory for a page until what it returns is called, once. Throws `overloaded`. */
+  hold(size: number): () => void {
+    if (this.#heldBytes + size > maxHeldBytes)
+      throw new MirrorError('overloaded', 'too many lists are being sent', { retryAfterMs: 1000 });
+    this.#heldBytes += size;
+    return () => {
+      this.#heldBytes -= size;
+    };
   }
 
   async #ask(repo: Repo, of: ListOf, query: URLSearchParams, page: string): Promise<ListRow> {

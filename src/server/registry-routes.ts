@@ -94,7 +94,9 @@ async function answer(
 ): Promise<void> {
   const { req, record } = exchange;
   if (route.kind === 'tags' || route.kind === 'referrers') {
-    sendList(exchange, await lists.answer(repo, route, route.query, asked.method), route);
+    const list = await lists.answer(repo, route, route.query, asked.method);
+    exchange.res.once('close', lists.hold(list.content?.length ?? 0));
+    sendList(exchange, list, route);
     return;
   }
   const found =

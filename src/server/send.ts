@@ -96,6 +96,7 @@ export function sendList(exchange: Exchange, answer: ListAnswer, { kind, ns, pat
   }
   headers.push('Content-Type', answer.mediaType, 'Content-Length', String(size));
   start(exchange, 200, headers);
+  res.on('error', ignore);
   res.end(content);
   record.bytes = content?.length ?? 0;
 }
