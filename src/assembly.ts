@@ -1,8 +1,14 @@
 import { isDeepStrictEqual } from 'node:util';
-import type { Config, UpstreamConfig } from './config.ts';
+import type { Config, FamilyConfig, UpstreamConfig } from './config.ts';
 import { Pool } from './mirror/connections.ts';
 import type { TagPolicy } from './mirror/freshness.ts';
-import type { NamedUpstream, Upstream, Upstreams, UpstreamsOptions } from './mirror/upstreams.ts';
+import type {
+  NamedUpstream,
+  Upstream,
+  UpstreamFamily,
+  Upstreams,
+  UpstreamsOptions,
+} from './mirror/upstreams.ts';
 import { Pattern } from './oci/pattern.ts';
 import { subjectOf } from './oci/signatures.ts';
 import type { Repo } from './oci/repo.ts';
@@ -37,48 +43,78 @@ export interface UpstreamsContext {
   readonly metrics: Metrics;
   readonly ledger: Ledger;
   readonly catalog: Catalog;
+  /** The configuration as it is now. */
+  readonly current: () => Config;
 }
 
-/** `kept`: what there is already and has not changed. */
+/** What of a running mirror's upstreams is kept, since nothing of it has changed. */
+export interface Kept {
+  readonly named: (upstream: UpstreamConfig) => NamedUpstream | undefined;
+  readonly family: (family: FamilyConfig) => UpstreamFamily | undefined;
+}
+
+const nothing: Kept = { named: () => undefined, family: () => undefined };
+
 export function buildUpstreams(
   config: Config,
   context: UpstreamsContext,
-  kept: (upstream: UpstreamConfig) => NamedUpstream | undefined = () => undefined,
+  kept: Kept = nothing,
 ): UpstreamsOptions {
   return {
     named: config.upstreams.map((upstream) => {
       const { registry, aliases, hosts } = upstream;
-      return kept(upstream) ?? { ...buildUpstream(upstream, registry, config, context), aliases, hosts };
+      const scale = { name: registry, remembers: 10_000 };
+      const made = (): NamedUpstream => ({
+        ...buildUpstream(upstream, scale, config, context),
+        name: registry,
+        aliases,
+        hosts,
+      });
+      return kept.named(upstream) ?? made();
     }),
-    families: config.families.map((family) => ({
-      pattern: family.pattern,
-      create: (registry) => {
+    families: config.families.map((family) => {
+      const { registry: name, pattern } = family;
+      const create = (registry: string): Upstream => {
         const member = { ...family, registry, url: new URL(`https://${registry}`) };
-        return buildUpstream(member, family.registry, config, context);
-      },
-    })),
+        return buildUpstream(member, { name, remembers: 50 }, config, context);
+      };
+      return kept.family(family) ?? { name, pattern, create };
+    }),
     defaultUpstream: config.defaultUpstream,
+  };
+}
+
+/** What of a running mirror's upstreams need not be made anew after its configuration has changed. */
+export function keptUpstreams(before: Config, upstreams: Upstreams): Kept {
+  const isSame = (list: readonly (UpstreamConfig | FamilyConfig)[], now: UpstreamConfig | FamilyConfig) =>
+    isDeepStrictEqual(
+      list.find(({ registry }) => registry === now.registry),
+      now,
+    );
+  return {
+    named: (now) => (isSame(before.upstreams, now) ? upstreams.named(now.registry) : undefined),
+    family: (now) => (isSame(before.families, now) ? upstreams.family(now.registry) : undefined),
   };
 }
 
 function buildUpstream(
   upstream: Omit<UpstreamConfig, 'aliases'>,
-  name: string,
+  scale: { readonly name: string; readonly remembers: number },
   config: Config,
-  { clock, log, metrics, ledger, catalog }: UpstreamsContext,
+  { clock, log, metrics, ledger, catalog, current }: UpstreamsContext,
 ): Upstream {
   const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
   const { registry, maxConnections } = upstream;
   const credentials = credentialsOf(upstream, clock);
   const savedQuota = (account: string) => catalog.quota(registry, account);
   const admission = new Admission(
-    { registry, name, credentials, reserve: config.quota.reserve },
+    { ...scale, registry, credentials, reserve: () => current().quota.reserve },
     { clock, log, metrics, savedQuota },
   );
   const client = new RegistryClient(
     {
       ...upstream,
-      name,
+      ...scale,
       connectTimeoutMs: connectTimeout,
       headersTimeoutMs: headersTimeout,
       idleTimeoutMs: idleTimeout,
@@ -88,24 +124,10 @@ function buildUpstream(
     { clock, metrics, admission, ledger },
   );
   return {
-    name,
     client,
     pool: new Pool(maxConnections),
     relaySlots: new Slots(maxConnections),
-    ttlOf: ttlOf(upstream, config.tags),
-  };
-}
-
-/** What of a running mirror's configuration is the same as before, so that its upstream need not be made anew. */
-export function keptUpstreams(
-  before: Config,
-  after: Config,
-  upstreams: Upstreams,
-): (upstream: UpstreamConfig) => NamedUpstream | undefined {
-  const isSame = isDeepStrictEqual(before.tags, after.tags) && isDeepStrictEqual(before.quota, after.quota);
-  return (upstream) => {
-    const old = before.upstreams.find(({ registry }) => registry === upstream.registry);
-    return isSame && isDeepStrictEqual(old, upstream) ? upstreams.named(upstream.registry) : undefined;
+    ttlOf: ttlOf(upstream, current),
   };
 }
 
@@ -172,10 +194,14 @@ function namesLike(text: string): RegExp {
 }
 
 /** What operators may ask of a running mirror. */
-export function adminOf(config: Config, store: BlobStore): Omit<AdminContext, 'metrics' | 'isDraining'> {
-  const { adminToken, adminListen, upstreams } = config;
+export function adminOf(
+  config: Config,
+  store: BlobStore,
+  current: () => Config,
+): Omit<AdminContext, 'metrics' | 'isDraining'> {
+  const { adminToken, adminListen } = config;
   const readToken = adminToken === undefined ? undefined : secretReader(adminToken);
-  const registries = upstreams.map(({ registry }) => registry);
+  const registries = (): string[] => current().upstreams.map(({ registry }) => registry);
   const operations = storeOperations(store, registries);
   const text = (value: unknown): string => (typeof value === 'string' ? value : '');
   return {
@@ -215,17 +241,23 @@ function credentialsOf(
 /** What is pushed after its image is looked for soon after. */
 const longestTtlOfSignaturesMs = 60_000;
 
-/** The first rule that matches, else the upstream's own key, else the general one. */
+/** The first rule that matches, else the upstream's own key, else the general one, as they are now. */
 function ttlOf(
   { tags }: Pick<UpstreamConfig, 'tags'>,
-  general: Config['tags'],
+  current: () => Config,
 ): (repo: Repo, tag: string) => number {
-  const base = tags.ttl ?? general.ttl;
-  const ttl = (tag: string): number => (subjectOf(tag) ? Math.min(base, longestTtlOfSignaturesMs) : base);
-  const rules = general.rules.flatMap(({ match, ttl }) => {
-    const pattern = Pattern.parse(match);
-    return pattern ? [{ pattern, ttl }] : [];
-  });
-  if (rules.length === 0) return (_repo, tag) => ttl(tag);
-  return (repo, tag) => rules.find(({ pattern }) => pattern.matches(repo, tag))?.ttl ?? ttl(tag);
+  let general: Config['tags'] | undefined;
+  let rules: { pattern: Pattern; ttl: number }[] = [];
+  return (repo, tag) => {
+    const now = current().tags;
+    if (now !== general) {
+      general = now;
+      rules = now.rules.flatMap(({ match, ttl }) => {
+        const pattern = Pattern.parse(match);
+        return pattern ? [{ pattern, ttl }] : [];
+      });
+    }
+    const ttl = rules.find(({ pattern }) => pattern.matches(repo, tag))?.ttl ?? tags.ttl ?? now.ttl;
+    return subjectOf(tag) ? Math.min(ttl, longestTtlOfSignaturesMs) : ttl;
+  };
 }

@@ -28,7 +28,9 @@ export async function run(argv: readonly string[]): Promise<void> {
 async function serve(file: string | undefined): Promise<void> {
   const config = readConfig(file);
   if (!config) return;
-  let service: Service;
+  let service: Service | undefined;
+  // From the beginning: without a listener it would end the process.
+  process.on('SIGHUP', () => service && reload(service, file));
   try {
     service = await Service.start(config);
   } catch (error) {
@@ -36,7 +38,6 @@ async function serve(file: string | undefined): Promise<void> {
     return;
   }
   stopOnSignals(service);
-  reloadOnHangup(service, file);
 }
 
 function readConfig(file: string | undefined): Config | undefined {
@@ -63,19 +64,17 @@ function stopOnSignals(service: Service): void {
   process.on('SIGINT', onSignal);
 }
 
-function reloadOnHangup(service: Service, file: string | undefined): void {
-  process.on('SIGHUP', () => {
-    try {
-      service.reload(loadConfig({ file, env: process.env, directory: process.cwd() }));
-    } catch (error) {
-      const { events } = service.log;
-      const problems = error instanceof ConfigError ? error.problems : undefined;
-      events.error(
-        { ...(problems ? { problems } : { err: error }) },
-        'the configuration cannot be used: it stays as it was',
-      );
-    }
-  });
+function reload(service: Service, file: string | undefined): void {
+  try {
+    service.reload(loadConfig({ file, env: process.env, directory: process.cwd() }));
+  } catch (error) {
+    const { events } = service.log;
+    const problems = error instanceof ConfigError ? error.problems : undefined;
+    events.error(
+      { ...(problems ? { problems } : { err: error }) },
+      'the configuration cannot be used: it stays as it was',
+    );
+  }
 }
 
 function fail(message: string): void {

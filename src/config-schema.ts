@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { RegistryPattern } from './mirror/registry-pattern.ts';
+import { isRegistryName, RegistryPattern } from './mirror/registry-pattern.ts';
 import { smallSize } from './oci/content.ts';
 import { Pattern } from './oci/pattern.ts';
 import { isNetwork } from './util/networks.ts';
@@ -36,8 +36,8 @@ const wholeNumber = (least: number, expected: string) =>
 const count = wholeNumber(1, 'a whole number above 0');
 const countOrOff = scalar('a whole number above 0, or "off"', (value) => {
   if (value === 'off') return Infinity;
-  const figure = Number(value);
-  return Number.isSafeInteger(figure) && figure > 0 ? figure : undefined;
+  const figure = typeof value === 'string' && /^\d+$/.test(value) ? Number(value) : value;
+  return typeof figure === 'number' && Number.isSafeInteger(figure) && figure > 0 ? figure : undefined;
 });
 const flag = scalar('true or false', (value) =>
   value === true || value === 'true' ? true : value === false || value === 'false' ? false : undefined,
@@ -70,10 +70,25 @@ const baseUrl = scalar('a URL such as "https://registry.example.com", without us
 const proxyUrl = scalar('a URL such as "http://proxy.example.com:3128", or "off"', (value) => {
   if (value === 'off') return null;
   const url = typeof value === 'string' ? URL.parse(value) : null;
-  return url && /^https?:$/.test(url.protocol) ? url : undefined;
+  return url && isProxy(url) ? url : undefined;
 });
+
+/** One that we can speak to. */
+export function isProxy({ protocol, username, password }: URL): boolean {
+  try {
+    decodeURIComponent(username + password);
+    return /^https?:$/.test(protocol);
+  } catch {
+    return false;
+  }
+}
+function isRealm(text: string): boolean {
+  const url = URL.parse(text);
+  return url !== null && /^https?:$/.test(url.protocol) && url.username + url.password + url.search === '';
+}
+
 const host = 'a host such as "docker.io" or "registry.example.com:5000"';
-const registryName = z.string().regex(/^[a-z0-9.-]+(?::\d+)?$/, host);
+const registryName = z.string().refine((value) => isRegistryName(value) && value !== 'v2', host);
 const registryOrPattern = z
   .string()
   .refine(
@@ -115,7 +130,7 @@ const upstream = z.strictObject({
     .string()
     .regex(/^[\w.-]+$/, 'the name of a credential helper such as "ecr-login"')
     .optional(),
-  realms: z.array(z.url()).optional(),
+  realms: z.array(z.string().refine(isRealm, 'a URL such as "https://auth.example.com/token"')).optional(),
   ca: text.optional(),
   cert: text.optional(),
   key: text.optional(),

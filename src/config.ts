@@ -4,10 +4,10 @@ import { dirname, resolve } from 'node:path';
 import { createSecureContext } from 'node:tls';
 import { closest, distance } from 'fastest-levenshtein';
 import { z } from 'zod';
-import { schema, type Address, type Parsed, type SecretConfig } from './config-schema.ts';
+import { isProxy, schema, type Address, type Parsed, type SecretConfig } from './config-schema.ts';
 import { RegistryPattern } from './mirror/registry-pattern.ts';
 import { problemOfHtpasswd } from './server/htpasswd.ts';
-import { readTls, type TlsFiles } from './server/tls.ts';
+import { checkCertificates, readTls, showPath, type TlsFiles } from './server/tls.ts';
 import type { Secret } from './upstream/credentials.ts';
 import { NetworkPolicy } from './upstream/network-policy.ts';
 import { presetOf } from './upstream/presets.ts';
@@ -65,6 +65,8 @@ export interface Config extends Omit<
   readonly upstreams: readonly UpstreamConfig[];
   readonly families: readonly FamilyConfig[];
   readonly defaultUpstream: string;
+  /** Where patterns of `allow` and `deny` name a registry that is not configured. */
+  readonly idlePatterns: readonly string[];
   /** Environment variables that look like ours and are not. */
   readonly ignoredVariables: readonly string[];
 }
@@ -133,7 +135,7 @@ function complete(
     const completed: AnyUpstreamConfig = {
       ...rest,
       realms: realms ?? preset.realms ?? [],
-      proxy: proxyOf(proxy, (url ?? new URL(`https://${rest.registry}`)).protocol, env),
+      proxy: proxyOf(proxy, url?.protocol ?? 'https:', env, at, problems),
       ...readPems(rest, directory, at, problems),
       accounts: accounts.map(({ username, password }, j): AccountConfig => {
         if (username === undefined || password === undefined) return { anonymous: true };
@@ -163,6 +165,7 @@ function complete(
     }
   });
   checkNames(parsed, upstreams, problems);
+  const { groups, ...permissions } = resolvePermissions(parsed, { upstreams, families }, problems);
   const defaultUpstream = parsed.defaultUpstream ?? upstreams[0]?.registry ?? '';
   if (!upstreams.some(({ registry }) => registry === defaultUpstream)) {
     const known = upstreams.map(({ registry }) => show(registry)).join(', ');
@@ -178,7 +181,17 @@ function complete(
     parsed.adminToken === undefined
       ? undefined
       : readSecret(parsed.adminToken, directory, env, 'adminToken', problems);
-  return { ...parsed, store, tls, clients, upstreams, families, defaultUpstream, adminToken };
+  return {
+    ...parsed,
+    ...permissions,
+    clients: { ...clients, groups },
+    store,
+    tls,
+    upstreams,
+    families,
+    defaultUpstream,
+    adminToken,
+  };
 }
 
 /** Files are tried here; both are read again when they change. */
@@ -209,13 +222,24 @@ function proxyOf(
   configured: URL | null | undefined,
   protocol: string,
   env: ConfigSource['env'],
+  at: string,
+  problems: string[],
 ): ProxyOptions | undefined {
-  const said = (name: string): string | undefined => env[name.toLowerCase()] ?? env[name];
+  const said = (...names: string[]): string | undefined =>
+    names
+      .flatMap((name) => [env[name.toLowerCase()], env[name]])
+      .find((value) => value !== undefined && value !== '');
   const except = said('NO_PROXY') ?? '';
   if (configured) return { url: configured, except, isFromEnvironment: false };
-  const found = URL.parse(said(protocol === 'http:' ? 'HTTP_PROXY' : 'HTTPS_PROXY') ?? '');
-  const isUsable = configured !== null && found !== null && /^https?:$/.test(found.protocol);
-  return isUsable ? { url: found, except, isFromEnvironment: true } : undefined;
+  const variable = protocol === 'http:' ? 'HTTP_PROXY' : 'HTTPS_PROXY';
+  const text = configured === null ? undefined : said(variable, 'ALL_PROXY');
+  if (text === undefined) return undefined;
+  const url = URL.parse(text.includes('://') ? text : `http://${text}`);
+  if (url && isProxy(url)) return { url, except, isFromEnvironment: true };
+  problems.push(
+    `${at}.proxy: ${variable} names something else than an http or https proxy; set "proxy" to one, or to "off"`,
+  );
+  return undefined;
 }
 
 /** Their text, so that a file which has changed is a configuration that has changed. */
@@ -232,7 +256,9 @@ function readPems(
     try {
       pems[name] = readFileSync(resolvePath(directory, file), 'utf8');
     } catch (error) {
-      problems.push(`${at}.${name}: the file ${file} cannot be read (${errorCode(error) ?? 'unknown'})`);
+      problems.push(
+        `${at}.${name}: the file ${showPath(file)} cannot be read (${errorCode(error) ?? 'unknown'})`,
+      );
     }
   }
   if ((upstream.cert === undefined) !== (upstream.key === undefined))
@@ -240,6 +266,7 @@ function readPems(
       `${at}: found ${upstream.cert === undefined ? 'key' : 'cert'} alone, expected cert and key`,
     );
   try {
+    if (pems.ca !== undefined) checkCertificates(pems.ca, 'ca');
     createSecureContext(pems);
   } catch (error) {
     problems.push(`${at}: ca, cert and key cannot be used: ${(error as Error).message}`);
@@ -258,6 +285,40 @@ function checkNames(parsed: Parsed, upstreams: readonly UpstreamConfig[], proble
       names.add(name);
     }
   });
+}
+
+/** Patterns by the name that the registry is configured by; those that can match nothing would leave open what they were to close. */
+function resolvePermissions(
+  { allow, deny, clients }: Parsed,
+  { upstreams, families }: Pick<Config, 'upstreams' | 'families'>,
+  problems: string[],
+): Pick<Config, 'allow' | 'deny' | 'idlePatterns'> & { groups: Parsed['clients']['groups'] } {
+  const idlePatterns: string[] = [];
+  const resolveAll = (patterns: readonly string[], at: string): string[] =>
+    patterns.map((text, i) => {
+      const [registry = '', ...rest] = text.split('/');
+      const meant = upstreams.find(({ aliases, hosts }) => [...aliases, ...hosts].includes(registry));
+      const isKnown =
+        meant !== undefined ||
+        registry.includes('*') ||
+        upstreams.some((each) => each.registry === registry) ||
+        families.some(({ pattern }) => pattern.matches(registry));
+      if (/[A-Z]|\/\//.test(text.replace(/:[^:/]*$/, '')))
+        problems.push(`${at}[${i}]: found ${show(text)}, expected a name in lower case, without empty parts`);
+      if (!isKnown) idlePatterns.push(`${at}[${i}]`);
+      return meant ? [meant.registry, ...rest].join('/') : text;
+    });
+  const groups = clients.groups.map((group, i) => {
+    if (clients.groups.findIndex(({ name }) => name === group.name) < i)
+      problems.push(`clients.groups[${i}]: found ${show(group.name)} a second time, expected each name once`);
+    const at = `clients.groups[${i}]`;
+    return {
+      ...group,
+      allow: group.allow && resolveAll(group.allow, `${at}.allow`),
+      deny: resolveAll(group.deny, `${at}.deny`),
+    };
+  });
+  return { allow: allow && resolveAll(allow, 'allow'), deny: resolveAll(deny, 'deny'), groups, idlePatterns };
 }
 
 /** Whoever can rent a registry under the pattern must get nothing by it. */
@@ -293,7 +354,7 @@ function checkAccounts(
   if (twice !== undefined)
     problems.push(`${at}.accounts: found ${show(twice)} a second time, expected each account once`);
   if (dockerConfig !== undefined && !existsSync(dockerConfig))
-    problems.push(`${at}.dockerConfig: the file ${dockerConfig} does not exist`);
+    problems.push(`${at}.dockerConfig: the file ${showPath(dockerConfig)} does not exist`);
 }
 
 function resolvePath(directory: string, path: string): string {
@@ -319,7 +380,9 @@ function readSecret(
   try {
     readFileSync(file);
   } catch (error) {
-    problems.push(`${at}: the file ${value.file} cannot be read (${errorCode(error) ?? 'unknown'})`);
+    problems.push(
+      `${at}: the file ${showPath(value.file)} cannot be read (${errorCode(error) ?? 'unknown'})`,
+    );
   }
   return { file };
 }
@@ -427,8 +490,12 @@ function keysAt(path: readonly PropertyKey[]): string[] {
   return isObject(type) ? Object.keys(type.shape) : [];
 }
 
+/** Without what URLs carry beside their address. */
 function show(value: unknown): string {
-  return JSON.stringify(value).slice(0, 100);
+  const text = JSON.stringify(value)
+    .replace(/\/\/[^/@\s]*@/g, '//…@')
+    .replace(/\?[^"]*/g, '?…');
+  return /-----BEGIN|\$2[aby]\$/.test(text) ? 'something else' : text.slice(0, 100);
 }
 
 function isPlainValue(value: unknown): boolean {

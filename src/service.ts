@@ -112,6 +112,7 @@ export class Service {
       log: log.events,
       ledger: this.#ledger,
       catalog: store.catalog,
+      current: () => this.#config,
     };
     this.#upstreams = new Upstreams(buildUpstreams(config, this.#upstreamsContext));
     this.#clients = new Clients(clientsOptionsOf(config), { clock, log: log.events });
@@ -157,7 +158,7 @@ export class Service {
     );
     const lists = new Lists(
       { firstByteTimeoutMs, tags: policy },
-      { catalog: store.catalog, upstreams: this.#upstreams, clock, log: log.events },
+      { store, upstreams: this.#upstreams, clock, log: log.events },
     );
     this.#describe(metrics);
     const isDraining = (): boolean => this.#draining;
@@ -179,7 +180,11 @@ export class Service {
     this.#followTls();
     if (config.adminListen) {
       this.#admin = createHttpServer(
-        createAdminApp({ ...adminOf(config, store), metrics, isDraining }) as RequestListener,
+        createAdminApp({
+          ...adminOf(config, store, () => this.#config),
+          metrics,
+          isDraining,
+        }) as RequestListener,
       );
     }
   }
@@ -212,7 +217,7 @@ export class Service {
     this.#clients.configure(clientsOptionsOf(config));
     // What the accounts have left is read from there by those that are made anew.
     this.#writeBehind();
-    const kept = keptUpstreams(before, config, this.#upstreams);
+    const kept = keptUpstreams(before, this.#upstreams);
     this.#upstreams.replace(buildUpstreams(config, this.#upstreamsContext, kept));
     Object.assign(this.#tagPolicy, tagPolicyOf(config));
     this.log.setLevel(config.log.level);
@@ -264,7 +269,7 @@ export class Service {
 
   /** What is allowed, and better not so. */
   #warn(): void {
-    const { clients, tls, trustedProxies, upstreams, families } = this.#config;
+    const { clients, tls, trustedProxies, upstreams, families, idlePatterns } = this.#config;
     for (const { registry, insecureSkipVerify } of [...upstreams, ...families]) {
       if (insecureSkipVerify)
         this.log.events.warn(
@@ -272,6 +277,8 @@ export class Service {
           'insecureSkipVerify: whoever stands in between is believed to be the upstream',
         );
     }
+    for (const key of idlePatterns)
+      this.log.events.warn({ key }, 'a pattern begins with a registry that is not configured');
     if (clients.htpasswd !== undefined && !tls && !trustedProxies)
       this.log.events.warn('clients.htpasswd without tls: passwords cross the network in the clear');
   }

@@ -284,12 +284,7 @@ async function withOperations<T>(
     return work(runningMirror(config));
   }
   try {
-    return await work(
-      storeOperations(
-        store,
-        config.upstreams.map(({ registry }) => registry),
-      ),
-    );
+    return await work(storeOperations(store, () => config.upstreams.map(({ registry }) => registry)));
   } finally {
     await store.close();
   }

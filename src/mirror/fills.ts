@@ -75,11 +75,17 @@ export class Fills {
   }
 
   /** Starts what nobody waits for yet. Resolves when it has ended, one way or another. */
-  prefetch(repo: Repo, digest: Digest): Promise<void> {
-    const fill = this.#create(repo, digest, false);
+  async prefetch(repo: Repo, digest: Digest): Promise<void> {
+    let fill: Fill;
+    try {
+      fill = this.#create(repo, digest, false);
+    } catch {
+      // Its upstream is not configured any more, or the catalog cannot be read: who needs it is told.
+      return;
+    }
     fill.askWhole();
     fill.start();
-    return fill.ended;
+    await fill.ended;
   }
 
   /**

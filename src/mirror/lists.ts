@@ -1,6 +1,8 @@
-import type { Repo } from '../oci/repo.ts';
-import { ociIndex } from '../oci/manifest.ts';
+import { LRUCache } from 'lru-cache';
 import { digestOf } from '../oci/digest.ts';
+import { ociIndex } from '../oci/manifest.ts';
+import type { Repo } from '../oci/repo.ts';
+import type { BlobStore } from '../store/blob-store.ts';
 import type { Catalog, ListRow } from '../store/catalog.ts';
 import type { ListOf } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
@@ -14,10 +16,14 @@ import type { Upstreams } from './upstreams.ts';
 
 /** What is being sent to clients, who may be slow. */
 const maxHeldBytes = 64 * 1024 * 1024;
+/** Pages in use, so that many who want one share its memory. */
+const maxSharedBytes = 16 * 1024 * 1024;
 /** More at once some registries refuse; there is a next page. */
 const maxPage = 1000;
+const maxParameters = 10;
 
 export interface ListAnswer extends Omit<Answer, 'content'> {
+  /** Absent in the answer to a HEAD. */
   readonly content: Buffer | undefined;
   /** The query of the page after it. */
   readonly next: string | undefined;
@@ -31,10 +37,20 @@ export interface ListsOptions {
 }
 
 export interface ListsContext {
-  readonly catalog: Catalog;
+  readonly store: BlobStore;
   readonly upstreams: Upstreams;
   readonly clock: Clock;
   readonly log: Logger;
+}
+
+/** A page as it was asked for, and as the upstream is. */
+interface Page {
+  readonly of: ListOf;
+  readonly query: URLSearchParams;
+  /** By which it is known. */
+  readonly name: string;
+  /** Nothing of it is wanted but whether there is such a repo. */
+  readonly isNone: boolean;
 }
 
 /**
@@ -44,34 +60,34 @@ export interface ListsContext {
 export class Lists {
   readonly #options: ListsOptions;
   readonly #context: ListsContext;
+  readonly #catalog: Catalog;
   readonly #negatives: Negatives;
   readonly #asking = new Flight<string, ListRow>();
+  readonly #bodies = new LRUCache<string, Buffer>({
+    maxSize: maxSharedBytes,
+    sizeCalculation: (body) => body.length + 1,
+  });
   #heldBytes = 0;
 
   constructor(options: ListsOptions, context: ListsContext) {
     this.#options = options;
     this.#context = context;
+    this.#catalog = context.store.catalog;
     this.#negatives = new Negatives(options.tags, context.clock);
   }
 
   /** Throws `page-invalid`, `repo-unknown`, `manifest-unknown`, or why the upstream cannot be asked. */
   async answer(repo: Repo, of: ListOf, query: URLSearchParams, method: Method): Promise<ListAnswer> {
     const { clock } = this.#context;
-    const { wanted, isNone } = pageOf(query);
-    const page = nameOf(of, wanted);
+    const page = pageOf(of, query);
     const known = this.#known(repo, page);
     const respond = (row: ListRow, result: Result, reason?: string): ListAnswer =>
-      answer(
-        of,
-        isNone ? none(repo, row) : row,
-        { result, reason, ageMs: clock.now() - row.checkedAt },
-        method,
-      );
+      this.#respond(repo, page, row, method, { result, ...(reason !== undefined && { reason }) });
     if (known && isFresh(known.checkedAt, clock.now(), this.#ttlOf(repo, of))) return respond(known, 'hit');
-    const key = `${repo.key}/${page}`;
+    const key = `${repo.key}/${page.name}`;
     this.#negatives.check(key);
     try {
-      const { outcome, joined } = this.#asking.run(key, () => this.#ask(repo, of, wanted, page));
+      const { outcome, joined } = this.#asking.run(key, () => this.#ask(repo, page));
       const row = await outcome;
       return respond(row, joined ? 'joined' : known ? 'revalidated' : 'miss');
     } catch (error) {
@@ -93,28 +109,79 @@ export class Lists {
     };
   }
 
-  async #ask(repo: Repo, of: ListOf, query: URLSearchParams, page: string): Promise<ListRow> {
+  async #ask(repo: Repo, { of, query, name }: Page): Promise<ListRow> {
     const { upstreams, clock } = this.#context;
     const deadline = AbortSignal.timeout(this.#options.firstByteTimeoutMs);
     try {
       const { bytes, next, filters } = await upstreams.of(repo).client.list(repo, of, query, deadline);
-      const row = { body: bytes, next, filters, checkedAt: clock.now() };
-      this.#write(repo, (catalog) => catalog.setList(repo, page, row));
+      const digest = digestOf(bytes);
+      const row = {
+        digest,
+        size: bytes.length,
+        next: withPageSize(next, query),
+        filters,
+        checkedAt: clock.now(),
+      };
+      this.#bodies.set(digest, bytes);
+      if (this.#isKept(of)) this.#write(repo, (catalog) => catalog.setList(repo, name, row, bytes));
       return row;
-    } catch (error) {
-      const isNone = toMirrorError(error).row.definite === true;
-      const none = { body: null, next: null, filters: null, checkedAt: clock.now() };
+    } catch (cause) {
+      const error = toMirrorError(cause);
+      if (!error.row.definite) throw error;
+      if (of.kind === 'tags') {
+        this.#write(repo, (catalog) => catalog.removeLists(repo, 'tags/'));
+        throw error;
+      }
       // A registry without lists of referrers has none while it is down either: clients look for a tag then.
-      if (isNone && of.kind === 'referrers')
-        this.#write(repo, (catalog) => catalog.setList(repo, page, none));
-      else if (isNone) this.#write(repo, (catalog) => catalog.removeList(repo, page));
-      throw error;
+      const none = { digest: null, size: 0, next: null, filters: null, checkedAt: clock.now() };
+      const isSure = error.fault === 'manifest-unknown' && this.#isKept(of);
+      if (isSure) this.#write(repo, (catalog) => catalog.setList(repo, name, none, null));
+      // Of the name unknown, some clients would not look any further.
+      throw new MirrorError('manifest-unknown', error.message, { cause: error });
     }
   }
 
-  #known(repo: Repo, page: string): ListRow | undefined {
+  #respond(
+    repo: Repo,
+    { of, name, isNone }: Page,
+    row: ListRow,
+    method: Method,
+    how: { result: Result; reason?: string },
+  ): ListAnswer {
+    const { size, filters } = row;
+    if (row.digest === null) {
+      const what = of.kind === 'referrers' ? `referrers of ${of.digest}` : name;
+      throw new MirrorError('manifest-unknown', `${repo.key} ${what}: the upstream keeps no list of them`);
+    }
+    const mediaType = of.kind === 'tags' ? 'application/json' : ociIndex;
+    const ageMs = this.#context.clock.now() - row.checkedAt;
+    const common = { ...how, mediaType, ageMs, filters: filters ?? undefined };
+    if (isNone) {
+      const none = Buffer.from(JSON.stringify({ name: repo.name, tags: [] }));
+      const content = method === 'GET' ? none : undefined;
+      return { ...common, digest: digestOf(none), size: none.length, content, next: undefined };
+    }
+    const content = method === 'GET' ? this.#body(repo, name, row.digest) : undefined;
+    return { ...common, digest: row.digest, size, content, next: row.next ?? undefined };
+  }
+
+  #body(repo: Repo, name: string, digest: string): Buffer {
+    const known = this.#bodies.get(digest);
+    if (known) return known;
+    const body = this.#catalog.listBody(repo, name);
+    if (!body) throw new MirrorError('overloaded', `${repo.key} ${name}: it has just been forgotten`);
+    this.#bodies.set(digest, body);
+    return body;
+  }
+
+  /** Anybody can name any digest: what is written down belongs to something that is held. */
+  #isKept(of: ListOf): boolean {
+    return of.kind === 'tags' || this.#context.store.describe(of.digest) !== undefined;
+  }
+
+  #known(repo: Repo, { name }: Page): ListRow | undefined {
     try {
-      return this.#context.catalog.list(repo, page);
+      return this.#catalog.list(repo, name);
     } catch (error) {
       this.#context.log.warn({ err: error, repo: repo.key }, 'a list could not be read');
       return undefined;
@@ -123,7 +190,7 @@ export class Lists {
 
   #write(repo: Repo, write: (catalog: Catalog) => void): void {
     try {
-      write(this.#context.catalog);
+      write(this.#catalog);
     } catch (error) {
       this.#context.log.warn({ err: error, repo: repo.key }, 'a list could not be written');
     }
@@ -136,50 +203,31 @@ export class Lists {
   }
 }
 
-/** What the upstream is asked for, and whether nothing of it is wanted. Throws `page-invalid`. */
-function pageOf(query: URLSearchParams): { wanted: URLSearchParams; isNone: boolean } {
-  const [n, more] = query.getAll('n');
-  if (n === undefined) return { wanted: query, isNone: false };
-  if (more !== undefined || !/^\d+$/.test(n))
+/** Throws `page-invalid`. */
+function pageOf(of: ListOf, query: URLSearchParams): Page {
+  if (query.size > maxParameters)
+    throw new MirrorError('page-invalid', `query: more than ${maxParameters} parameters`);
+  const asked = new URLSearchParams(query);
+  // However a client orders them it is the same page.
+  asked.sort();
+  const [n, more] = asked.getAll('n');
+  if (more !== undefined || (n !== undefined && !/^\d+$/.test(n)))
     throw new MirrorError(
       'page-invalid',
-      `query: n=${JSON.stringify(n.slice(0, 50))}: expected one whole number`,
+      `query: n=${JSON.stringify(n?.slice(0, 50))}: expected one whole number`,
     );
-  const wanted = new URLSearchParams(query);
   // Whether there is such a repo is to be known all the same.
-  wanted.set('n', String(Math.min(Math.max(Number(n), 1), maxPage)));
-  return { wanted, isNone: Number(n) === 0 };
+  if (n !== undefined) asked.set('n', String(Math.min(Math.max(Number(n), 1), maxPage)));
+  const list = of.kind === 'tags' ? 'tags/list' : `referrers/${of.digest}`;
+  const isNone = of.kind === 'tags' && n !== undefined && Number(n) === 0;
+  return { of, query: asked, name: `${list}?${asked.toString()}`, isNone };
 }
 
-function nameOf(of: ListOf, query: URLSearchParams): string {
-  return `${of.kind === 'tags' ? 'tags/list' : `referrers/${of.digest}`}?${query.toString()}`;
-}
-
-function none(repo: Repo, row: ListRow): ListRow {
-  return { ...row, body: Buffer.from(JSON.stringify({ name: repo.name, tags: [] })), next: null };
-}
-
-function answer(
-  of: ListOf,
-  { body, next, filters }: ListRow,
-  how: { result: Result; reason: string | undefined; ageMs: number },
-  method: Method,
-): ListAnswer {
-  if (!body) {
-    const digest = of.kind === 'referrers' ? of.digest : '';
-    throw new MirrorError('manifest-unknown', `referrers of ${digest}: the upstream keeps no list of them`);
-  }
-  const { reason, ...rest } = how;
-  const digest = digestOf(body);
-  const mediaType = of.kind === 'tags' ? 'application/json' : ociIndex;
-  return {
-    digest,
-    mediaType,
-    size: body.length,
-    ...rest,
-    ...(reason !== undefined && { reason }),
-    content: method === 'GET' ? body : undefined,
-    next: next ?? undefined,
-    filters: filters ?? undefined,
-  };
+/** Of as many as the client has asked for. */
+function withPageSize(next: string | null, asked: URLSearchParams): string | null {
+  const n = asked.get('n');
+  if (next === null || n === null) return next;
+  const query = new URLSearchParams(next);
+  if (!query.has('n')) query.set('n', n);
+  return query.toString();
 }

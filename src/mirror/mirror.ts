@@ -1,9 +1,11 @@
+import { randomInt } from 'node:crypto';
+import { Writable } from 'node:stream';
 import { LRUCache } from 'lru-cache';
 import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import { parseManifest } from '../oci/manifest.ts';
-import type { Want } from '../oci/range.ts';
-import type { Repo } from '../oci/repo.ts';
+import type { ByteRange, Want } from '../oci/range.ts';
+import { isAnybodys, type Repo } from '../oci/repo.ts';
 import type { Reference } from '../oci/route.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { TagRow } from '../store/catalog.ts';
@@ -20,6 +22,8 @@ import type { Tags } from './tags.ts';
 import type { Upstreams } from './upstreams.ts';
 
 const maxUnrefreshed = 10_000;
+/** Nobody guesses so many. */
+const sampleBytes = 64;
 
 /** How an answer was come by. */
 export type Result = 'hit' | 'joined' | 'miss' | 'revalidated' | 'stale';
@@ -239,8 +243,10 @@ export class Mirror {
     const upstream = this.#upstreamOf(repo);
     try {
       const said = await upstream.head(repo, tag, this.#deadline());
-      if (said) {
-        access.confirm(repo, said.digest, said);
+      // A size that is not that of what is held has been made up.
+      const held = said && this.#store.describe(said.digest);
+      if (said && (!held || held.size === said.size)) {
+        if (!isAnybodys(repo)) access.confirm(repo, said.digest, said);
         return tags.set(repo, tag, said);
       }
       return await this.#getTag(repo, tag);
@@ -350,9 +356,12 @@ export class Mirror {
     const upstream = this.#upstreamOf(repo);
     const given = async (): Promise<Given> => {
       if (kind === 'manifest') {
-        const said = await upstream.head(repo, digest, this.#deadline());
-        return said ?? (await upstream.manifest(repo, digest, this.#deadline()));
+        // Whoever rents a registry may claim to have anything: it has to show it.
+        const said = isAnybodys(repo) ? undefined : await upstream.head(repo, digest, this.#deadline());
+        if (said?.digest === digest && said.size === this.#store.describe(digest)?.size) return said;
+        return upstream.manifest(repo, digest, this.#deadline());
       }
+      if (isAnybodys(repo)) return this.#sample(repo, digest);
       const { size, isPublic } = await upstream.headBlob(repo, digest, this.#deadline());
       const held = this.#store.describe(digest)?.size ?? fills.sizeOf(digest) ?? size;
       if (size === held) return { isPublic };
@@ -369,6 +378,30 @@ export class Mirror {
       if (this.#mayKeep(row) && access.grantedOnce(repo, digest)) return true;
       if (row.definite) access.revoke(repo, digest);
       throw error;
+    }
+  }
+
+  /** Whether the upstream has bytes of it that only who has it knows. */
+  async #sample(repo: Repo, digest: Digest): Promise<Given> {
+    const held = this.#store.open(digest);
+    const what = `GET ${repo.key} blob ${digest}`;
+    if (!held) throw new MirrorError('blob-unknown', `${what}: still on its way from elsewhere`);
+    try {
+      await held.prepare();
+      const { size = 0 } = held;
+      const start = randomInt(Math.max(1, size - sampleBytes));
+      const range = { start, end: Math.min(start + sampleBytes, size) };
+      const signal = this.#deadline();
+      const source = this.#upstreamOf(repo).blobSource(repo, digest);
+      const said = await source.fetch(size === 0 ? undefined : range, signal);
+      const from = range.start - said.start;
+      const length = range.end - range.start;
+      const theirs = (await said.body.first(from + length, signal)).subarray(from);
+      const ours = await bytesOf(held, range);
+      if (said.size === size && ours.equals(theirs)) return { isPublic: said.isPublic };
+      throw new MirrorError('upstream-invalid', `${what}: the upstream has other bytes`);
+    } finally {
+      held.release();
     }
   }
 
@@ -416,4 +449,17 @@ async function isReadable(held: Content | Descriptor): Promise<boolean> {
     if (isFault(error, 'damaged')) return false;
     throw error;
   }
+}
+
+/** Few bytes of content, in memory. */
+async function bytesOf(content: Content, range: ByteRange): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  const sink = new Writable({
+    write: (chunk: Buffer, _encoding, done) => {
+      chunks.push(Buffer.from(chunk));
+      done();
+    },
+  });
+  await content.copyTo(sink, range);
+  return Buffer.concat(chunks);
 }

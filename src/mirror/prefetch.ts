@@ -99,6 +99,15 @@ export class Prefetch {
   }
 
   #start(): void {
+    try {
+      this.#startSome();
+    } catch {
+      // A catalog that cannot be read is told of by those who need it.
+      this.#queue.clear();
+    }
+  }
+
+  #startSome(): void {
     for (const [digest, { repo, size }] of this.#queue) {
       if (this.#running.size >= this.#limit) break;
       this.#queue.delete(digest);

@@ -1,5 +1,8 @@
 import { getDomain } from 'tldts';
 
+const label = '[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?';
+const hostName = new RegExp(`^${label}(?:\\.${label})*$`);
+
 /**
  * Many registries by one name: `*.azurecr.io`, `*.dkr.ecr.*.amazonaws.com`. An asterisk stands for characters of one
  * label; the registrable domain is written out, since whoever may name any host has an open proxy.
@@ -9,10 +12,11 @@ export class RegistryPattern {
 
   /** Undefined when the text is not such a pattern. */
   static parse(text: string): RegistryPattern | undefined {
-    if (!/^[a-z0-9*-]+(?:\.[a-z0-9*-]+)+$/.test(text) || !text.includes('*')) return undefined;
+    if (!text.includes('*') || !hostName.test(text.replace(/\*+/g, 'x'))) return undefined;
     const fixed = text.slice(text.lastIndexOf('*') + 1).replace(/^[^.]*\./, '');
-    // Of `*.co.uk` nothing is left that could be registered; internal domains are nobody's to register.
-    return fixed.includes('.') && getDomain(fixed) !== null ? new RegistryPattern(text) : undefined;
+    // Of `*.co.uk` and `*.github.io` nothing is left that is somebody's own.
+    const isOwned = /\.[a-z][^.]*$/.test(fixed) && getDomain(fixed, { allowPrivateDomains: true }) !== null;
+    return isOwned ? new RegistryPattern(text) : undefined;
   }
 
   private constructor(text: string) {
@@ -21,6 +25,11 @@ export class RegistryPattern {
   }
 
   matches(registry: string): boolean {
-    return registry.length <= 253 && this.#form.test(registry);
+    return registry.length <= 253 && this.#form.test(registry) && hostName.test(registry);
   }
+}
+
+/** A host as names of images have it, with or without a port: `docker.io`, `registry:5000`. */
+export function isRegistryName(text: string): boolean {
+  return hostName.test(text.replace(/:\d{1,5}$/, '')) && text.length <= 253;
 }

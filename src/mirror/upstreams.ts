@@ -9,8 +9,6 @@ import type { RegistryPattern } from './registry-pattern.ts';
 
 /** A registry that we pull from. */
 export interface Upstream {
-  /** The name or pattern that it is configured by. */
-  readonly name: string;
   readonly client: RegistryClient;
   /** Blob bodies from it at once. */
   readonly pool: Pool;
@@ -22,14 +20,17 @@ export interface Upstream {
 
 /** One that is configured by its name. */
 export interface NamedUpstream extends Upstream {
+  readonly name: string;
   /** Other names for the same thing. */
   readonly aliases: readonly string[];
   /** Virtual hosts that mean it. */
   readonly hosts: readonly string[];
 }
 
-/** Many registries that are configured as one. */
+/** Many registries that are configured as one, each at its own name. */
 export interface UpstreamFamily {
+  /** The pattern as it is configured. */
+  readonly name: string;
   readonly pattern: RegistryPattern;
   readonly create: (registry: string) => Upstream;
 }
@@ -46,19 +47,20 @@ export interface Said extends Pick<Place, 'ns' | 'prefix'> {
   readonly host: string | undefined;
 }
 
-/** Members of families that are known at once: clients choose them. */
-const maxMembers = 200;
+type Registry = Pick<Repo, 'registry' | 'upstream'>;
+
+/** Members of a family that are known at once: clients choose them. */
+const maxMembers = 500;
 
 /** All upstreams, by the names that clients may call them. */
 export class Upstreams {
   #named: readonly NamedUpstream[] = [];
-  #families: readonly UpstreamFamily[] = [];
-  #byName = new Map<string, Upstream>();
-  #byHost = new Map<string, Upstream>();
-  #default: Upstream | undefined;
-  readonly #members = new LRUCache<string, Upstream>({ max: maxMembers });
+  #families: ReadonlyMap<UpstreamFamily, LRUCache<string, Upstream>> = new Map();
+  #byName = new Map<string, NamedUpstream>();
+  #byHost = new Map<string, NamedUpstream>();
+  #default = '';
   /** Fills that began before the configuration changed go on with these. */
-  readonly #retired: Upstream[] = [];
+  readonly #retired = new Set<WeakRef<RegistryClient>>();
 
   constructor(options: UpstreamsOptions) {
     this.replace(options);
@@ -66,10 +68,11 @@ export class Upstreams {
 
   /** What runs goes on with what it has; whoever asks from now on gets these. */
   replace({ named, families, defaultUpstream }: UpstreamsOptions): void {
-    this.#retired.push(...this.#members.values(), ...this.#named.filter((each) => !named.includes(each)));
+    for (const each of this.#named) if (!named.includes(each)) this.#retire(each);
+    const before = this.#families;
+    for (const [family, members] of before) if (!families.includes(family)) members.clear();
     this.#named = named;
-    this.#families = families;
-    this.#members.clear();
+    this.#families = new Map(families.map((family) => [family, before.get(family) ?? this.#members()]));
     this.#byName = new Map(
       named.flatMap((upstream) => [upstream.name, ...upstream.aliases].map((name) => [name, upstream])),
     );
@@ -78,7 +81,7 @@ export class Upstreams {
         [...upstream.hosts, upstream.name, ...upstream.aliases].map((name) => [name, upstream]),
       ),
     );
-    this.#default = this.#byName.get(defaultUpstream);
+    this.#default = defaultUpstream;
   }
 
   /**
@@ -88,46 +91,43 @@ export class Upstreams {
    */
   repo(name: string, said: Said): Repo {
     const slash = name.indexOf('/');
-    const first = slash < 0 ? undefined : this.find(name.slice(0, slash));
-    const upstream = this.chosen(said) ?? first ?? this.#ofHost(said.host) ?? this.#default;
-    if (!upstream) throw new Error('there is no default upstream');
-    // Some clients name it twice: BuildKit by `ns` and by the path of its mirror.
-    const rest = upstream === first ? name.slice(slash + 1) : name;
-    return createRepo(upstream.client.registry, rest, upstream.name);
-  }
-
-  /** The one that is named beside the repo. Throws `registry-unknown`. */
-  chosen({ ns, prefix }: Pick<Said, 'ns' | 'prefix'>): Upstream | undefined {
-    const named = ns ?? prefix;
-    if (named === undefined) return undefined;
-    const upstream = this.find(named);
-    if (upstream) return upstream;
-    throw new MirrorError(
-      'registry-unknown',
-      `registry ${JSON.stringify(named.slice(0, 150))}: not among the configured upstreams`,
+    const component = slash < 0 ? '' : name.slice(0, slash);
+    const first = component === '' ? undefined : this.#find(component);
+    const chosen = this.chosen(said);
+    const { registry, upstream } = chosen ?? first ?? this.#ofHost(said.host);
+    // Some clients name it twice: BuildKit by `ns` and by the path of its mirror. An alias may be a namespace there too.
+    const isTwice = chosen === undefined || /[.:]/.test(component);
+    return createRepo(
+      registry,
+      first?.registry === registry && isTwice ? name.slice(slash + 1) : name,
+      upstream,
     );
   }
 
-  of(repo: Repo): Upstream {
-    const upstream = this.find(repo.registry);
-    if (upstream) return upstream;
-    throw new MirrorError(
-      'registry-unknown',
-      `registry ${repo.registry}: not among the configured upstreams`,
-    );
+  /** What is named beside the repo. Throws `registry-unknown`. */
+  chosen({ ns, prefix }: Pick<Said, 'ns' | 'prefix'>): Registry | undefined {
+    const [first] = [ns, prefix].flatMap((named) => (named === undefined ? [] : [this.#expect(named)]));
+    return first;
   }
 
-  /** By name or alias, or by a pattern that covers it. */
-  find(name: string): Upstream | undefined {
-    const known = this.#byName.get(name) ?? this.#members.get(name);
-    if (known) return known;
-    const member = this.#families.find(({ pattern }) => pattern.matches(name))?.create(name);
-    if (member) this.#members.set(name, member);
-    return member;
+  of({ registry }: Pick<Repo, 'registry'>): Upstream {
+    const named = this.#byName.get(registry);
+    if (named) return named;
+    for (const [family, members] of this.#families) {
+      if (!family.pattern.matches(registry)) continue;
+      const member = members.get(registry) ?? family.create(registry);
+      members.set(registry, member);
+      return member;
+    }
+    throw unknownRegistry(registry);
   }
 
   named(registry: string): NamedUpstream | undefined {
     return this.#named.find(({ name }) => name === registry);
+  }
+
+  family(pattern: string): UpstreamFamily | undefined {
+    return [...this.#families.keys()].find(({ name }) => name === pattern);
   }
 
   /** Those that are configured by name. */
@@ -136,13 +136,50 @@ export class Upstreams {
   }
 
   async close(): Promise<void> {
-    const all = [...this.#named, ...this.#members.values(), ...this.#retired];
-    await Promise.all(all.map(({ client }) => client.close()));
+    for (const members of this.#families.values()) members.clear();
+    const retired = [...this.#retired].flatMap((each) => each.deref() ?? []);
+    await Promise.all([...this.all, ...retired].map((client) => client.close()));
   }
 
-  #ofHost(host: string | undefined): Upstream | undefined {
-    if (host === undefined) return undefined;
-    const full = host.toLowerCase();
-    return this.#byHost.get(full) ?? this.#byHost.get(full.replace(/:\d+$/, ''));
+  #members(): LRUCache<string, Upstream> {
+    return new LRUCache({
+      max: maxMembers,
+      dispose: (member, _registry, reason) => {
+        if (reason !== 'set') this.#retire(member);
+      },
+    });
   }
+
+  #retire({ client }: Upstream): void {
+    for (const each of this.#retired) if (!each.deref()) this.#retired.delete(each);
+    this.#retired.add(new WeakRef(client));
+  }
+
+  #expect(name: string): Registry {
+    const found = this.#find(name);
+    if (found) return found;
+    throw unknownRegistry(name);
+  }
+
+  /** By name or alias, or by a pattern that covers it: nothing is made for it yet. */
+  #find(name: string): Registry | undefined {
+    const known = this.#byName.get(name);
+    if (known) return { registry: known.name, upstream: known.name };
+    for (const family of this.#families.keys())
+      if (family.pattern.matches(name)) return { registry: name, upstream: family.name };
+    return undefined;
+  }
+
+  #ofHost(host: string | undefined): Registry {
+    const full = host?.toLowerCase() ?? '';
+    const bare = full.replace(/:\d+$/, '');
+    const named = this.#byHost.get(full) ?? this.#byHost.get(bare);
+    if (named) return { registry: named.name, upstream: named.name };
+    return this.#find(bare) ?? this.#expect(this.#default);
+  }
+}
+
+function unknownRegistry(name: string): MirrorError {
+  const shown = JSON.stringify(name.slice(0, 150));
+  return new MirrorError('registry-unknown', `registry ${shown}: not among the configured upstreams`);
 }

@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { MirrorError } from '../util/errors.ts';
 import { isDigest, type Digest } from './digest.ts';
+import { parseJson } from './json.ts';
 
 /** A part that a manifest names. Foreign parts are fetched from elsewhere, by the client alone. */
 export interface Child {
@@ -51,12 +52,10 @@ export function parseManifest(bytes: Uint8Array, mediaType: string, what: string
     throw new MirrorError('upstream-invalid', `${what}: ${why}`, { cause });
   };
   if (mediaType === 'text/html') refuse('the upstream sent a web page');
-  if (/^application\/vnd\.docker\.distribution\.manifest\.v1\+/.test(mediaType)) {
-    refuse('schema 1 manifests are not supported: push the image again with a current client');
-  }
+  refuseSchema1(mediaType, what);
   let json: unknown;
   try {
-    json = JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('utf8'));
+    json = parseJson(bytes);
   } catch (cause) {
     refuse('the manifest is not JSON', cause);
   }
@@ -89,13 +88,20 @@ export function parseManifest(bytes: Uint8Array, mediaType: string, what: string
   return children;
 }
 
+/** Throws `upstream-invalid`: its digest is not that of its bytes, and no client of today reads it. */
+export function refuseSchema1(mediaType: string, what: string): void {
+  if (!/^application\/vnd\.docker\.distribution\.manifest\.v1\+/.test(mediaType)) return;
+  const why = 'schema 1 manifests are not supported: push the image again with a current client';
+  throw new MirrorError('upstream-invalid', `${what}: ${why}`);
+}
+
 /** Bytes of which nobody has said what they are: a manifest, if they read as one. */
 export function recognise(bytes: Uint8Array): { mediaType: string; children: Child[] } | undefined {
   // Layers are compressed: nearly all of them are told apart by their first byte.
   if (bytes[0] !== 0x7b) return undefined;
   let json: unknown;
   try {
-    json = JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('utf8'));
+    json = parseJson(bytes);
   } catch {
     return undefined;
   }

@@ -29,6 +29,11 @@ export function createRepo(registry: string, name: string, upstream = registry):
   return { registry, upstream, name: full, key: `${registry}/${full}` };
 }
 
+/** Of a registry that is covered by a pattern, as anybody's may be. */
+export function isAnybodys({ registry, upstream }: Pick<Repo, 'registry' | 'upstream'>): boolean {
+  return registry !== upstream;
+}
+
 export function isTag(text: string): boolean {
   return tagForm.test(text);
 }

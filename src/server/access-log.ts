@@ -9,6 +9,8 @@ export class AccessRecord implements Trace {
   upstreamCalls = 0;
   kind: Kind | 'ping' | undefined;
   repo: Repo | undefined;
+  /** The registry that was named by a parameter, and is known. */
+  ns: string | undefined;
   /** A tag or a digest. */
   reference = '';
   status = 0;

@@ -7,7 +7,7 @@ import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
 import { MirrorError } from '../util/errors.ts';
 import type { Logger } from '../util/log.ts';
-import { plainAddress, type Networks } from '../util/networks.ts';
+import { clientNetwork, plainAddress, type Networks } from '../util/networks.ts';
 import { Htpasswd } from './htpasswd.ts';
 import { Limits, type LimitsOptions } from './limits.ts';
 import { permits, rulesFor, type Rules } from './permissions.ts';
@@ -52,6 +52,7 @@ const maxHops = 20;
 const maxLoginLength = 1024;
 /** Passwords that may wait to be compared. */
 const maxComparing = 50;
+const maxComparingOfOne = 10;
 
 /**
  * Who the clients are and what they may do: the address, behind trusted proxies that which they name; the user; the
@@ -71,6 +72,7 @@ export class Clients {
   #options: ClientsOptions;
   #htpasswd: Htpasswd | undefined;
   #comparing = 0;
+  readonly #comparingOf = new Map<string, number>();
 
   /** Throws when the htpasswd file cannot be used. */
   constructor(options: ClientsOptions, context: ClientsContext) {
@@ -144,20 +146,28 @@ export class Clients {
     const login = parseBasic(header);
     if (!login) throw new MirrorError('unauthorized', 'a user name and a password are needed here');
     const { user, password } = login;
-    let isRight = htpasswd.knows(user, password);
+    let isRight = await htpasswd.knows(user, password);
     if (isRight === undefined) {
-      const failures = this.#failures.get(address) ?? 0;
-      if (failures >= maxFailures || this.#comparing >= maxComparing)
+      const key = clientNetwork(address);
+      const failures = this.#failures.get(key) ?? 0;
+      const mine = this.#comparingOf.get(key) ?? 0;
+      if (failures >= maxFailures || mine >= maxComparingOfOne || this.#comparing >= maxComparing)
         throw new MirrorError('client-limited', `client ${address}: too many passwords to look at`, {
           retryAfterMs: failures >= maxFailures ? failuresForMs : 1000,
         });
+      // Counted before it is known, so that many at once are no way around it.
+      this.#failures.set(key, failures + 1);
       this.#comparing += 1;
+      this.#comparingOf.set(key, mine + 1);
       try {
         isRight = await htpasswd.check(user, password);
       } finally {
         this.#comparing -= 1;
+        const left = (this.#comparingOf.get(key) ?? 1) - 1;
+        if (left > 0) this.#comparingOf.set(key, left);
+        else this.#comparingOf.delete(key);
       }
-      if (!isRight) this.#failures.set(address, failures + 1);
+      if (isRight) this.#failures.set(key, Math.max(0, (this.#failures.get(key) ?? 0) - 1));
     }
     if (!isRight) throw new MirrorError('unauthorized', 'wrong user name or password');
     return this.#client(address, user);
@@ -197,7 +207,8 @@ export class Clients {
           .replace(/^\[(.*)\](?::\d+)?$/, '$1')
           .replace(/^([\d.]+):\d+$/, '$1'),
       );
-      if (isIP(next) === 0) break;
+      // A trusted proxy that names nobody does not speak for itself.
+      if (isIP(next) === 0) return hop.trim() === '' ? address : 'unknown';
       address = next;
       if (!this.#look(next).isProxy) break;
     }
@@ -215,7 +226,7 @@ export class Clients {
   #connected(socket: Socket): void {
     const { maxConnections } = this.#options;
     const peer = plainAddress(socket.remoteAddress ?? '');
-    if (maxConnections === Infinity || this.#look(peer).isProxy) return;
+    if (this.#look(peer).isProxy) return;
     const { excess, close } = this.#limits.connection(peer);
     socket.once('close', close);
     if (excess > maxConnections) socket.destroy();

@@ -7,11 +7,12 @@ import { Flight } from '../util/flight.ts';
 import type { Logger } from '../util/log.ts';
 import { watchFiles } from '../util/watch.ts';
 import { WorkerThread } from '../util/worker.ts';
+import { showPath } from './tls.ts';
 
 const rememberedForMs = 5 * 60_000;
 const maxRemembered = 10_000;
-/** Compared against where there is no such user, so that time does not tell who there is. */
-const nobody = '$2b$10$CwTycUXWue0Thq9StjUM0uJ8i6nC0p0y1w6vO4iB2QdGkq1t3G5Wm';
+/** Nobody's: compared against where there is no such user, so that time does not tell who there is. */
+const salted = 'CwTycUXWue0Thq9StjUM0uJ8i6nC0p0y1w6vO4iB2QdGkq1t3G5Wm';
 
 /** Users and the bcrypt hashes of their passwords, from a file that is read again when it changes. */
 export class Htpasswd {
@@ -22,6 +23,7 @@ export class Htpasswd {
   /** What was right or wrong a moment ago, under a key that this process alone can make. */
   readonly #verdicts = new LRUCache<string, boolean>({ max: maxRemembered, ttl: rememberedForMs });
   readonly #running = new Flight<string, boolean>();
+  readonly #comparing = new Set<Promise<boolean>>();
   readonly #secret = randomBytes(32);
   #hashes: ReadonlyMap<string, string>;
 
@@ -33,25 +35,38 @@ export class Htpasswd {
     this.#unwatch = watchFiles([file], () => void this.#reload());
   }
 
-  /** Whether it would have to be computed. */
-  knows(user: string, password: string): boolean | undefined {
-    return this.#verdicts.get(this.#keyOf(user, password));
+  /** What is known, or on its way, at no cost; undefined: it has to be compared. */
+  knows(user: string, password: string): boolean | Promise<boolean> | undefined {
+    const key = this.#keyOf(user, password);
+    return this.#verdicts.get(key) ?? this.#running.of(key);
   }
 
   async check(user: string, password: string): Promise<boolean> {
     const key = this.#keyOf(user, password);
-    const known = this.#verdicts.get(key);
-    if (known !== undefined) return known;
     const hash = this.#hashes.get(user);
-    const compare = () => this.#worker.call<boolean>('compare', { password, hash: hash ?? nobody });
-    const isRight = (await this.#running.run(key, compare).outcome) && hash !== undefined;
-    this.#verdicts.set(key, isRight);
-    return isRight;
+    const worker = this.#worker;
+    const compare = async (): Promise<boolean> => {
+      const isSame = await worker.call<boolean>('compare', { password, hash: hash ?? this.#nobody() });
+      const isRight = isSame && hash !== undefined;
+      this.#verdicts.set(key, isRight);
+      return isRight;
+    };
+    const { outcome } = this.#running.run(key, compare);
+    this.#comparing.add(outcome);
+    return outcome.finally(() => this.#comparing.delete(outcome));
   }
 
+  /** What is being compared is waited for. */
   async close(): Promise<void> {
     this.#unwatch();
+    await Promise.allSettled(this.#comparing);
     await this.#worker.close();
+  }
+
+  /** As dear as the hashes of those that there are. */
+  #nobody(): string {
+    const [some = '$2b$10$'] = this.#hashes.values();
+    return some.slice(0, '$2b$10$'.length) + salted;
   }
 
   async #reload(): Promise<void> {
@@ -75,10 +90,11 @@ export function parseHtpasswd(text: string): Map<string, string> {
   const hashes = new Map<string, string>();
   for (const [i, line] of text.split(/\r?\n/).entries()) {
     if (line.trim() === '' || line.startsWith('#')) continue;
-    const [, user, hash] = /^([^:]+):(\$2[aby]\$\d\d\$[./A-Za-z0-9]{53})$/.exec(line.trim()) ?? [];
+    const [, user, hash] =
+      /^([^:]+):(\$2[aby]\$(?:0[4-9]|1[0-7])\$[./A-Za-z0-9]{53})$/.exec(line.trim()) ?? [];
     if (user === undefined || hash === undefined)
       throw new Error(
-        `line ${i + 1}: found something else, expected user:hash with bcrypt, as "htpasswd -B" makes it`,
+        `line ${i + 1}: found something else, expected user:hash with bcrypt (cost 4 to 17), as "htpasswd -B" makes it`,
       );
     hashes.set(user, hash);
   }
@@ -92,6 +108,8 @@ export function problemOfHtpasswd(file: string): string | undefined {
     return undefined;
   } catch (error) {
     const code = errorCode(error);
-    return code === undefined ? (error as Error).message : `the file ${file} cannot be read (${code})`;
+    return code === undefined
+      ? (error as Error).message
+      : `the file ${showPath(file)} cannot be read (${code})`;
   }
 }

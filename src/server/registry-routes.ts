@@ -1,4 +1,5 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
 import type { Lists } from '../mirror/lists.ts';
 import type { Asked, Mirror } from '../mirror/mirror.ts';
 import type { Upstreams } from '../mirror/upstreams.ts';
@@ -40,7 +41,15 @@ export function createRegistryHandler(
   const { clients, clock, maxRequests, whenSpent } = context;
   const now = (): number => clock.monotonic();
   let running = 0;
+  const turns = new Turns();
   return async (req, res) => {
+    const turn = turns.take(req.socket);
+    if (turn.before) await turn.before;
+    // Its client went away while it waited.
+    if (turn.before && req.socket.destroyed) {
+      turn.end();
+      return;
+    }
     const record = new AccessRecord(now(), clients.addressOf(req));
     const exchange: Exchange = { req, res, record, now, whenSpent: whenSpent() };
     running += 1;
@@ -56,6 +65,7 @@ export function createRegistryHandler(
       sendFault(exchange, fault);
     } finally {
       running -= 1;
+      turn.end();
     }
     const { method, url = '', headers } = req;
     const line = { method, url, agent: headers['user-agent'] };
@@ -63,9 +73,37 @@ export function createRegistryHandler(
   };
 }
 
+/** A connection may hold this many requests before it is read no further. */
+const maxPipelined = 100;
+
+/**
+ * Requests of one connection are served one after the other, however many it sends at once: what waits for its turn
+ * takes nobody else's place.
+ */
+class Turns {
+  readonly #last = new WeakMap<Socket, { readonly done: Promise<void>; count: number }>();
+
+  take(socket: Socket): { before: Promise<void> | undefined; end: () => void } {
+    const last = this.#last.get(socket);
+    const { promise, resolve } = Promise.withResolvers<undefined>();
+    const line = { done: promise as Promise<void>, count: (last?.count ?? 0) + 1 };
+    this.#last.set(socket, line);
+    if (line.count > maxPipelined) socket.pause();
+    const end = (): void => {
+      resolve(undefined);
+      const now = this.#last.get(socket);
+      if (!now || now === line) this.#last.delete(socket);
+      else now.count -= 1;
+      if (socket.isPaused() && (now?.count ?? 0) < maxPipelined) socket.resume();
+    };
+    return { before: last?.done, end };
+  }
+}
+
 async function serve(exchange: Exchange, context: RegistryContext): Promise<void> {
   const { req, record } = exchange;
   const { upstreams, clients, isDraining } = context;
+  if (hasTwoHosts(req)) throw new MirrorError('request-invalid', 'headers: Host is given more than once');
   if (isDraining()) throw new MirrorError('draining', 'this mirror is shutting down');
   const client = await clients.admit(req, exchange.res, record.client);
   record.user = client.user;
@@ -73,11 +111,13 @@ async function serve(exchange: Exchange, context: RegistryContext): Promise<void
   record.kind = route.kind;
   if (route.kind === 'ping') {
     upstreams.chosen(route);
+    record.ns = route.ns;
     sendPing(exchange, route.ns);
     return;
   }
   const { ns, prefix } = route;
   const repo = upstreams.repo(route.name, { ns, prefix, host: req.headers.host });
+  record.ns = ns;
   const method = req.method === 'HEAD' ? 'HEAD' : 'GET';
   record.repo = repo;
   record.reference = referenceOf(route);
@@ -114,6 +154,14 @@ async function answer(
   } finally {
     found.content?.release();
   }
+}
+
+/** Whoever stands in front may have believed the other one. */
+function hasTwoHosts({ rawHeaders }: IncomingMessage): boolean {
+  let count = 0;
+  for (let i = 0; i < rawHeaders.length; i += 2)
+    if (rawHeaders[i]?.length === 4 && rawHeaders[i]?.toLowerCase() === 'host') count += 1;
+  return count > 1;
 }
 
 function tagOf(route: Route): string | undefined {

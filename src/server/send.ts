@@ -87,7 +87,7 @@ export function sendList(exchange: Exchange, answer: ListAnswer, { kind, ns, pat
   if (next !== undefined) {
     const query = new URLSearchParams(next);
     if (ns !== undefined) query.set('ns', ns);
-    headers.push('Link', `<${path}?${query.toString()}>; rel="next"`);
+    headers.push('Link', `<${encodeURI(path)}?${query.toString()}>; rel="next"`);
   }
   if (matches(req.headers['if-none-match'], digest)) {
     start(exchange, 304, headers);
@@ -122,6 +122,7 @@ export function sendFault({ req, res, record, now, whenSpent }: Exchange, fault:
     all.push('WWW-Authenticate', 'Basic realm="layercache", charset="UTF-8"');
   if (fault.fault === 'range-unsatisfiable') all.push('Content-Range', `bytes */${record.size ?? '*'}`);
   if (fault.fault === 'draining') all.push('Connection', 'close');
+  if (record.ns !== undefined) all.push('OCI-Namespace', record.ns);
   record.status = status;
   record.headersAt = now();
   res.writeHead(status, all);

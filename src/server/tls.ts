@@ -1,3 +1,4 @@
+import { X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { Server } from 'node:https';
 import { createSecureContext, type SecureContextOptions } from 'node:tls';
@@ -21,12 +22,16 @@ export function readTls(files: TlsFiles): SecureContextOptions {
     try {
       return readFileSync(file);
     } catch (error) {
-      throw new Error(`tls.${name}: the file ${file} cannot be read (${errorCode(error) ?? 'unknown'})`, {
-        cause: error,
-      });
+      throw new Error(
+        `tls.${name}: the file ${showPath(file)} cannot be read (${errorCode(error) ?? 'unknown'})`,
+        {
+          cause: error,
+        },
+      );
     }
   };
   const ca = read('clientCa');
+  if (ca) checkCertificates(ca, 'tls.clientCa');
   const context = { cert: read('cert'), key: read('key'), ...(ca && { ca }), minVersion: 'TLSv1.2' as const };
   try {
     createSecureContext(context);
@@ -35,6 +40,20 @@ export function readTls(files: TlsFiles): SecureContextOptions {
     throw new Error(`tls: certificate and key cannot be used: ${(cause as Error).message}`, { cause });
   }
   return context;
+}
+
+/** Throws when there is no certificate in it: that would trust nobody, without a word. */
+export function checkCertificates(pem: Buffer | string, name: string): void {
+  try {
+    new X509Certificate(pem);
+  } catch (cause) {
+    throw new Error(`${name}: found no certificate in PEM`, { cause });
+  }
+}
+
+/** What was meant as content is not shown. */
+export function showPath(text: string): string {
+  return /[\n$]|-----|:.*:/.test(text) || text.length > 500 ? 'that is named' : text;
 }
 
 /** Takes new certificates as they come. Returns how to stop. */

@@ -18,8 +18,9 @@ export interface TagRow extends Descriptor {
 
 /** A page of tags or referrers, as the upstream gave it. */
 export interface ListRow {
-  /** Null: the upstream keeps no such list. */
-  readonly body: Buffer | null;
+  /** Of the page's bytes; null: the upstream keeps no such list. */
+  readonly digest: Digest | null;
+  readonly size: number;
   /** The query of the page after it. */
   readonly next: string | null;
   /** What the upstream says that it has filtered by. */
@@ -59,6 +60,7 @@ export interface Root {
 /** Lists are kept beside the cap. */
 const maxListBytes = 64 * 1024 * 1024;
 const maxLists = 50_000;
+const maxListsOfRepo = 500;
 
 /** In one step, which nothing else can interrupt. */
 const usesAtOnce = 500;
@@ -261,15 +263,22 @@ export class Catalog implements LedgerStore {
     return this.#statements.list.get(repo.registry, repo.name, page);
   }
 
-  /** Those that were asked about longest ago make room. */
-  setList(repo: Repo, page: string, { body, next, filters, checkedAt }: ListRow): void {
-    const { setList, listsSize, removeOldestList } = this.#statements;
+  listBody(repo: Repo, page: string): Buffer | undefined {
+    return this.#statements.listBody.get(repo.registry, repo.name, page)?.body ?? undefined;
+  }
+
+  /** Those that were asked about longest ago make room: first of the same repo, since clients choose the pages. */
+  setList({ registry, name }: Repo, page: string, row: ListRow, body: Buffer | null): void {
+    const { setList, listsOfRepo, removeOldestListOf, listsSize, removeOldestList } = this.#statements;
+    const { digest, size, next, filters, checkedAt } = row;
     this.#db.transaction(() => {
-      setList.run(repo.registry, repo.name, page, body, next, filters, checkedAt);
+      setList.run(registry, name, page, digest, size, body, next, filters, checkedAt);
+      const excess = (listsOfRepo.get(registry, name)?.count ?? 0) - maxListsOfRepo;
+      if (excess > 0) removeOldestListOf.run(registry, name, excess);
       this.#lists ??= listsSize.get() ?? { count: 0, bytes: 0 };
       // What it replaces is counted too: more often than needed it is counted anew.
       this.#lists.count += 1;
-      this.#lists.bytes += body?.length ?? 0;
+      this.#lists.bytes += size;
       if (this.#lists.count <= maxLists && this.#lists.bytes <= maxListBytes) return;
       this.#lists = listsSize.get() ?? { count: 0, bytes: 0 };
       while (this.#lists.count > maxLists * 0.9 || this.#lists.bytes > maxListBytes * 0.9) {
@@ -281,8 +290,9 @@ export class Catalog implements LedgerStore {
     })();
   }
 
-  removeList(repo: Repo, page: string): void {
-    this.#statements.removeList.run(repo.registry, repo.name, page);
+  /** All pages that begin so. */
+  removeLists({ registry, name }: Repo, begin: string): void {
+    this.#statements.removeLists.run(registry, name, `${begin}*`);
   }
 
   /** Of all repos that match a GLOB over `registry/repo`. */
@@ -486,18 +496,31 @@ function prepareStatements(db: Database.Database) {
     setTag: db.prepare('INSERT OR REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?, ?)'),
     removeTag: db.prepare('DELETE FROM tags WHERE registry = ? AND repo = ? AND tag = ?'),
     list: db.prepare<[string, string, string], ListRow>(
-      `SELECT body, next, filters, checked_at AS checkedAt FROM lists
+      `SELECT digest, size, next, filters, checked_at AS checkedAt FROM lists
        WHERE registry = ? AND repo = ? AND page = ?`,
     ),
-    setList: db.prepare('INSERT OR REPLACE INTO lists VALUES (?, ?, ?, ?, ?, ?, ?)'),
-    removeList: db.prepare('DELETE FROM lists WHERE registry = ? AND repo = ? AND page = ?'),
+    listBody: db.prepare<[string, string, string], { body: Buffer | null }>(
+      'SELECT body FROM lists WHERE registry = ? AND repo = ? AND page = ?',
+    ),
+    setList: db.prepare(
+      `INSERT OR REPLACE INTO lists (registry, repo, page, digest, size, body, next, filters, checked_at)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+    ),
+    listsOfRepo: db.prepare<[string, string], { count: number }>(
+      'SELECT count(*) AS count FROM lists WHERE registry = ? AND repo = ?',
+    ),
+    removeOldestListOf: db.prepare(
+      `DELETE FROM lists WHERE rowid IN
+         (SELECT rowid FROM lists WHERE registry = ? AND repo = ? ORDER BY digest IS NOT NULL, checked_at LIMIT ?)`,
+    ),
+    removeLists: db.prepare('DELETE FROM lists WHERE registry = ? AND repo = ? AND page GLOB ?'),
     removeListsOf: db.prepare<[string]>(`DELETE FROM lists WHERE registry || '/' || repo GLOB ?`),
     listsSize: db.prepare<[], { count: number; bytes: number }>(
-      'SELECT count(*) AS count, total(coalesce(length(body), 0)) AS bytes FROM lists',
+      'SELECT count(*) AS count, total(size) AS bytes FROM lists',
     ),
     removeOldestList: db.prepare<[], { bytes: number }>(
       `DELETE FROM lists WHERE rowid = (SELECT rowid FROM lists ORDER BY checked_at LIMIT 1)
-       RETURNING coalesce(length(body), 0) AS bytes`,
+       RETURNING size AS bytes`,
     ),
     note: db.prepare<[string], { value: string }>('SELECT value FROM notes WHERE name = ?'),
     setNote: db.prepare('INSERT OR REPLACE INTO notes VALUES (?, ?)'),

@@ -19,7 +19,7 @@ export interface StoreOperations {
 }
 
 /** `registries`: the upstreams that are configured. */
-export function storeOperations(store: BlobStore, registries: readonly string[]): StoreOperations {
+export function storeOperations(store: BlobStore, registries: () => readonly string[]): StoreOperations {
   const pinning = (work: () => number): Promise<{ pinnedBytes: number }> =>
     new Promise((resolve) => resolve({ pinnedBytes: work() }));
   return {
@@ -42,8 +42,10 @@ export function storeOperations(store: BlobStore, registries: readonly string[])
       return { quarantined };
     },
     async import(directory, registry) {
-      if (!registries.includes(registry)) {
-        throw new OperationError(`${registry}: not among the configured upstreams, ${registries.join(', ')}`);
+      if (!registries().includes(registry)) {
+        throw new OperationError(
+          `${registry}: not among the configured upstreams, ${registries().join(', ')}`,
+        );
       }
       try {
         return await importRegistry(store, directory, registry);

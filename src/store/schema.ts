@@ -117,6 +117,8 @@ const migrations: readonly string[] = [
     -- What of it: the end of the path, and the query.
     page TEXT NOT NULL,
     -- Absent: the upstream keeps no such list.
+    digest TEXT,
+    size INTEGER NOT NULL,
     body BLOB,
     -- The query of the page after it.
     next TEXT,
@@ -125,7 +127,7 @@ const migrations: readonly string[] = [
     checked_at INTEGER NOT NULL,
     UNIQUE (registry, repo, page)
   );
-  CREATE INDEX lists_by_age ON lists (checked_at, coalesce(length(body), 0));
+  CREATE INDEX lists_by_age ON lists (checked_at);
   `,
 ];
 

@@ -18,7 +18,9 @@ export interface AdmissionOptions {
   /** None: anonymous. */
   credentials: readonly CredentialSource[];
   /** Pulls that are kept back from background work. */
-  reserve: number;
+  reserve: () => number;
+  /** Repos and hosts of which something is remembered. */
+  remembers: number;
 }
 
 export interface AdmissionContext {
@@ -38,7 +40,6 @@ const unsent = new Set([
   'EAI_AGAIN',
   'UND_ERR_CONNECT_TIMEOUT',
 ]);
-const maxRemembered = 10_000;
 const rememberedForMs = 60 * 60_000;
 
 /**
@@ -52,14 +53,14 @@ export class Admission {
   readonly #name: string;
   readonly #gates: Gates;
   readonly #metrics: Metrics;
-  readonly #reserve: number;
+  readonly #reserve: () => number;
   /** Who was given something of a repo last. */
-  readonly #seers = new LRUCache<string, Account>({ max: maxRemembered });
+  readonly #seers: LRUCache<string, Account>;
   /** Who may not see a repo that another account sees. */
   readonly #blind: LRUCache<string, true>;
 
   constructor(options: AdmissionOptions, { clock, log, metrics, savedQuota }: AdmissionContext) {
-    const { registry, name, credentials, reserve } = options;
+    const { registry, name, credentials, reserve, remembers } = options;
     this.registry = registry;
     this.#name = name;
     this.#metrics = metrics;
@@ -69,13 +70,14 @@ export class Admission {
       const quota = new Quota(clock, savedQuota(source.name));
       return new Account(source, quota, { registry, clock, log });
     });
+    this.#seers = new LRUCache({ max: remembers });
     this.#blind = new LRUCache({
-      max: maxRemembered,
+      max: remembers,
       ttl: rememberedForMs,
       perf: { now: () => clock.monotonic() },
       ttlResolution: 0,
     });
-    this.#gates = new Gates(clock, (host, fault) => tell(log, registry, host, fault));
+    this.#gates = new Gates(clock, remembers, (host, fault) => tell(log, registry, host, fault));
   }
 
   /** Throws `upstream-down`, `upstream-timeout` or `upstream-limited` while the host is better not asked. */
@@ -104,7 +106,7 @@ export class Admission {
   /** Whether a manifest may be asked for though no client waits for it: the reserve is for clients. */
   mayPullAhead(repo: Repo): boolean {
     const account = this.choose(true, repo, this.accounts);
-    if (account && account.quota.left > this.#reserve) return true;
+    if (account && account.quota.left > this.#reserve()) return true;
     this.notAsked('reserve');
     return false;
   }

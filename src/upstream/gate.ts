@@ -34,7 +34,6 @@ const shownMs = 30_000;
 /** A deadline that passes is the host's silence if the call took that long, and so many times what others take. */
 const leastSilenceMs = 250;
 const silenceFactor = 5;
-const maxGates = 1000;
 
 interface Shut {
   readonly fault: GateFault;
@@ -221,11 +220,16 @@ export class Gate {
 export class Gates {
   readonly #clock: Clock;
   readonly #onChange: (host: string, fault: GateFault | undefined) => void;
-  readonly #gates = new LRUCache<string, Gate>({ max: maxGates });
+  readonly #gates: LRUCache<string, Gate>;
 
-  constructor(clock: Clock, onChange: (host: string, fault: GateFault | undefined) => void) {
+  constructor(
+    clock: Clock,
+    maxHosts: number,
+    onChange: (host: string, fault: GateFault | undefined) => void,
+  ) {
     this.#clock = clock;
     this.#onChange = onChange;
+    this.#gates = new LRUCache({ max: maxHosts });
   }
 
   of({ origin, host }: URL): Gate {

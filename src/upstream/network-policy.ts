@@ -1,7 +1,7 @@
 import { lookup as dnsLookup, type LookupAddress, type LookupOptions } from 'node:dns';
 import { isIP, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { getCACertificates } from 'node:tls';
+import { createSecureContext, getCACertificates, type SecureContext } from 'node:tls';
 import ipaddr from 'ipaddr.js';
 import { LRUCache } from 'lru-cache';
 import { getDomain } from 'tldts';
@@ -32,9 +32,12 @@ type Reach = 'public' | 'private' | 'forbidden';
 const lookupTtlMs = 30_000;
 // Metadata and control services of clouds, outside the link-local range: AWS, Google, Alibaba, Azure.
 const cloudServices = new Networks(['fd00:ec2::/32', 'fd20:ce::/64', '100.100.100.200', '168.63.129.16']);
+/** Deprecated: what stands in it means IPv4 to some. */
+const ipv4Compatible = new Networks(['::/96']);
 const localNat64 = new Networks(['64:ff9b:1::/48']);
 /** As long a name that goes through a proxy is looked up here too. */
-const proxiedLookupMs = 1000;
+const proxiedLookupMs = 3000;
+const failedLookupTtlMs = 30_000;
 
 const privateRanges = new Set<string>(['private', 'uniqueLocal', 'loopback', 'carrierGradeNat']);
 
@@ -47,6 +50,7 @@ export function reachOf(address: string): Reach {
   }
   if (cloudServices.contains(ip.toString())) return 'forbidden';
   const range = ip.range();
+  if (range === 'unicast' && ipv4Compatible.contains(address)) return 'forbidden';
   if (range === 'unicast') return localNat64.contains(address) ? 'private' : 'public';
   return privateRanges.has(range) ? 'private' : 'forbidden';
 }
@@ -71,7 +75,8 @@ export class NetworkPolicy {
   readonly #options: NetworkPolicyOptions;
   readonly #privateAllowed: boolean;
   readonly #proxy: Proxy | undefined;
-  readonly #addresses = new LRUCache<string, Promise<LookupAddress[]>>({ max: 1000, ttl: lookupTtlMs });
+  readonly #unresolved = new LRUCache<string, true>({ max: 100, ttl: failedLookupTtlMs });
+  readonly #addresses = new LRUCache<string, Promise<LookupAddress[]>>({ max: 100, ttl: lookupTtlMs });
 
   constructor(options: NetworkPolicyOptions) {
     this.#options = options;
@@ -116,18 +121,22 @@ export class NetworkPolicy {
   /** Connects under this policy. */
   connector(timeoutMs: number): buildConnector.connector {
     const { url, ca, cert, key, insecureSkipVerify } = this.#options;
+    // Made once: authorities take a while to read.
+    const trust = ca === undefined ? {} : { ca: [...getCACertificates('default'), ca] };
+    const identity = { ...(cert !== undefined && { cert }), ...(key !== undefined && { key }) };
     const common = {
       timeout: timeoutMs,
       allowH2: false,
-      ...(ca !== undefined && { ca: [...getCACertificates('default'), ca] }),
       lookup: (hostname: string, options: LookupOptions, callback: LookupCallback) =>
         void this.#lookup(hostname, options, callback),
     };
-    const toOthers = buildConnector(common);
+    const trusted = ca === undefined ? undefined : createSecureContext(trust);
+    const toOthers = buildConnector({ ...common, ...(trusted && { secureContext: trusted }) });
     const toOwn = buildConnector({
       ...common,
-      ...(cert !== undefined && { cert }),
-      ...(key !== undefined && { key }),
+      ...(ca !== undefined || cert !== undefined
+        ? { secureContext: createSecureContext({ ...trust, ...identity }) }
+        : {}),
       ...(insecureSkipVerify === true && { rejectUnauthorized: false }),
     });
     return (options, callback) => {
@@ -141,7 +150,7 @@ export class NetworkPolicy {
       }
       const port = options.port || (options.protocol === 'https:' ? '443' : '80');
       if (this.#proxy?.covers(literal, port)) {
-        this.#tunnel(this.#proxy, literal, port, timeoutMs).then(
+        this.#tunnel(this.#proxy, { host: literal, port }, timeoutMs, trusted).then(
           (socket) => {
             if (options.protocol === 'https:') connect({ ...options, httpSocket: socket }, callback);
             else callback(null, socket);
@@ -167,18 +176,27 @@ export class NetworkPolicy {
   }
 
   /** The proxy looks the name up; where we can do so too, it is checked as if we went there ourselves. */
-  async #tunnel(proxy: Proxy, host: string, port: string, timeoutMs: number): Promise<Socket> {
+  async #tunnel(
+    proxy: Proxy,
+    { host, port }: { host: string; port: string },
+    timeoutMs: number,
+    secureContext: SecureContext | undefined,
+  ): Promise<Socket> {
+    if (isIP(proxy.hostname) && reachOf(proxy.hostname) === 'forbidden')
+      throw refused(`proxy ${proxy.hostname}: an address that nothing may go to`);
     if (!isIP(host)) {
       const nothing = sleep(proxiedLookupMs, [], { ref: false });
-      const addresses = await Promise.race([this.#resolve(host).catch(() => []), nothing]);
-      const [first] = addresses;
-      if (first && !addresses.some(({ address }) => this.#isAllowed(address)))
-        this.#checkAddress(first.address, host);
+      const addresses = await Promise.race([this.#tryResolve(host), nothing]);
+      // Which of them it would take is not ours to say.
+      for (const { address } of addresses) this.#checkAddress(address, host);
     }
-    const socket = await proxy.tunnel(host, port, timeoutMs);
-    if (reachOf(socket.remoteAddress ?? '') !== 'forbidden') return socket;
-    socket.destroy();
-    throw refused(`proxy ${proxy.host}: ${socket.remoteAddress ?? ''} is an address that nothing may go to`);
+    return proxy.tunnel(host, port, {
+      timeoutMs,
+      secureContext,
+      // It is the operator's, so it may well be in the own network.
+      lookup: (hostname, options, callback) =>
+        void this.#lookup(hostname, options, callback, (address) => reachOf(address) !== 'forbidden'),
+    });
   }
 
   #checkUrl(url: URL, what: string): void {
@@ -203,22 +221,36 @@ export class NetworkPolicy {
     throw refused(`${what}: ${address} is not a public address${remedy}`);
   }
 
-  async #lookup(hostname: string, options: LookupOptions, callback: LookupCallback): Promise<void> {
+  async #lookup(
+    hostname: string,
+    options: LookupOptions,
+    callback: LookupCallback,
+    isAllowed = (address: string): boolean => this.#isAllowed(address),
+  ): Promise<void> {
     try {
       const addresses = await this.#resolve(hostname);
-      const allowed = addresses.filter(({ address }) => this.#isAllowed(address));
+      const allowed = addresses.filter(({ address }) => isAllowed(address));
       const [first] = allowed;
       if (!first) this.#checkAddress(addresses[0]?.address ?? '', hostname);
       if (options.all) callback(null, allowed);
       else callback(null, first?.address ?? '', first?.family);
     } catch (error) {
-      callback(error as Error, []);
+      callback(error as NodeJS.ErrnoException, []);
     }
   }
 
   #isAllowed(address: string): boolean {
     const reach = reachOf(address);
     return reach === 'public' || (reach === 'private' && this.#privateAllowed);
+  }
+
+  /** Nothing, for what cannot be looked up here; that is not tried again for a while. */
+  async #tryResolve(hostname: string): Promise<LookupAddress[]> {
+    if (this.#unresolved.has(hostname)) return [];
+    return this.#resolve(hostname).catch(() => {
+      this.#unresolved.set(hostname, true);
+      return [];
+    });
   }
 
   #resolve(hostname: string): Promise<LookupAddress[]> {
@@ -236,11 +268,17 @@ export class NetworkPolicy {
   }
 }
 
-type LookupCallback = (error: Error | null, address: string | LookupAddress[], family?: number) => void;
+type LookupCallback = (
+  error: NodeJS.ErrnoException | null,
+  address: string | LookupAddress[],
+  family?: number,
+) => void;
 
 function isPrefix(realm: string, url: URL): boolean {
   const prefix = URL.parse(realm);
-  return prefix !== null && prefix.origin === url.origin && url.pathname.startsWith(prefix.pathname);
+  if (prefix?.origin !== url.origin) return false;
+  const { pathname } = prefix;
+  return url.pathname === pathname || url.pathname.startsWith(pathname.replace(/\/?$/, '/'));
 }
 
 function refused(message: string): MirrorError {

@@ -1,6 +1,7 @@
 import { request, type IncomingMessage, type RequestOptions } from 'node:http';
 import { request as requestOverTls } from 'node:https';
 import { isIP, type Socket } from 'node:net';
+import type { SecureContext } from 'node:tls';
 import ipaddr from 'ipaddr.js';
 import { MirrorError } from '../util/errors.ts';
 import { isNetwork, Networks } from '../util/networks.ts';
@@ -14,6 +15,14 @@ export interface ProxyOptions {
   readonly isFromEnvironment: boolean;
 }
 
+export interface TunnelOptions {
+  readonly timeoutMs: number;
+  /** How its own name is looked up. */
+  readonly lookup: NonNullable<RequestOptions['lookup']>;
+  /** Authorities for an https proxy. */
+  readonly secureContext: SecureContext | undefined;
+}
+
 /** An HTTP or HTTPS proxy that all connections to some hosts go through, as tunnels: it sees their names alone. */
 export class Proxy {
   readonly #options: ProxyOptions;
@@ -24,8 +33,9 @@ export class Proxy {
     this.#exceptions = options.except.split(/[\s,]+/).flatMap((text) => exceptionOf(text.toLowerCase()));
   }
 
-  get host(): string {
-    return this.#options.url.host;
+  /** Without brackets. */
+  get hostname(): string {
+    return this.#options.url.hostname.replace(/^\[(.*)\]$/, '$1');
   }
 
   /** Whether a host is reached through it. */
@@ -36,17 +46,19 @@ export class Proxy {
   }
 
   /** Throws `upstream-down` when there is no way through. */
-  tunnel(host: string, port: string, timeoutMs: number): Promise<Socket> {
+  tunnel(host: string, port: string, { timeoutMs, lookup, secureContext }: TunnelOptions): Promise<Socket> {
     const { url } = this.#options;
     const target = `${isIP(host) === 6 ? `[${host}]` : host}:${port}`;
     const login = [url.username, url.password].map(decodeURIComponent).join(':');
-    const options: RequestOptions = {
-      host: url.hostname.replace(/^\[(.*)\]$/, '$1'),
+    const options: RequestOptions & { secureContext?: SecureContext } = {
+      host: this.hostname,
       port: url.port || (url.protocol === 'https:' ? 443 : 80),
       method: 'CONNECT',
       path: target,
       agent: false,
       timeout: timeoutMs,
+      lookup,
+      ...(secureContext && { secureContext }),
       headers: {
         host: target,
         ...(url.username !== '' && {
@@ -61,10 +73,13 @@ export class Proxy {
       req.destroy();
     };
     req.on('timeout', () => refuse('keeps silent'));
-    req.on('error', (cause) => refuse('cannot be reached', cause));
+    req.on('error', (cause) => {
+      if (cause instanceof MirrorError) reject(cause);
+      else refuse('cannot be reached', cause);
+    });
     req.on('response', ({ statusCode }: IncomingMessage) => refuse(`answered ${statusCode ?? 0}`));
     req.on('connect', ({ statusCode }: IncomingMessage, socket: Socket, head: Buffer) => {
-      if (statusCode !== 200) {
+      if (statusCode === undefined || statusCode < 200 || statusCode > 299) {
         socket.destroy();
         refuse(`answered ${statusCode ?? 0}`);
         return;

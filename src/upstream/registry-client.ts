@@ -1,7 +1,7 @@
 import { smallSize, type Descriptor } from '../oci/content.ts';
 import { digestOf, hashesTo, isDigest, type Digest } from '../oci/digest.ts';
 import { checkList, nextPage } from '../oci/list.ts';
-import { acceptManifests, bareMediaType, ociIndex } from '../oci/manifest.ts';
+import { acceptManifests, bareMediaType, ociIndex, refuseSchema1 } from '../oci/manifest.ts';
 import { parseContentRange, parseUnsatisfied, type ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
@@ -131,6 +131,7 @@ export class RegistryClient {
       transport: this.#transport,
       policy,
       clock,
+      remembers: options.remembers,
       sharedTimeoutMs: Math.min(options.headersTimeoutMs, options.firstByteTimeoutMs),
     });
   }
@@ -149,6 +150,10 @@ export class RegistryClient {
     const size = Number(one(response.headers, 'content-length') ?? 0);
     const mediaType = bareMediaType(one(response.headers, 'content-type'));
     if (!isDigest(digest) || !(size > 0) || mediaType === undefined || isWebPage(response)) return undefined;
+    const what = `HEAD ${repo.key} manifest ${reference}`;
+    refuseSchema1(mediaType, what);
+    // Nobody is to be told of what cannot be had.
+    if (size > this.#maxManifestBytes) throw tooLarge(what, this.#maxManifestBytes);
     return { digest, size, mediaType, isPublic: response.isPublic };
   }
 
@@ -182,6 +187,10 @@ export class RegistryClient {
     const ask = askList(repo, of, query, signal);
     return this.#tryTwice(async () => {
       const response = await this.#once(ask);
+      if (response.status !== 200 || isWebPage(response)) {
+        response.body.discard();
+        throw new MirrorError('upstream-invalid', `${ask.what}: the upstream sent no list of ${of.kind}`);
+      }
       const bytes = await this.#bytes(ask, response.body, this.#maxManifestBytes);
       checkList(of.kind, bytes, ask.what);
       const filters = one(response.headers, 'oci-filters-applied') ?? '';
@@ -382,8 +391,12 @@ export class RegistryClient {
     if (status === 416 && parseUnsatisfied(one(headers, 'content-range')) !== undefined) return undefined;
     if (status === 404) return new MirrorError(unknown[kind], `${what}: not found`);
     // Where it knows no such request it has no such list.
-    if (kind === 'referrers' && [400, 401, 403, 405, 406, 501].includes(status))
+    if (kind === 'referrers' && (status === 405 || status === 501))
       return new MirrorError('manifest-unknown', `${what}: the upstream answered ${status}`);
+    if (kind === 'referrers' && (status === 400 || status === 406))
+      return new MirrorError('repo-unknown', `${what}: the upstream answered ${status}`);
+    if (kind === 'tags' && status === 400)
+      return new MirrorError('page-invalid', `${what}: the upstream does not know this page (400)`);
     if (method === 'HEAD' && headRefusals.has(status)) return undefined;
     if (status === 401 || status === 403) {
       return new MirrorError(
@@ -399,9 +412,13 @@ export class RegistryClient {
       throw toFault(what, cause, signal);
     });
     if (bytes) return bytes;
-    const remedy = limit === this.#maxManifestBytes ? ': see fetch.maxManifestBytes' : '';
-    throw new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes${remedy}`);
+    if (limit === this.#maxManifestBytes) throw tooLarge(what, limit);
+    throw new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes`);
   }
+}
+
+function tooLarge(what: string, limit: number): MirrorError {
+  return new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes: see fetch.maxManifestBytes`);
 }
 
 /** The size of the whole, if the answer tells it. */

@@ -1,14 +1,15 @@
 import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
+import { parseJson } from '../oci/json.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
-import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
+import { MirrorError, toMirrorError, type Fault } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Account } from './account.ts';
 import { parseChallenges, type Challenge } from './challenge.ts';
 import { identityUser, type Login } from './credentials.ts';
 import type { NetworkPolicy } from './network-policy.ts';
-import { statusFault, toFault, urlBelow, type Response, type Transport } from './transport.ts';
+import { statusFault, toFault, urlBelow, type Call, type Response, type Transport } from './transport.ts';
 
 /** What to send as `Authorization`, and where it came from. */
 export interface Authorization {
@@ -47,13 +48,15 @@ export interface TokensContext {
   readonly sharedTimeoutMs: number;
   readonly policy: NetworkPolicy;
   readonly clock: Clock;
+  /** Repos of which tokens are kept. */
+  readonly remembers: number;
 }
 
-const maxTokens = 10_000;
 const maxTokenBytes = 1024 * 1024;
 const defaultLifeMs = 60_000;
 const longestLifeMs = 24 * 60 * 60 * 1000;
 const unreadableForMs = 1000;
+const confirmedForMs = 10_000;
 
 const tokenAnswer = z.object({
   token: z.string().min(1).optional(),
@@ -72,17 +75,21 @@ export class Tokens {
   readonly #transport: Transport;
   readonly #policy: NetworkPolicy;
   readonly #clock: Clock;
-  readonly #tokens = new LRUCache<string, Token>({ max: maxTokens });
+  readonly #tokens: LRUCache<string, Token>;
   readonly #flights = new Flight<string, Token>();
   readonly #pings = new Flight<'ping', Scheme | undefined>();
   readonly #sharedTimeoutMs: number;
   /** The first tries with a login, one for each account: a wrong one is sent once, and not for each repo. */
   readonly #trials = new Map<Account, Promise<unknown>>();
   #scheme: Scheme | undefined;
+  /** Where it was last said that the realm is still the same. */
+  #confirmed: { readonly scheme: Scheme; readonly until: number } | undefined;
   /** A token server that answers with something else is left alone for a moment. */
   #unreadable: { readonly error: MirrorError; readonly until: number } | undefined;
 
-  constructor(registry: string, base: URL, { transport, policy, clock, sharedTimeoutMs }: TokensContext) {
+  constructor(registry: string, base: URL, context: TokensContext) {
+    const { transport, policy, clock, sharedTimeoutMs, remembers } = context;
+    this.#tokens = new LRUCache({ max: remembers });
     this.#sharedTimeoutMs = sharedTimeoutMs;
     this.#registry = registry;
     this.#base = base;
@@ -101,14 +108,31 @@ export class Tokens {
     // Whatever scope it was made for: the upstream has asked for that one.
     const kept = this.#kept(account, repo);
     if (kept) return kept;
+    const learnt = this.#scheme;
     try {
-      return await this.#answer(this.#scheme, undefined, account, repo, signal);
+      return await this.#answer(learnt, undefined, account, repo, signal, () =>
+        this.#isCurrent(learnt, signal),
+      );
     } catch (error) {
-      // What was learnt may have been wrong, or be so no longer.
-      const isTelling = !isFault(error, 'repo-unknown', 'account-refused', 'upstream-limited');
-      if (isTelling && !toMirrorError(error).notAsked) this.#scheme = undefined;
+      const { notAsked, fault } = toMirrorError(error);
+      if (notAsked || (fault === 'repo-unknown' && !(error instanceof NotCurrent)) || isOwnAffair(fault))
+        throw error;
+      // What was learnt may have been wrong, or be so no longer: the answer to the question itself says how it is.
+      this.#scheme = undefined;
+      if (error instanceof NotCurrent || fault === 'upstream-invalid') return noAuthorization;
       throw error;
     }
+  }
+
+  /** Whether the upstream itself still sends everybody to this realm. */
+  async #isCurrent(learnt: Scheme, signal: AbortSignal): Promise<boolean> {
+    const now = this.#clock.monotonic();
+    if (this.#confirmed?.scheme === learnt && now < this.#confirmed.until) return true;
+    const ping = (): Promise<Scheme | undefined> => this.#ping(AbortSignal.timeout(this.#sharedTimeoutMs));
+    const said = await within(signal, this.#pings.run('ping', ping).outcome);
+    const isSame = said?.bearer !== undefined && said.bearer.realm === learnt.bearer?.realm;
+    if (isSame) this.#confirmed = { scheme: learnt, until: this.#clock.monotonic() + confirmedForMs };
+    return isSame;
   }
 
   /** The authorization that a 401's challenges ask for; undefined when there is none that we can give. */
@@ -173,6 +197,8 @@ export class Tokens {
     account: Account,
     repo: Repo,
     signal: AbortSignal,
+    /** Whether a refusal says anything. */
+    isCurrent: () => Promise<boolean> = () => Promise.resolve(true),
   ): Promise<Authorization> {
     const { bearer } = scheme;
     if (!bearer) {
@@ -187,7 +213,8 @@ export class Tokens {
     const key = keyOf(account, repo);
     const fetch = async (): Promise<Token> => {
       const shared = AbortSignal.timeout(this.#sharedTimeoutMs);
-      const ask = () => this.#fetchToken({ ...bearer, scope: wanted, challenge }, account, repo, shared);
+      const ask = () =>
+        this.#fetchToken({ ...bearer, scope: wanted, challenge, isCurrent }, account, repo, shared);
       const token = await this.#oneFirst(account, ask);
       this.#tokens.set(key, token);
       return token;
@@ -218,7 +245,13 @@ export class Tokens {
   }
 
   async #fetchToken(
-    wanted: { realm: string; service: string | undefined; scope: string; challenge: string },
+    wanted: {
+      realm: string;
+      service: string | undefined;
+      scope: string;
+      challenge: string;
+      isCurrent: () => Promise<boolean>;
+    },
     account: Account,
     repo: Repo,
     signal: AbortSignal,
@@ -242,6 +275,7 @@ export class Tokens {
       const { status } = response;
       const message = `${what}: ${url.host} answered ${status}`;
       if (status !== 401 && status !== 403) throw statusFault(response, message, this.#clock.now());
+      if (!(await wanted.isCurrent())) throw new NotCurrent('repo-unknown', `${message}: it has moved`);
       // Some token servers answer so for a repo that is unknown or private (ghcr.io).
       const isRefused = login && status === 401 && (await this.#refuses(url, service, login, repo, signal));
       if (!isRefused) throw new MirrorError('repo-unknown', `${message}: not found, or not permitted`);
@@ -280,7 +314,7 @@ export class Tokens {
     return response.status === 401;
   }
 
-  #askToken(
+  async #askToken(
     realm: URL,
     { service, scope }: { service: string | undefined; scope: string | undefined },
     login: Login | undefined,
@@ -288,25 +322,35 @@ export class Tokens {
     repo: Repo,
     signal: AbortSignal,
   ): Promise<Response> {
-    const url = new URL(realm);
-    if (login?.username === identityUser) {
-      const form = new URLSearchParams({
-        grant_type: 'refresh_token',
-        refresh_token: login.password,
-        client_id: 'layercache',
-        ...(service !== undefined && { service }),
-        ...(scope !== undefined && { scope }),
+    const question = { ...(service !== undefined && { service }), ...(scope !== undefined && { scope }) };
+    const ask = (call: Pick<Call, 'method' | 'url' | 'headers' | 'form'>): Promise<Response> =>
+      this.#transport.send({ ...call, kind: 'token', what, repo, signal });
+    const post = (form: Record<string, string>): Promise<Response> =>
+      ask({
+        method: 'POST',
+        url: realm,
+        headers: { 'content-type': 'application/x-www-form-urlencoded' },
+        form: new URLSearchParams({ ...form, client_id: 'layercache', ...question }).toString(),
       });
-      const headers = { 'content-type': 'application/x-www-form-urlencoded' };
-      const call = { method: 'POST', kind: 'token', url, what, repo, headers, signal } as const;
-      return this.#transport.send({ ...call, form: form.toString() });
-    }
-    if (service !== undefined) url.searchParams.set('service', service);
-    if (scope !== undefined) url.searchParams.set('scope', scope);
+    if (login?.username === identityUser)
+      return post({ grant_type: 'refresh_token', refresh_token: login.password });
+    const url = new URL(realm);
+    for (const [name, value] of Object.entries(question)) url.searchParams.set(name, value);
     if (login) url.searchParams.set('account', login.username);
-    const headers = login ? { authorization: basic(login) } : {};
-    return this.#transport.send({ method: 'GET', kind: 'token', url, what, repo, headers, signal });
+    const response = await ask({ method: 'GET', url, headers: login ? { authorization: basic(login) } : {} });
+    if (response.status !== 405 || !login) return response;
+    // Some take OAuth alone.
+    response.body.discard();
+    return post({ grant_type: 'password', ...login });
   }
+}
+
+/** A realm has refused to which the upstream does not send everybody, or not any more: that says nothing. */
+class NotCurrent extends MirrorError {}
+
+/** Faults of the token server or of our login, whichever realm it is. */
+function isOwnAffair(fault: Fault): boolean {
+  return fault === 'account-refused' || fault === 'upstream-limited';
 }
 
 /** What is waited for, but no longer than one's own deadline. */
@@ -353,7 +397,7 @@ async function readToken(
   });
   let json: unknown;
   try {
-    json = JSON.parse(bytes?.toString('utf8') ?? '');
+    json = parseJson(bytes ?? Buffer.alloc(0));
   } catch {
     // No cause: a parser's message quotes what it read, and that may be a token.
     throw new MirrorError('upstream-down', `${what}: the answer is not JSON`);

@@ -19,6 +19,8 @@ export interface TransportOptions {
   headersTimeoutMs: number;
   /** Without a byte of the body. */
   idleTimeoutMs: number;
+  /** Repos and hosts of which something is remembered. */
+  remembers: number;
   /** Bodies of blobs at once for the store, and as many past it: so connections to each host that has them. */
   maxConnections: number;
 }
@@ -61,7 +63,6 @@ export type Headers = Readonly<Record<string, string | string[] | undefined>>;
 const callConnections = 32;
 /** Of these for one repo, so that one which is not answered leaves some to the others. */
 const callsOfRepo = 8;
-const maxLines = 10_000;
 const userAgent = 'layercache';
 const maxHeaderBytes = 64 * 1024;
 
@@ -76,12 +77,13 @@ export class Transport {
   readonly #calls: Agent;
   readonly #blobs: Agent;
   /** Calls to each host at once, and for each repo. What waits here, and not in a connection, hears at once that the host is not asked. */
-  readonly #lines = new LRUCache<string, Slots>({ max: maxLines });
+  readonly #lines: LRUCache<string, Slots>;
 
   constructor(name: string, options: TransportOptions, context: TransportContext) {
     this.#name = name;
     this.#options = options;
     this.#context = context;
+    this.#lines = new LRUCache({ max: 2 * options.remembers });
     const agent = (connections: number): Agent =>
       new Agent({
         connect: context.policy.connector(options.connectTimeoutMs),

@@ -2,6 +2,11 @@
 export class Flight<K, V> {
   readonly #running = new Map<K, Promise<V>>();
 
+  /** What runs for the key. */
+  of(key: K): Promise<V> | undefined {
+    return this.#running.get(key);
+  }
+
   /** Runs `work`, or joins the run that is under way. `joined` tells which. */
   run(key: K, work: () => Promise<V>): { outcome: Promise<V>; joined: boolean } {
     const running = this.#running.get(key);

@@ -29,9 +29,14 @@ export function isNetwork(text: string): boolean {
   }
 }
 
+/** Neither `10/8` nor an octal address: they do not mean what they seem to. */
 function parse(text: string): Network {
+  const [address = ''] = text.split('/');
+  if (!address.includes(':') && !ipaddr.IPv4.isValidFourPartDecimal(address))
+    throw new Error('not an address');
+  if (/^::ffff:/i.test(address)) throw new Error('IPv4 is written as such');
   if (text.includes('/')) return ipaddr.parseCIDR(text);
-  const ip = ipaddr.process(text);
+  const ip = ipaddr.parse(text);
   return [ip, ip.kind() === 'ipv4' ? 32 : 128] as Network;
 }
 

@@ -59,6 +59,7 @@ describe('clients that mean no good', () => {
     ['a folded line', `${get}Connection: close\r\nX: a\r\n b\r\n\r\n`, /^(400|200)$/],
     ['a bare line feed', 'GET /v2/ HTTP/1.1\nHost: x\nConnection: close\n\n', /^(400|200)$/],
     ['a null in a header', `${get}X: a\0b\r\n\r\n`, /^400$/],
+    ['two hosts', `${get}Host: y\r\nConnection: close\r\n\r\n`, /^400$/],
     ['no host', 'GET /v2/ HTTP/1.1\r\n\r\n', /^400$/],
     ['another protocol', 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', /^(400|505)$/],
     ['no protocol', 'hello\r\n\r\n', /^400$/],
@@ -111,6 +112,32 @@ describe('clients that mean no good', () => {
     const answers = (await text(socket.setEncoding('latin1'))).split('\r\n\r\n').slice(0, -1);
     assert.equal(answers.length, targets.length);
     answers.forEach((answer, i) => assert.equal(answer.includes('ETag'), i % 2 === 0, `${i}`));
+  });
+
+  test('whoever asks for much at once and reads nothing waits for itself alone', async () => {
+    const sockets = Array.from({ length: 8 }, () => {
+      const socket = open();
+      socket.pause();
+      socket.write(`GET /v2/x/blobs/${layer.digest} HTTP/1.1\r\nHost: x\r\n\r\n`.repeat(1000));
+      return socket;
+    });
+    await Promise.all(sockets.map((socket) => once(socket, 'connect')));
+    for (let i = 0; i < 20; i++) await wellBehaved();
+    for (const socket of sockets) socket.destroy();
+  });
+
+  test('JSON that is nested beyond all sense is refused, and holds nobody up', async () => {
+    const deep = `{"schemaVersion":2,"config":{"digest":"x","size":1},"layers":[],"x":${'['.repeat(4_000_000)}`;
+    upstream.script('manifest', (_call, _req, res) => {
+      res.writeHead(200, { 'content-type': 'application/vnd.oci.image.manifest.v1+json' }).end(deep);
+    });
+    upstream.script(
+      'tags',
+      (_call, _req, res) => void res.writeHead(200).end(`{"tags":${'['.repeat(4_000_000)}`),
+    );
+    for (const path of ['manifests/deep', 'tags/list'])
+      assert.equal((await mirror.get(`/v2/x/${path}`)).status, 502);
+    upstream.behave();
   });
 
   test('a body that nobody asked for is passed over, and what takes one is refused at once', async () => {

@@ -227,6 +227,38 @@ describe('clients', () => {
       assert.equal(await statusOf('/v2/', { headers: basic('ada', 'guess') }), 401);
     });
 
+    test('that are guessed many at a time are no way around it, nor from a whole /64', async () => {
+      await mirror.reload({ config: { clients: { htpasswd: file }, trustedProxies: ['127.0.0.1'] } });
+      for (const from of [() => '10.1.1.1', (i: number) => `2001:db8::${i + 1}`]) {
+        const statuses = await Promise.all(
+          Array.from({ length: 100 }, (_, i) =>
+            statusOf('/v2/', {
+              headers: { ...basic('ada', `guess ${from(i)} ${i}`), 'x-forwarded-for': from(i) },
+            }),
+          ),
+        );
+        const compared = statuses.filter((status) => status === 401).length;
+        assert.ok(compared > 0 && compared <= 20, `${compared} were compared`);
+      }
+      // Many who say the same are compared once.
+      const same = await Promise.all(
+        Array.from({ length: 100 }, () =>
+          statusOf('/v2/', { headers: { ...basic('ci-7', 's3cret:x'), 'x-forwarded-for': '10.1.1.9' } }),
+        ),
+      );
+      assert.deepEqual(new Set(same), new Set([200]));
+    });
+
+    test('may be switched off while they are compared', async () => {
+      const dear = join(directory, 'htpasswd-dear');
+      await writeFile(dear, `ada:${hashSync('lovelace', 10)}\n`);
+      await mirror.reload({ config: { clients: { htpasswd: dear } } });
+      const running = statusOf('/v2/', { headers: basic('ada', 'lovelace') });
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      await mirror.reload({ config: {} });
+      assert.equal(await running, 200);
+    });
+
     test('are read again when the file changes, and one that cannot be used changes nothing', async () => {
       await writeFile(file, `ada:${hashSync('byron', 4)}\n`);
       await until(() => mirror.log.includes('htpasswd was read again'), 'it was read');
@@ -302,6 +334,30 @@ describe('clients', () => {
       assert.equal(await statusOf('/v2/evil/app/manifests/1'), 200);
       mirror.clock.advance(30 * 60_000);
       assert.equal((await mirror.get('/v2/acme/app/manifests/1')).headers['x-cache'], 'hit');
+    });
+
+    test('an upstream that leaves while layers are fetched ahead disturbs nobody', async () => {
+      const layers = Array.from({ length: 12 }, () => randomBlob(100_000));
+      const large = imageOf(layers);
+      upstream.addImage('acme/large', large, '1');
+      mirror = await TestMirror.start({
+        upstream: 'http://127.0.0.1:1',
+        upstreams: [{ registry: 'other.example', url: upstream.url }],
+      });
+      const path = (what: string) => `/v2/other.example/acme/large/${what}`;
+      assert.equal(await statusOf(path('manifests/1')), 200);
+      const slow = Promise.withResolvers<undefined>();
+      upstream.script('blob', async (_call, _req, _res, go) => {
+        await slow.promise;
+        go();
+      });
+      const running = mirror.get(path(`blobs/${layers[0]!.digest}`));
+      await until(() => upstream.count('blob') > 1, 'others are fetched ahead');
+      await mirror.reload({ upstreams: [] });
+      slow.resolve(undefined);
+      sameBytes((await running).body, layers[0]!.bytes);
+      assert.equal(await statusOf('/v2/'), 200);
+      assert.equal(await statusOf(`${path('manifests/1')}?ns=other.example`), 404);
     });
 
     test('another upstream from the next request on, while what runs goes on with the old one', async () => {

@@ -152,7 +152,10 @@ describe('lists', () => {
     const answers: [link: string, expected: string | undefined][] = [
       [`<${ghcr.url}/v2/org/app/tags/list?next_page=a%2Bb&n=1>; rel="next"`, 'next_page=a%2Bb&n=1'],
       ['<https://evil.example/v2/org/app/tags/list?n=1>; rel="next"', undefined],
-      ['</v2/org/other/tags/list?n=1>; rel="next"', undefined],
+      // A proxy in front has made another path of it; what is listed is the same.
+      [`<${ghcr.url}/repository/proxy/v2/org/app/tags/list?last=b&n=1>; rel='next'`, 'last=b&n=1'],
+      ['</v2/org/app/tags/list?last=b&n=0>; title="<x>"; rel=next', 'last=b'],
+      ['</v2/org/app/referrers/list?n=1>; rel="next"', undefined],
       ['</v2/org/app/tags/list?n=1>; rel="prev"', undefined],
       ['</v2/org/app/tags/list?n=1>; rel="prev", <?n=2>; rel=next', 'n=2'],
       ['nonsense', undefined],
@@ -210,6 +213,7 @@ describe('lists', () => {
     });
 
     test('a new one is seen soon; with the upstream down they are as they were', async () => {
+      await mirror.get(`/v2/ghcr.io/org/app/manifests/${image.manifest.digest}`);
       assert.deepEqual(listed(await mirror.get(path)), []);
       ghcr.addManifest('org/app', referrer('sbom'));
       mirror.clock.advance(60_001);
@@ -231,6 +235,7 @@ describe('lists', () => {
       const hubPath = `/v2/app/referrers/${image.manifest.digest}`;
       const fallback = `/v2/app/manifests/${image.manifest.digest.replace(':', '-')}`;
       const signature = `${fallback}.sig`;
+      await mirror.get('/v2/app/manifests/hub');
       const none = await mirror.get(hubPath);
       assert.equal(none.status, 404);
       assert.equal(errorOf(none).code, 'MANIFEST_UNKNOWN');
@@ -270,6 +275,20 @@ describe('lists', () => {
       assert.equal((await mirror.get(path)).status, 503);
     });
 
+    test('one refusal takes nothing away; n is passed on; junk is nobody’s row', async () => {
+      await mirror.get(`/v2/ghcr.io/org/app/manifests/${image.manifest.digest}`);
+      ghcr.addManifest('org/app', referrer('sbom'));
+      assert.deepEqual(listed(await mirror.get(path)), ['sbom']);
+      mirror.clock.advance(60_001);
+      ghcr.script('referrers', (_call, _req, res) => void res.writeHead(400).end());
+      assert.equal((await mirror.get(path)).status, 404);
+      ghcr.behave();
+      assert.deepEqual(listed(await mirror.get(`${path}?n=0`)), ['sbom']);
+      await ghcr.stop();
+      mirror.clock.advance(60_001);
+      assert.deepEqual(listed(await mirror.get(path)), ['sbom']);
+    });
+
     test('an upstream that is ill is 5xx, never an empty list and never 404', async () => {
       for (const status of [429, 500, 503]) {
         ghcr.script('referrers', (_call, _req, res) => void res.writeHead(status).end());
@@ -277,12 +296,12 @@ describe('lists', () => {
         ghcr.behave();
         mirror.clock.advance(60_000);
       }
-      for (const body of ['<html></html>', '{}', '{"manifests":null}']) {
+      for (const body of ['<html></html>', '{}', '{"manifests":{}}']) {
         ghcr.script('referrers', (_call, _req, res) => void res.writeHead(200).end(body));
         assert.equal((await mirror.get(`${path}?artifactType=${encodeURIComponent(body)}`)).status, 502);
         ghcr.behave();
       }
-      for (const status of [400, 405, 406, 501]) {
+      for (const status of [400, 401, 403, 405, 406, 501]) {
         ghcr.script('referrers', (_call, _req, res) => void res.writeHead(status).end());
         const reply = await mirror.get(`${path}?artifactType=b${status}`);
         assert.equal(reply.status, 404, `${status}`);

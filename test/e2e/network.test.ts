@@ -268,6 +268,86 @@ describe('how an upstream is connected to', () => {
     await mirror.close();
   });
 
+  test('a registry that anybody may rent has to show what it claims to have', async (t) => {
+    const secret = imageOf([randomBlob(300_000)]);
+    const login = { username: 'u', password: 'p' };
+    const owner = await Upstream.start({ auth: 'bearer', login });
+    owner.addImage('acme/secret', secret, '1');
+    const held: Record<string, Buffer> = {
+      [secret.manifest.digest]: secret.manifest.bytes,
+      [secret.layers[0]!.digest]: secret.layers[0]!.bytes,
+    };
+    let isHonest = false;
+    const pair = await authority.sign('evil');
+    const evil = createTlsServer(
+      { cert: await readFile(pair.cert), key: await readFile(pair.key) },
+      (req, res) => {
+        const digest = /(sha256:\w+)$/.exec(req.url ?? '')?.[1] ?? secret.manifest.digest;
+        const bytes = held[digest];
+        if (!bytes) {
+          res.writeHead(req.url === '/v2/' ? 200 : 404).end();
+          return;
+        }
+        const isManifest = digest === secret.manifest.digest;
+        const [, first, last] = /bytes=(\d+)-(\d+)/.exec(req.headers.range ?? '') ?? [];
+        const part = first === undefined ? bytes : bytes.subarray(Number(first), Number(last) + 1);
+        res.writeHead(first === undefined ? 200 : 206, {
+          'content-type': isManifest ? secret.manifest.mediaType : 'application/octet-stream',
+          'docker-content-digest': digest,
+          'content-length': part.length,
+          ...(first !== undefined && { 'content-range': `bytes ${first}-${last!}/${bytes.length}` }),
+        });
+        res.end(req.method === 'HEAD' ? undefined : isHonest ? part : Buffer.alloc(part.length));
+      },
+    ).listen(0);
+    await once(evil, 'listening');
+    const sockets = new Set<Socket>();
+    const proxy = createServer().listen(0);
+    proxy.on('connect', (_req: IncomingMessage, socket: Socket) => {
+      const to = connect((evil.address() as AddressInfo).port, '127.0.0.1');
+      for (const each of [socket, to]) {
+        sockets.add(each);
+        each.on('error', () => undefined);
+      }
+      to.on('connect', () => socket.write('HTTP/1.1 200 OK\r\n\r\n'));
+      socket.pipe(to).pipe(socket);
+    });
+    await once(proxy, 'listening');
+    const mirror = await TestMirror.start({
+      upstream: owner.url,
+      upstreamConfig: { accounts: [login] },
+      upstreams: [
+        {
+          registry: '*.rented.example.org',
+          insecureSkipVerify: true,
+          proxy: `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`,
+        },
+      ],
+    });
+    t.after(async () => {
+      for (const socket of sockets) socket.destroy();
+      evil.close();
+      proxy.close();
+      await Promise.all([mirror.close(), owner.stop()]);
+    });
+    const own = ['manifests/1', `blobs/${secret.layers[0]!.digest}`];
+    for (const path of own) assert.equal((await mirror.get(`/v2/acme/secret/${path}`)).status, 200);
+    const others = [...own, `manifests/${secret.manifest.digest}`].map(
+      (path) => `/v2/x/y/${path}?ns=evil.rented.example.org`,
+    );
+    for (const path of others) {
+      const reply = await mirror.get(path);
+      assert.ok(reply.status >= 400, `${path}: ${reply.status}`);
+    }
+    mirror.clock.advance(60_000);
+    isHonest = true;
+    for (const path of others) {
+      const reply = await mirror.get(path);
+      assert.equal(reply.status, 200, path);
+      assert.notEqual(reply.headers['x-cache'], 'miss');
+    }
+  });
+
   test('a proxy that keeps silent costs the connect timeout', async (t) => {
     const silent = createTcpServer(() => undefined).listen(0);
     await once(silent, 'listening');

@@ -99,6 +99,71 @@ describe('ways of registries', () => {
     assert.ok(!upstream.calls.some(({ url }) => url.startsWith('/dead')));
   });
 
+  test('a realm that moves, while the old one says no to everything', async () => {
+    for (const status of [401, 403, 404, 410]) {
+      await start({ auth: 'bearer' }, { tags: { ttl: 0 } });
+      await pulls();
+      upstream.script('token', (_call, _req, res) => void res.writeHead(status).end(), {
+        match: ({ url }) => !url.startsWith('/new'),
+      });
+      const moved = `Bearer realm="${upstream.realm.replace('/token', '/new/token')}",service="scripted"`;
+      for (const kind of ['ping', 'manifest', 'blob', 'tags'] as const)
+        upstream.script(kind, challenge(moved), {
+          match: ({ headers }) => headers.authorization === undefined,
+        });
+      upstream.addImage('org/other', image, '1');
+      mirror.clock.advance(10 * 60_000);
+      assert.equal((await mirror.get('/v2/org/other/manifests/1')).status, 200, `${status}`);
+      assert.equal((await mirror.get('/v2/org/app/manifests/1')).status, 200);
+      await mirror.close();
+      await upstream.stop();
+    }
+    await start();
+  });
+
+  test('realms that differ by repo, beside repos that are open', async () => {
+    await start({ auth: 'bearer' });
+    for (const repo of ['one/app', 'two/app', 'open/app']) upstream.addImage(repo, image, '1');
+    upstream.script('ping', (_call, _req, res) => void res.writeHead(200).end('{}'));
+    for (const repo of ['one', 'two']) {
+      upstream.script('manifest', challenge(`Bearer realm="${upstream.realm}/${repo}",service="scripted"`), {
+        match: (call) => call.repo === `${repo}/app` && call.headers.authorization === undefined,
+      });
+      upstream.script('token', (_call, _req, res) => void res.writeHead(401).end(), {
+        match: (call) => call.url.includes(`/${repo}?`) && call.repo !== `${repo}/app`,
+      });
+    }
+    upstream.script(
+      'manifest',
+      (call, _req, res) => {
+        assert.equal(call.headers.authorization, undefined);
+        res.writeHead(200, { 'content-type': image.manifest.mediaType }).end(image.manifest.bytes);
+      },
+      { match: (call) => call.repo === 'open/app' },
+    );
+    for (const repo of ['one', 'two', 'open', 'one', 'two', 'open'])
+      assert.equal((await mirror.get(`/v2/${repo}/app/manifests/1`)).status, 200, repo);
+  });
+
+  test('a token server that takes POST alone', async () => {
+    const login = { username: 'u', password: 'p' };
+    await start({ auth: 'bearer', login }, { accounts: [login] });
+    upstream.script('token', (_call, _req, res) => void res.writeHead(405).end(), {
+      match: ({ method }) => method === 'GET',
+    });
+    upstream.script('token', (_call, req, res) => {
+      let form = '';
+      req.on('data', (chunk) => (form += String(chunk)));
+      req.on('end', () => {
+        const { grant_type, username, password, scope } = Object.fromEntries(new URLSearchParams(form));
+        assert.deepEqual([grant_type, username, password], ['password', 'u', 'p']);
+        upstream.tokens.add(`Bearer t0ken ${scope?.split(':')[1] ?? ''}`);
+        res.writeHead(200).end('{"access_token":"t0ken"}');
+      });
+    });
+    await pulls();
+  });
+
   test('a token server that refuses what is unknown or private (ghcr.io) is 404', async () => {
     await start({ auth: 'bearer' });
     for (const status of [401, 403]) {

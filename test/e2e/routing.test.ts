@@ -73,7 +73,8 @@ describe('which upstream a request means', () => {
     ['/v2/org/app/manifests/1', 'ghcr.io', 'ghcr'],
     // Who says it twice, as BuildKit does.
     ['/v2/ghcr.io/org/app/manifests/1?ns=ghcr.io', 'localhost', 'ghcr'],
-    ['/v2/cat/org/app/manifests/1?ns=ghcr.io', 'localhost', 'ghcr'],
+    // An alias may be a namespace too: with ns it is one.
+    ['/v2/cat/app/manifests/1?ns=ghcr.io', 'localhost', 'ghcr'],
     // Who says two things: ns, then what stands before, then the first component, then the host.
     ['/v2/cat/app/manifests/1?ns=docker.io', 'g.example', 'hub'],
     ['/docker.io/v2/cat/app/manifests/1', 'g.example', 'hub'],
@@ -117,6 +118,9 @@ describe('which upstream a request means', () => {
       'a.b.azurecr.example.org',
       '.azurecr.example.org',
       'evil.org/x.azurecr.example.org',
+      '-.azurecr.example.org',
+      'xn--.azurecr.example.org',
+      `${'a'.repeat(70)}.azurecr.example.org`,
     ]) {
       for (const path of [`/v2/org/app/manifests/1?ns=${ns}`, `/v2/?ns=${ns}`]) {
         const reply = await mirror.get(path);
@@ -126,7 +130,9 @@ describe('which upstream a request means', () => {
       }
     }
     assert.equal((await mirror.get('/v2/org/app/manifests/1?ns=docker.io&ns=ghcr.io')).status, 400);
-    assert.equal((await mirror.get('/evil.example/v2/org/app/manifests/1')).status, 404);
+    for (const query of ['', '?ns=docker.io'])
+      for (const prefix of ['evil.example', 'x%0d%0aSet-Cookie:a', 'x%3E;rel=%22up%22,%3Cfoo'])
+        assert.equal((await mirror.get(`/${prefix}/v2/org/app/tags/list${query}`)).status, 404);
     assert.equal(hub.calls.length + ghcr.calls.length, 0);
   });
 

@@ -207,6 +207,83 @@ describe('configuration', () => {
       { upstreams: [{ registry: 'a.io' }, { registry: 'b.io', aliases: ['a.io'] }] },
       /^upstreams\[1\]: found "a\.io" a second time/,
     ],
+    ...[
+      '*',
+      '*.com',
+      '*.co.uk',
+      '*.github.io',
+      'azurecr.*',
+      '*.1.1',
+      'a..b',
+      '.com',
+      '-',
+      'Docker.io',
+      'v2',
+    ].map((registry): [unknown, RegExp] => [
+      { upstreams: [{ registry: 'docker.io' }, { registry }] },
+      /^upstreams\[1\]\.registry: found ".*", expected a host such as .* or a pattern/,
+    ]),
+    [{ upstreams: [{ registry: '*.azurecr.io' }] }, /^upstreams: found patterns alone/],
+    [
+      { upstreams: [{ registry: 'x.io' }, { registry: '*.azurecr.io', url: 'https://x.io' }] },
+      /^upstreams\[1\]\.url: found a URL, expected nothing: a pattern stands for many registries/,
+    ],
+    [
+      {
+        upstreams: [
+          { registry: 'x.io' },
+          { registry: '*.azurecr.io', accounts: [{ username: 'u', password: 's3cret' }] },
+        ],
+      },
+      /^upstreams\[1\]\.accounts: found a login, expected nothing/,
+    ],
+    [
+      upstreamWith({ url: 'https://bob:s3cret@reg.test?t=s3cret' }),
+      /^upstreams\[0\]\.url: found "https:\/\/…@reg.test\?…"/,
+    ],
+    [upstreamWith({ hosts: ['x.io'] }), /^upstreams\[0\]: found "x\.io" a second time/],
+    [upstreamWith({ ca: 'absent.pem' }), /^upstreams\[0\]\.ca: the file absent\.pem cannot be read/],
+    [
+      upstreamWith({ proxy: 'socks5://u:s3cret@x' }),
+      /^upstreams\[0\]\.proxy: found something else, expected a URL/,
+    ],
+    [upstreamWith({ proxy: 'http://u:%zz@x' }), /^upstreams\[0\]\.proxy: found something else/],
+    [
+      upstreamWith({ realms: ['javascript:x'] }),
+      /^upstreams\[0\]\.realms\[0\]: found "javascript:x", expected a URL/,
+    ],
+    [
+      upstreamWith({ insecureSkipVerify: 'yes' }),
+      /^upstreams\[0\]\.insecureSkipVerify: found "yes", expected true or false/,
+    ],
+    [{ allow: 'docker.io/**' }, /^allow: found "docker\.io\/\*\*", expected a list$/],
+    [{ deny: ['evil'] }, /^deny\[0\]: found "evil", expected a pattern/],
+    [
+      { deny: ['docker.io/Evil/**'] },
+      /^deny\[0\]: found "docker\.io\/Evil\/\*\*", expected a name in lower case/,
+    ],
+    [{ trustedProxies: ['10/8'] }, /^trustedProxies\[0\]: found "10\/8", expected an address or network/],
+    ...['010.0.0.1', '10.1', '::ffff:10.0.0.0/104', '10.0.0.0/33', 'localhost'].map(
+      (network): [unknown, RegExp] => [
+        { clients: { allowFrom: [network] } },
+        /^clients\.allowFrom\[0\]: found ".*", expected an address or network/,
+      ],
+    ),
+    ...[true, [5], '0x10', '1e9', 0, -1].map((value): [unknown, RegExp] => [
+      { clients: { maxRequestsPerSecond: value } },
+      /^clients\.maxRequestsPerSecond: found .*, expected a whole number above 0, or "off"$/,
+    ]),
+    [{ clients: { htpasswd: 'none' } }, /^clients\.htpasswd: the file .*none cannot be read \(ENOENT\)$/],
+    [
+      { clients: { htpasswd: 'ada:$2b$10$CwTycUXWue0Thq9StjUM0u' } },
+      /^clients\.htpasswd: the file that is named cannot be read \(ENOENT\)$/,
+    ],
+    [
+      { clients: { groups: [{ name: 'a' }, { name: 'a' }] } },
+      /^clients\.groups\[1\]: found "a" a second time/,
+    ],
+    [{ tls: { cert: 'a' } }, /^tls\.key: found nothing, expected a value of type string$/],
+    [{ tls: { cert: 'a', key: 'b' } }, /^tls\.cert: the file .*a cannot be read \(ENOENT\)$/],
     [{ defaultUpstream: 'b.io' }, /^defaultUpstream: found "b\.io", expected one of "docker\.io"$/],
   ];
   for (const [content, problem] of refused) {
@@ -216,6 +293,37 @@ describe('configuration', () => {
       assert.match(found[0] ?? '', problem);
     });
   }
+
+  test('proxies: of the upstream, of the environment, or none', () => {
+    const proxyOf = (upstream: object, env: Record<string, string>): string | undefined => {
+      const [found] = load({ upstreams: [{ registry: 'x.io', ...upstream }] }, env).upstreams;
+      return found?.proxy && `${found.proxy.url.href} except ${found.proxy.except}`;
+    };
+    const env = { HTTPS_PROXY: 'http://a:3128', HTTP_PROXY: 'http://b:3128', NO_PROXY: '.lan', no_proxy: '' };
+    assert.equal(proxyOf({}, env), 'http://a:3128/ except .lan');
+    assert.equal(proxyOf({ url: 'http://10.0.0.1' }, env), 'http://b:3128/ except .lan');
+    assert.equal(proxyOf({ proxy: 'http://c:1' }, env), 'http://c:1/ except .lan');
+    assert.equal(proxyOf({ proxy: 'off' }, env), undefined);
+    assert.equal(
+      proxyOf({}, { https_proxy: '', HTTPS_PROXY: 'proxy.lan:3128' }),
+      'http://proxy.lan:3128/ except ',
+    );
+    assert.equal(proxyOf({}, { ALL_PROXY: 'http://all:1' }), 'http://all:1/ except ');
+    assert.equal(proxyOf({}, {}), undefined);
+    assert.match(
+      problems({}, { HTTPS_PROXY: 'socks5://u:s3cret@x' })[0] ?? '',
+      /^upstreams\[0\]\.proxy: HTTPS_PROXY names/,
+    );
+  });
+
+  test('patterns by an alias mean its registry; those of another one are told', () => {
+    const config = load({
+      deny: ['index.docker.io/evil/**', 'hub.example/x', 'nosuch.io/x'],
+      upstreams: [{ registry: 'docker.io', hosts: ['hub.example'] }],
+    });
+    assert.deepEqual(config.deny, ['docker.io/evil/**', 'docker.io/x', 'nosuch.io/x']);
+    assert.deepEqual(config.idlePatterns, ['deny[2]']);
+  });
 
   test('a file that was named must be there', () => {
     assert.throws(

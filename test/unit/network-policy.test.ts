@@ -18,6 +18,8 @@ describe('network policy', () => {
       'fd00::1',
       '::ffff:10.0.0.1',
       '64:ff9b::a00:1',
+      '64:ff9b:1::a00:1',
+      '64:ff9b:1::808:808',
     ],
     forbidden: [
       ...[
@@ -35,6 +37,9 @@ describe('network policy', () => {
         '64:ff9b::a9fe:a9fe',
         '100.100.100.200',
         '2002:a9fe:a9fe::1',
+        '::a9fe:a9fe',
+        '::7f00:1',
+        '168.63.129.16',
         '192.0.2.1',
         'nonsense',
         '',

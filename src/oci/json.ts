@@ -1,0 +1,29 @@
+/** What is small cannot be deep enough to hurt. */
+const uncheckedBytes = 64 * 1024;
+const maxDepth = 100;
+
+/**
+ * The value of JSON that somebody else has sent. Throws as `JSON.parse` does, also for what is nested so deep that nothing
+ * but an attack is: parsing that takes seconds, and hundreds of times its size.
+ */
+export function parseJson(bytes: Uint8Array): unknown {
+  if (bytes.length > uncheckedBytes) checkDepth(bytes);
+  return JSON.parse(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('utf8'));
+}
+
+function checkDepth(bytes: Uint8Array): void {
+  let depth = 0;
+  let isText = false;
+  for (let at = 0; at < bytes.length; at++) {
+    const byte = bytes[at];
+    if (isText) {
+      // A backslash hides what comes after it.
+      if (byte === 0x5c) at += 1;
+      else if (byte === 0x22) isText = false;
+    } else if (byte === 0x22) isText = true;
+    else if (byte === 0x5b || byte === 0x7b) {
+      depth += 1;
+      if (depth > maxDepth) throw new SyntaxError(`more than ${maxDepth} levels of JSON`);
+    } else if (byte === 0x5d || byte === 0x7d) depth -= 1;
+  }
+}
