@@ -106,8 +106,8 @@ export class Upstreams {
 
   /** What is named beside the repo. Throws `registry-unknown`. */
   chosen({ ns, prefix }: Pick<Said, 'ns' | 'prefix'>): Registry | undefined {
-    const [first] = [ns, prefix].flatMap((named) => (named === undefined ? [] : [this.#expect(named)]));
-    return first;
+    const before = prefix === undefined ? undefined : this.#expect(prefix);
+    return ns === undefined ? before : this.#expect(ns);
   }
 
   of({ registry }: Pick<Repo, 'registry'>): Upstream {

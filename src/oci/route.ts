@@ -30,6 +30,8 @@ export interface Place {
 export type Reference = { readonly tag: string } | { readonly digest: Digest };
 
 const maxUrlLength = 4096;
+/** Of most requests. */
+const noQuery = new URLSearchParams();
 
 /** The route of a raw request target. Throws the fault that the client is to see. */
 export function parseRoute(method: string, target: string): Route {
@@ -46,9 +48,8 @@ export function parseRoute(method: string, target: string): Route {
       `${method} ${path}: this is a read-only mirror, push to the registry itself`,
     );
   }
-  const query = new URLSearchParams(queryAt < 0 ? '' : target.slice(queryAt + 1));
-  const place = { path, prefix, ns: namespaceOf(query), query };
-  query.delete('ns');
+  const query = queryAt < 0 ? noQuery : new URLSearchParams(target.slice(queryAt + 1));
+  const place = { path, prefix, ns: queryAt < 0 ? undefined : takeNamespace(query), query };
   if (!below) return { ...place, kind: 'ping' };
 
   // From the right: `foo/manifests/bar` is a legal name.
@@ -79,9 +80,10 @@ function decodePath(raw: string): string {
   }
 }
 
-function namespaceOf(query: URLSearchParams): string | undefined {
+function takeNamespace(query: URLSearchParams): string | undefined {
   const values = query.getAll('ns');
   if (values.length > 1) throw new MirrorError('request-invalid', 'query: ns is given more than once');
+  query.delete('ns');
   return values[0];
 }
 

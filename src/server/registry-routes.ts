@@ -41,13 +41,12 @@ export function createRegistryHandler(
   const { clients, clock, maxRequests, whenSpent } = context;
   const now = (): number => clock.monotonic();
   let running = 0;
-  const turns = new Turns();
   return async (req, res) => {
-    const turn = turns.take(req.socket);
-    if (turn.before) await turn.before;
+    const turn = turnOf(req.socket);
+    if (turn) await turn;
     // Its client went away while it waited.
-    if (turn.before && req.socket.destroyed) {
-      turn.end();
+    if (turn && req.socket.destroyed) {
+      nextTurn(req.socket);
       return;
     }
     const record = new AccessRecord(now(), clients.addressOf(req));
@@ -65,7 +64,7 @@ export function createRegistryHandler(
       sendFault(exchange, fault);
     } finally {
       running -= 1;
-      turn.end();
+      nextTurn(req.socket);
     }
     const { method, url = '', headers } = req;
     const line = { method, url, agent: headers['user-agent'] };
@@ -76,28 +75,36 @@ export function createRegistryHandler(
 /** A connection may hold this many requests before it is read no further. */
 const maxPipelined = 100;
 
+const waiting = Symbol('waiting');
+
+/** A connection whose request is being served has a line of those that it has sent since. */
+interface Busy {
+  [waiting]?: (() => void)[] | undefined;
+}
+
 /**
  * Requests of one connection are served one after the other, however many it sends at once: what waits for its turn
- * takes nobody else's place.
+ * takes nobody else's place. Undefined: it is its turn.
  */
-class Turns {
-  readonly #last = new WeakMap<Socket, { readonly done: Promise<void>; count: number }>();
-
-  take(socket: Socket): { before: Promise<void> | undefined; end: () => void } {
-    const last = this.#last.get(socket);
-    const { promise, resolve } = Promise.withResolvers<undefined>();
-    const line = { done: promise as Promise<void>, count: (last?.count ?? 0) + 1 };
-    this.#last.set(socket, line);
-    if (line.count > maxPipelined) socket.pause();
-    const end = (): void => {
-      resolve(undefined);
-      const now = this.#last.get(socket);
-      if (!now || now === line) this.#last.delete(socket);
-      else now.count -= 1;
-      if (socket.isPaused() && (now?.count ?? 0) < maxPipelined) socket.resume();
-    };
-    return { before: last?.done, end };
+function turnOf(socket: Socket & Busy): Promise<void> | undefined {
+  const line = socket[waiting];
+  if (!line) {
+    socket[waiting] = [];
+    return undefined;
   }
+  if (line.length >= maxPipelined) socket.pause();
+  return new Promise((resolve) => line.push(resolve));
+}
+
+function nextTurn(socket: Socket & Busy): void {
+  const line = socket[waiting];
+  const next = line?.shift();
+  if (!line || !next) {
+    socket[waiting] = undefined;
+    return;
+  }
+  if (line.length < maxPipelined && socket.isPaused()) socket.resume();
+  next();
 }
 
 async function serve(exchange: Exchange, context: RegistryContext): Promise<void> {
