@@ -2,8 +2,8 @@ import { existsSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { dirname, resolve } from 'node:path';
 import { createSecureContext } from 'node:tls';
-import { closest, distance } from 'fastest-levenshtein';
 import { z } from 'zod';
+import { ConfigError, describe, isObject, isPlainValue, kindOf, show, unwrap } from './config-problems.ts';
 import { isProxy, schema, type Address, type Parsed, type SecretConfig } from './config-schema.ts';
 import { RegistryPattern } from './mirror/registry-pattern.ts';
 import { problemOfHtpasswd } from './server/htpasswd.ts';
@@ -14,18 +14,7 @@ import { presetOf } from './upstream/presets.ts';
 import type { ProxyOptions } from './upstream/proxy.ts';
 import { errorCode, MirrorError } from './util/errors.ts';
 
-export type { Address };
-
-/** What is wrong with a configuration: each line names a key, what was found and what was expected. */
-export class ConfigError extends Error {
-  readonly problems: readonly string[];
-
-  constructor(source: string, problems: readonly string[]) {
-    super([`${source} cannot be used:`, ...problems.map((problem) => `  ${problem}`)].join('\n'));
-    this.name = 'ConfigError';
-    this.problems = problems;
-  }
-}
+export { ConfigError, type Address };
 
 type ParsedUpstream = Parsed['upstreams'][number];
 
@@ -402,8 +391,6 @@ function applyVariables(raw: Record<string, unknown>, env: ConfigSource['env']):
   return ignored;
 }
 
-type Shape = Readonly<Record<string, z.core.$ZodType>>;
-
 /** The path that the rest of a variable's name spells, of scalars only. */
 function pathOf(type: z.core.$ZodType, rest: string): (string | number)[] | undefined {
   const inner = unwrap(type);
@@ -424,18 +411,6 @@ function pathOf(type: z.core.$ZodType, rest: string): (string | number)[] | unde
   return undefined;
 }
 
-function isObject(type: z.core.$ZodType): type is z.ZodObject<Shape> {
-  return type instanceof z.ZodObject;
-}
-
-function unwrap(type: z.core.$ZodType): z.core.$ZodType {
-  let inner = type;
-  while (inner instanceof z.ZodOptional || inner instanceof z.ZodDefault || inner instanceof z.ZodPrefault) {
-    inner = inner.def.innerType;
-  }
-  return inner;
-}
-
 function setAt(raw: Record<string, unknown>, path: readonly (string | number)[], value: string): void {
   let at: Record<string | number, unknown> = raw;
   path.slice(0, -1).forEach((key, i) => {
@@ -444,67 +419,6 @@ function setAt(raw: Record<string, unknown>, path: readonly (string | number)[],
     at = at[key] as Record<string | number, unknown>;
   });
   at[path.at(-1) ?? ''] = value;
-}
-
-function describe(issue: z.core.$ZodIssue): string[] {
-  const at = issue.path.reduce<string>(
-    (path, key) =>
-      typeof key === 'number' ? `${path}[${key}]` : path === '' ? String(key) : `${path}.${String(key)}`,
-    '',
-  );
-  if (issue.code === 'unrecognized_keys') {
-    const known = keysAt(issue.path);
-    return issue.keys.map((key) => {
-      const near = known.length > 0 ? closest(key, known) : '';
-      const hint = near !== '' && distance(key, near) <= 3 ? `, did you mean ${show(near)}?` : '';
-      return `${at === '' ? key : `${at}.${key}`}: unknown key${hint || `; known here: ${known.join(', ')}`}`;
-    });
-  }
-  const isSecret = /password$|accounts|adminToken|proxy$/.test(at);
-  const found =
-    issue.input === undefined
-      ? 'nothing'
-      : isSecret
-        ? 'something else'
-        : isPlainValue(issue.input)
-          ? show(issue.input)
-          : kindOf(issue.input);
-  return [`${at === '' ? 'the configuration' : at}: found ${found}, expected ${expectation(issue)}`];
-}
-
-function expectation(issue: z.core.$ZodIssue): string {
-  if (issue.code === 'invalid_type')
-    return issue.expected === 'array' ? 'a list' : `a value of type ${issue.expected}`;
-  if (issue.code === 'invalid_value') return `one of ${issue.values.map((value) => show(value)).join(', ')}`;
-  if (issue.code === 'invalid_union') return 'a string, { "env": "NAME" } or { "file": "path" }';
-  if (issue.code === 'too_small' && issue.origin === 'string') return 'a text that is not empty';
-  return issue.message;
-}
-
-function keysAt(path: readonly PropertyKey[]): string[] {
-  let type: z.core.$ZodType = unwrap(schema);
-  for (const key of path) {
-    if (type instanceof z.ZodArray) type = unwrap(type.element);
-    else if (isObject(type)) type = unwrap(type.shape[String(key)] ?? type);
-  }
-  return isObject(type) ? Object.keys(type.shape) : [];
-}
-
-/** Without what URLs carry beside their address. */
-function show(value: unknown): string {
-  const text = JSON.stringify(value)
-    .replace(/\/\/[^/@\s]*@/g, '//…@')
-    .replace(/\?[^"]*/g, '?…');
-  return /-----BEGIN|\$2[aby]\$/.test(text) ? 'something else' : text.slice(0, 100);
-}
-
-function isPlainValue(value: unknown): boolean {
-  return typeof value !== 'object' || value === null || Object.keys(value).length === 0;
-}
-
-/** What is in it is not shown: there may be secrets below. */
-function kindOf(value: unknown): string {
-  return Array.isArray(value) ? 'a list' : 'an object';
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

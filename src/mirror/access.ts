@@ -2,7 +2,7 @@ import { LRUCache } from 'lru-cache';
 import type { Digest } from '../oci/digest.ts';
 import type { Repo } from '../oci/repo.ts';
 import { everywhere, type Catalog } from '../store/catalog.ts';
-import type { Given } from '../upstream/registry-client.ts';
+import type { Given } from '../upstream/answers.ts';
 import type { Clock } from '../util/clock.ts';
 import type { Logger } from '../util/log.ts';
 import { isFresh, isServableStale, type TagPolicy } from './freshness.ts';

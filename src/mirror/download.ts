@@ -1,6 +1,7 @@
 import type { ByteRange } from '../oci/range.ts';
 import type { Ingest } from '../store/ingest.ts';
-import type { BlobSource, UpstreamBlob } from '../upstream/registry-client.ts';
+import type { UpstreamBlob } from '../upstream/answers.ts';
+import type { BlobSource } from '../upstream/registry-client.ts';
 import { toFault } from '../upstream/transport.ts';
 import type { Clock } from '../util/clock.ts';
 import { MirrorError, toMirrorError } from '../util/errors.ts';

@@ -1,7 +1,7 @@
 import type { Content } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { Want } from '../oci/range.ts';
-import type { Repo } from '../oci/repo.ts';
+import { isAnybodys, type Repo } from '../oci/repo.ts';
 import { Connections } from './connections.ts';
 import { Fill, type FillContext, type FillOptions } from './fill.ts';
 import type { Upstreams } from './upstreams.ts';
@@ -51,6 +51,16 @@ export class Fills {
     return fill && !fill.isOpen ? fill : undefined;
   }
 
+  /** Resolves when nothing of the digest is on its way any more. Rejects with the signal's reason. */
+  async whole(digest: Digest, signal: AbortSignal): Promise<void> {
+    const fill = this.#running.get(digest);
+    if (!fill) return;
+    const { promise: late, reject } = Promise.withResolvers<never>();
+    const onAbort = (): void => reject(signal.reason as Error);
+    signal.addEventListener('abort', onAbort, { once: true });
+    await Promise.race([fill.ended, late]).finally(() => signal.removeEventListener('abort', onAbort));
+  }
+
   /** The fill that has ended, though something of it is still being ended: what comes after it has to wait so long. */
   ending(digest: Digest): Promise<void> | undefined {
     const fill = this.#running.get(digest);
@@ -68,7 +78,7 @@ export class Fills {
   ): { content: Promise<Content>; result: 'miss' | 'joined' | 'hit' } {
     const running = this.#running.get(digest);
     if (running) return { content: running.lease(want), result: running.isVerified ? 'hit' : 'joined' };
-    const fill = this.#create(repo, digest, true);
+    const fill = this.#create(repo, digest, !isAnybodys(repo));
     const content = fill.lease(want);
     fill.start();
     return { content, result: 'miss' };

@@ -4,7 +4,7 @@ import { ociIndex } from '../oci/manifest.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Catalog, ListRow } from '../store/catalog.ts';
-import type { ListOf } from '../upstream/registry-client.ts';
+import type { ListOf } from '../upstream/questions.ts';
 import type { Clock } from '../util/clock.ts';
 import { MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';

@@ -1,15 +1,13 @@
-import { randomInt } from 'node:crypto';
-import { Writable } from 'node:stream';
 import { LRUCache } from 'lru-cache';
 import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import { parseManifest } from '../oci/manifest.ts';
-import type { ByteRange, Want } from '../oci/range.ts';
+import type { Want } from '../oci/range.ts';
 import { isAnybodys, type Repo } from '../oci/repo.ts';
 import type { Reference } from '../oci/route.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { TagRow } from '../store/catalog.ts';
-import type { Given, RegistryClient, UpstreamManifest } from '../upstream/registry-client.ts';
+import type { RegistryClient, UpstreamManifest } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
 import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
@@ -18,12 +16,11 @@ import type { Fills } from './fills.ts';
 import { isFresh, isFreshEnough, isServableStale, type TagPolicy } from './freshness.ts';
 import { Negatives } from './negatives.ts';
 import type { Prefetch } from './prefetch.ts';
+import { Proofs } from './proofs.ts';
 import type { Tags } from './tags.ts';
 import type { Upstreams } from './upstreams.ts';
 
 const maxUnrefreshed = 10_000;
-/** Nobody guesses so many. */
-const sampleBytes = 64;
 
 /** How an answer was come by. */
 export type Result = 'hit' | 'joined' | 'miss' | 'revalidated' | 'stale';
@@ -78,7 +75,7 @@ export class Mirror {
   readonly #negatives: Negatives;
   readonly #manifests = new Flight<string, Content>();
   readonly #revalidations = new Flight<string, TagRow>();
-  readonly #proofs = new Flight<string, true>();
+  readonly #proofs: Proofs;
   /** Tags about which the upstream is being asked behind the answer. */
   readonly #refreshing = new Set<string>();
   /** Tags about which the upstream could not be asked behind the answer. */
@@ -88,6 +85,7 @@ export class Mirror {
     this.#options = options;
     this.#context = context;
     this.#store = context.store;
+    this.#proofs = new Proofs(context);
     this.#negatives = new Negatives(options.tags, context.clock);
   }
 
@@ -345,63 +343,22 @@ export class Mirror {
     // Another repo's question: a no would not be ours, and a yes may make the content public.
     if (opening) return opening.settled.then(() => proven);
     if (proven || access.grants(repo, digest)) return undefined;
-    const isHeld =
-      this.#store.describe(digest) !== undefined || fills.has(digest) || this.#store.hasPartial(digest);
+    const isHere = this.#store.describe(digest) !== undefined || fills.has(digest);
+    // What a rented registry adds to bytes that are there must make the whole of them right.
+    const isHeld = isHere || (this.#store.hasPartial(digest) && !isAnybodys(repo));
     return isHeld ? this.#prove(repo, digest, kind) : undefined;
   }
 
   /** Asks the upstream whether the repo has the digest; an old yes is enough while it cannot be asked. */
   async #prove(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<true> {
-    const { access, fills } = this.#context;
-    const upstream = this.#upstreamOf(repo);
-    const given = async (): Promise<Given> => {
-      if (kind === 'manifest') {
-        // Whoever rents a registry may claim to have anything: it has to show it.
-        const said = isAnybodys(repo) ? undefined : await upstream.head(repo, digest, this.#deadline());
-        if (said?.digest === digest && said.size === this.#store.describe(digest)?.size) return said;
-        return upstream.manifest(repo, digest, this.#deadline());
-      }
-      if (isAnybodys(repo)) return this.#sample(repo, digest);
-      const { size, isPublic } = await upstream.headBlob(repo, digest, this.#deadline());
-      const held = this.#store.describe(digest)?.size ?? fills.sizeOf(digest) ?? size;
-      if (size === held) return { isPublic };
-      throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${held}`);
-    };
-    const ask = async (): Promise<true> => {
-      access.confirm(repo, digest, await given());
-      return true;
-    };
+    const { access } = this.#context;
     try {
-      return await this.#proofs.run(`${repo.key} ${kind} ${digest}`, ask).outcome;
+      return await this.#proofs.ask(repo, digest, kind, () => this.#deadline());
     } catch (error) {
       const { row } = toMirrorError(error);
       if (this.#mayKeep(row) && access.grantedOnce(repo, digest)) return true;
       if (row.definite) access.revoke(repo, digest);
       throw error;
-    }
-  }
-
-  /** Whether the upstream has bytes of it that only who has it knows. */
-  async #sample(repo: Repo, digest: Digest): Promise<Given> {
-    const held = this.#store.open(digest);
-    const what = `GET ${repo.key} blob ${digest}`;
-    if (!held) throw new MirrorError('blob-unknown', `${what}: still on its way from elsewhere`);
-    try {
-      await held.prepare();
-      const { size = 0 } = held;
-      const start = randomInt(Math.max(1, size - sampleBytes));
-      const range = { start, end: Math.min(start + sampleBytes, size) };
-      const signal = this.#deadline();
-      const source = this.#upstreamOf(repo).blobSource(repo, digest);
-      const said = await source.fetch(size === 0 ? undefined : range, signal);
-      const from = range.start - said.start;
-      const length = range.end - range.start;
-      const theirs = (await said.body.first(from + length, signal)).subarray(from);
-      const ours = await bytesOf(held, range);
-      if (said.size === size && ours.equals(theirs)) return { isPublic: said.isPublic };
-      throw new MirrorError('upstream-invalid', `${what}: the upstream has other bytes`);
-    } finally {
-      held.release();
     }
   }
 
@@ -449,17 +406,4 @@ async function isReadable(held: Content | Descriptor): Promise<boolean> {
     if (isFault(error, 'damaged')) return false;
     throw error;
   }
-}
-
-/** Few bytes of content, in memory. */
-async function bytesOf(content: Content, range: ByteRange): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  const sink = new Writable({
-    write: (chunk: Buffer, _encoding, done) => {
-      chunks.push(Buffer.from(chunk));
-      done();
-    },
-  });
-  await content.copyTo(sink, range);
-  return Buffer.concat(chunks);
 }

@@ -1,7 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Digest } from '../oci/digest.ts';
 import type { Verification } from '../store/verifier.ts';
-import type { BlobSource, UpstreamBlob } from '../upstream/registry-client.ts';
+import type { UpstreamBlob } from '../upstream/answers.ts';
+import type { BlobSource } from '../upstream/registry-client.ts';
 import { toFault } from '../upstream/transport.ts';
 import type { Clock } from '../util/clock.ts';
 import { MirrorError, toMirrorError } from '../util/errors.ts';

@@ -1,8 +1,8 @@
 import { smallSize, type Descriptor } from '../oci/content.ts';
 import { digestOf, hashesTo, isDigest, type Digest } from '../oci/digest.ts';
 import { checkList, nextPage } from '../oci/list.ts';
-import { acceptManifests, bareMediaType, ociIndex, refuseSchema1 } from '../oci/manifest.ts';
-import { parseContentRange, parseUnsatisfied, type ByteRange } from '../oci/range.ts';
+import { bareMediaType, refuseSchema1 } from '../oci/manifest.ts';
+import { parseUnsatisfied, type ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
 import { errorCode, isFault, MirrorError, toMirrorError } from '../util/errors.ts';
@@ -10,9 +10,19 @@ import { Flight } from '../util/flight.ts';
 import type { Ledger } from '../util/ledger.ts';
 import type { Metrics } from '../util/metrics.ts';
 import { quotaSpent, type Admission, type Turn, type Turns } from './admission.ts';
+import {
+  isNotEnough,
+  isWebPage,
+  readBlob,
+  sizeOf,
+  tooLarge,
+  type Given,
+  type Landed,
+  type UpstreamBlob,
+} from './answers.ts';
 import type { Body } from './body.ts';
-import { parseChallenges } from './challenge.ts';
 import { NetworkPolicy, type NetworkPolicyOptions } from './network-policy.ts';
+import { askBlob, askList, askManifest, type Ask, type ListOf } from './questions.ts';
 import { noAuthorization, Tokens, type Authorization } from './tokens.ts';
 import {
   isPull,
@@ -22,7 +32,6 @@ import {
   toFault,
   Transport,
   urlBelow,
-  type Call,
   type Response,
   type TransportOptions,
 } from './transport.ts';
@@ -44,26 +53,9 @@ export interface UpstreamContext {
   readonly admission: Admission;
 }
 
-/** Whether the upstream gives it to everybody: no credentials were needed. */
-export interface Given {
-  readonly isPublic: boolean;
-}
-
 export interface UpstreamManifest extends Descriptor, Given {
   readonly bytes: Buffer;
 }
-
-export interface UpstreamBlob extends Given {
-  /** Of the whole blob; undefined when the upstream does not tell. */
-  readonly size: number | undefined;
-  /** What the body holds: from 0 where the upstream ignores ranges; its end is undefined with the size. */
-  readonly start: number;
-  readonly end: number | undefined;
-  readonly body: Body;
-}
-
-/** What a list is of: the tags of a repo, or what refers to one of its manifests. */
-export type ListOf = { readonly kind: 'tags' } | { readonly kind: 'referrers'; readonly digest: Digest };
 
 export interface UpstreamList {
   /** The exact bytes, of the form that such a list has. */
@@ -83,11 +75,6 @@ export interface BlobSource {
    */
   fetch(range: ByteRange | undefined, signal: AbortSignal, insists?: boolean): Promise<UpstreamBlob>;
 }
-
-/** An answer, and where it came from in the end. */
-type Landed = Response & Given & { readonly url: URL };
-
-type Ask = Omit<Call, 'url' | 'redirected'> & { readonly repo: Repo; readonly path: string };
 
 const unknown = {
   manifest: 'manifest-unknown',
@@ -415,96 +402,6 @@ export class RegistryClient {
     if (limit === this.#maxManifestBytes) throw tooLarge(what, limit);
     throw new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes`);
   }
-}
-
-function tooLarge(what: string, limit: number): MirrorError {
-  return new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes: see fetch.maxManifestBytes`);
-}
-
-/** The size of the whole, if the answer tells it. */
-function sizeOf({ status, headers }: Response): number | undefined {
-  const range = one(headers, 'content-range');
-  if (status === 206) return parseContentRange(range)?.total;
-  if (status === 416) return parseUnsatisfied(range);
-  const length = Number(one(headers, 'content-length') ?? NaN);
-  return Number.isSafeInteger(length) ? length : undefined;
-}
-
-/** The token is good, but not for this: a new one would not be either. */
-function isNotEnough({ headers }: Response): boolean {
-  return parseChallenges(headers['www-authenticate']).some(
-    ({ params }) => params['error'] === 'insufficient_scope',
-  );
-}
-
-/** A portal or an error page in place of content. */
-function isWebPage({ headers }: Response): boolean {
-  return bareMediaType(one(headers, 'content-type')) === 'text/html';
-}
-
-function readBlob({ what }: Ask, response: Landed, range: ByteRange | undefined): UpstreamBlob {
-  const { status, headers, body, isPublic } = response;
-  const size = sizeOf(response);
-  const invalid = (sent: string): MirrorError => {
-    body.discard();
-    return new MirrorError('upstream-invalid', `${what}: the upstream sent ${sent}`);
-  };
-  if (isWebPage(response)) throw invalid('a web page');
-  if (status === 200) return { size, start: 0, end: size, body, isPublic };
-  if (status === 416) {
-    // It may refuse a range only where there is nothing.
-    if (!range || size === undefined || size > range.start) throw invalid('416');
-    body.discard();
-    return { size, start: size, end: size, body, isPublic };
-  }
-  const part = parseContentRange(one(headers, 'content-range'));
-  if (!range || part?.range.start !== range.start || part.range.end > range.end)
-    throw invalid('another range');
-  return { size, ...part.range, body, isPublic };
-}
-
-function askManifest(method: 'GET' | 'HEAD', repo: Repo, reference: string, signal: AbortSignal): Ask {
-  return {
-    method,
-    repo,
-    kind: 'manifest',
-    path: `/v2/${repo.name}/manifests/${reference}`,
-    what: `${method} ${repo.key} manifest ${reference}`,
-    headers: { accept: acceptManifests },
-    signal,
-  };
-}
-
-function askList(repo: Repo, of: ListOf, query: URLSearchParams, signal: AbortSignal): Ask {
-  const page = of.kind === 'tags' ? 'tags/list' : `referrers/${of.digest}`;
-  const search = query.size > 0 ? `?${query.toString()}` : '';
-  return {
-    method: 'GET',
-    repo,
-    kind: of.kind,
-    path: `/v2/${repo.name}/${page}${search}`,
-    what: `GET ${repo.key} ${page}`,
-    headers: { accept: of.kind === 'tags' ? 'application/json' : ociIndex },
-    signal,
-  };
-}
-
-function askBlob(
-  method: 'GET' | 'HEAD',
-  repo: Repo,
-  digest: Digest,
-  signal: AbortSignal,
-  range?: ByteRange,
-): Ask {
-  return {
-    method,
-    repo,
-    kind: 'blob',
-    path: `/v2/${repo.name}/blobs/${digest}`,
-    what: `${method} ${repo.key} blob ${digest}`,
-    headers: range ? { range: `bytes=${range.start}-${range.end === Infinity ? '' : range.end - 1}` } : {},
-    signal,
-  };
 }
 
 /** A host that does not even accept a connection would only cost the same time again. */

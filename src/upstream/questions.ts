@@ -1,0 +1,55 @@
+import type { Digest } from '../oci/digest.ts';
+import { acceptManifests, ociIndex } from '../oci/manifest.ts';
+import type { ByteRange } from '../oci/range.ts';
+import type { Repo } from '../oci/repo.ts';
+import type { Call } from './transport.ts';
+
+/** A question about a repo, before it is known as whom and where it is asked. */
+export type Ask = Omit<Call, 'url' | 'redirected'> & { readonly repo: Repo; readonly path: string };
+
+/** What a list is of: the tags of a repo, or what refers to one of its manifests. */
+export type ListOf = { readonly kind: 'tags' } | { readonly kind: 'referrers'; readonly digest: Digest };
+
+export function askManifest(method: 'GET' | 'HEAD', repo: Repo, reference: string, signal: AbortSignal): Ask {
+  return {
+    method,
+    repo,
+    kind: 'manifest',
+    path: `/v2/${repo.name}/manifests/${reference}`,
+    what: `${method} ${repo.key} manifest ${reference}`,
+    headers: { accept: acceptManifests },
+    signal,
+  };
+}
+
+export function askList(repo: Repo, of: ListOf, query: URLSearchParams, signal: AbortSignal): Ask {
+  const page = of.kind === 'tags' ? 'tags/list' : `referrers/${of.digest}`;
+  const search = query.size > 0 ? `?${query.toString()}` : '';
+  return {
+    method: 'GET',
+    repo,
+    kind: of.kind,
+    path: `/v2/${repo.name}/${page}${search}`,
+    what: `GET ${repo.key} ${page}`,
+    headers: { accept: of.kind === 'tags' ? 'application/json' : ociIndex },
+    signal,
+  };
+}
+
+export function askBlob(
+  method: 'GET' | 'HEAD',
+  repo: Repo,
+  digest: Digest,
+  signal: AbortSignal,
+  range?: ByteRange,
+): Ask {
+  return {
+    method,
+    repo,
+    kind: 'blob',
+    path: `/v2/${repo.name}/blobs/${digest}`,
+    what: `${method} ${repo.key} blob ${digest}`,
+    headers: range ? { range: `bytes=${range.start}-${range.end === Infinity ? '' : range.end - 1}` } : {},
+    signal,
+  };
+}
