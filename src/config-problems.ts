@@ -61,7 +61,7 @@ function keysAt(path: readonly PropertyKey[]): string[] {
 /** Without what URLs carry beside their address. */
 export function show(value: unknown): string {
   const text = JSON.stringify(value)
-    .replace(/\/\/[^/@\s]*@/g, '//…@')
+    .replace(/\/\/[^\s"]*@/g, '//…@')
     .replace(/\?[^"]*/g, '?…');
   return /-----BEGIN|\$2[aby]\$/.test(text) ? 'something else' : text.slice(0, 100);
 }

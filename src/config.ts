@@ -154,7 +154,7 @@ function complete(
     }
   });
   checkNames(parsed, upstreams, problems);
-  const { groups, ...permissions } = resolvePermissions(parsed, { upstreams, families }, problems);
+  const { groups, pins, ...patterns } = resolvePatterns(parsed, { upstreams, families }, problems);
   const defaultUpstream = parsed.defaultUpstream ?? upstreams[0]?.registry ?? '';
   if (!upstreams.some(({ registry }) => registry === defaultUpstream)) {
     const known = upstreams.map(({ registry }) => show(registry)).join(', ');
@@ -164,7 +164,7 @@ function complete(
         : `defaultUpstream: found ${show(defaultUpstream)}, expected one of ${known}`,
     );
   }
-  const store = { ...parsed.store, path: resolve(directory, parsed.store.path) };
+  const store = { ...parsed.store, pins, path: resolve(directory, parsed.store.path) };
   const { tls, clients } = resolveClients(parsed, directory, problems);
   const adminToken =
     parsed.adminToken === undefined
@@ -172,7 +172,7 @@ function complete(
       : readSecret(parsed.adminToken, directory, env, 'adminToken', problems);
   return {
     ...parsed,
-    ...permissions,
+    ...patterns,
     clients: { ...clients, groups },
     store,
     tls,
@@ -277,11 +277,14 @@ function checkNames(parsed: Parsed, upstreams: readonly UpstreamConfig[], proble
 }
 
 /** Patterns by the name that the registry is configured by; those that can match nothing would leave open what they were to close. */
-function resolvePermissions(
-  { allow, deny, clients }: Parsed,
+function resolvePatterns(
+  { allow, deny, clients, store, tags }: Parsed,
   { upstreams, families }: Pick<Config, 'upstreams' | 'families'>,
   problems: string[],
-): Pick<Config, 'allow' | 'deny' | 'idlePatterns'> & { groups: Parsed['clients']['groups'] } {
+): Pick<Config, 'allow' | 'deny' | 'idlePatterns' | 'tags'> & {
+  groups: Parsed['clients']['groups'];
+  pins: string[];
+} {
   const idlePatterns: string[] = [];
   const resolveAll = (patterns: readonly string[], at: string): string[] =>
     patterns.map((text, i) => {
@@ -307,7 +310,18 @@ function resolvePermissions(
       deny: resolveAll(group.deny, `${at}.deny`),
     };
   });
-  return { allow: allow && resolveAll(allow, 'allow'), deny: resolveAll(deny, 'deny'), groups, idlePatterns };
+  const rules = tags.rules.map(({ match, ttl }, i) => {
+    const [meant = match] = resolveAll([match], `tags.rules[${i}].match`);
+    return { match: meant, ttl };
+  });
+  return {
+    allow: allow && resolveAll(allow, 'allow'),
+    deny: resolveAll(deny, 'deny'),
+    groups,
+    tags: { ...tags, rules },
+    pins: resolveAll(store.pins, 'store.pins'),
+    idlePatterns,
+  };
 }
 
 /** Whoever can rent a registry under the pattern must get nothing by it. */

@@ -214,6 +214,7 @@ export class Service {
     const { listen, adminListen, adminToken, store, fetch } = before;
     const fixed = { listen, adminListen, adminToken, store, fetch, ...(!isTlsSame && { tls: before.tls }) };
     const config: Config = { ...next, ...fixed };
+    if (isTlsSame && config.tls) readTls(config.tls);
     this.#clients.configure(clientsOptionsOf(config));
     // What the accounts have left is read from there by those that are made anew.
     this.#writeBehind();
@@ -222,7 +223,7 @@ export class Service {
     Object.assign(this.#tagPolicy, tagPolicyOf(config));
     this.log.setLevel(config.log.level);
     this.#config = config;
-    this.#followTls();
+    if (isTlsSame) this.#followTls();
     this.log.events.info('the configuration was read again');
     const keys = isTlsSame ? waiting : [...waiting, 'tls'];
     if (keys.length > 0)

@@ -2,10 +2,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { blobMediaType, smallSize, type Content } from '../oci/content.ts';
 import { hashesTo, type Digest } from '../oci/digest.ts';
 import { resolveWant, type ByteRange, type Want } from '../oci/range.ts';
-import type { Repo } from '../oci/repo.ts';
+import { isAnybodys, type Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Ingest, IngestLease } from '../store/ingest.ts';
-import type { UpstreamBlob } from '../upstream/answers.ts';
+import type { Given, UpstreamBlob } from '../upstream/answers.ts';
 import type { BlobSource } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
 import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
@@ -77,6 +77,8 @@ export class Fill {
   #lease: ((want: Want) => Content) | undefined;
   #isOver = false;
   #asksPlainly = false;
+  /** How the upstream has given it. */
+  #given: Given | undefined;
   #openingTimer: NodeJS.Timeout | undefined;
   /** Bytes that ranges have asked for. */
   #asked = 0;
@@ -179,6 +181,7 @@ export class Fill {
       }
     }
     await this.#ingest.verify();
+    if (isAnybodys(this.repo)) this.#confirm();
     await this.#context.store.commit(this.#ingest, blobMediaType);
     this.#leave();
   }
@@ -241,7 +244,8 @@ export class Fill {
     const range = await this.#firstRange(deadline);
     const { blob, done } = await this.#download.ask(range, deadline);
     try {
-      this.#context.access.confirm(this.repo, this.#digest, blob);
+      this.#given = blob;
+      if (!isAnybodys(this.repo)) this.#confirm();
       if (blob.size !== undefined && blob.size <= smallSize) {
         await this.#takeSmall(blob, blob.size, deadline);
         done();
@@ -300,6 +304,7 @@ export class Fill {
     if (!hashesTo(bytes, this.#digest)) {
       throw new MirrorError('digest-mismatch', `${this.#what}: the bytes do not hash to it`);
     }
+    if (isAnybodys(this.repo)) this.#confirm();
     const content = this.#context.store.put(bytes, {
       digest: this.#digest,
       mediaType: blobMediaType,
@@ -308,6 +313,11 @@ export class Fill {
     this.#leave();
     this.#opened(() => content);
     await this.#ingest.suspend();
+  }
+
+  /** The repo has it: since the upstream says so, or for one that is anybody's since the bytes are right. */
+  #confirm(): void {
+    if (this.#given) this.#context.access.confirm(this.repo, this.#digest, this.#given);
   }
 
   #arriving(want: Want): Content {

@@ -40,6 +40,11 @@ export class Fills {
     return this.#running.has(digest);
   }
 
+  /** Whether it is on its way for this repo: its own upstream gives it. */
+  isFor(digest: Digest, repo: Repo): boolean {
+    return this.#running.get(digest)?.repo.key === repo.key;
+  }
+
   /** The size of what is arriving, if it is known. */
   sizeOf(digest: Digest): number | undefined {
     return this.#running.get(digest)?.size;

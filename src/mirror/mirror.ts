@@ -339,7 +339,8 @@ export class Mirror {
     const ending = fills.ending(digest);
     if (ending) return ending.then(() => proven);
     const opening = fills.opening(digest);
-    if (opening?.repo.key === repo.key) return undefined;
+    const isOwn = opening ? opening.repo.key === repo.key : isAnybodys(repo) && fills.isFor(digest, repo);
+    if (isOwn) return undefined;
     // Another repo's question: a no would not be ours, and a yes may make the content public.
     if (opening) return opening.settled.then(() => proven);
     if (proven || access.grants(repo, digest)) return undefined;
@@ -350,7 +351,7 @@ export class Mirror {
   }
 
   /** Asks the upstream whether the repo has the digest; an old yes is enough while it cannot be asked. */
-  async #prove(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<true> {
+  async #prove(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<boolean> {
     const { access } = this.#context;
     try {
       return await this.#proofs.ask(repo, digest, kind, () => this.#deadline());

@@ -1,12 +1,13 @@
 import { randomInt } from 'node:crypto';
 import { Writable } from 'node:stream';
+import { LRUCache } from 'lru-cache';
 import type { Content } from '../oci/content.ts';
-import type { Digest } from '../oci/digest.ts';
+import { hashesTo, type Digest } from '../oci/digest.ts';
 import type { ByteRange } from '../oci/range.ts';
 import { isAnybodys, type Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Given } from '../upstream/answers.ts';
-import { MirrorError } from '../util/errors.ts';
+import { isFault, MirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Access } from './access.ts';
 import type { Fills } from './fills.ts';
@@ -19,8 +20,14 @@ export interface ProofsContext {
   readonly upstreams: Upstreams;
 }
 
-/** Nobody guesses so many. */
+/** What is smaller is asked for as a whole. */
+const wholeBytes = 1024 * 1024;
+const samples = 3;
 const sampleBytes = 64;
+/** Places of which those are taken where there is most to be known: nobody guesses these, as they would zeros. */
+const candidates = 24;
+const maxRefused = 1000;
+const refusedForMs = 10 * 60_000;
 
 /**
  * Proofs that a repo has what is held already: the upstream says so for that repo. Whoever rents a registry may claim to
@@ -28,22 +35,27 @@ const sampleBytes = 64;
  */
 export class Proofs {
   readonly #context: ProofsContext;
-  readonly #running = new Flight<string, true>();
+  readonly #running = new Flight<string, boolean>();
+  /** Who has shown something else lately. */
+  readonly #refused = new LRUCache<string, MirrorError>({ max: maxRefused, ttl: refusedForMs });
 
   constructor(context: ProofsContext) {
     this.#context = context;
   }
 
-  /** Asks, and remembers a yes. Throws why it is none. `deadline`: a new one for each question. */
-  ask(repo: Repo, digest: Digest, kind: 'blob' | 'manifest', deadline: () => AbortSignal): Promise<true> {
-    const prove = async (): Promise<true> => {
+  /**
+   * Asks, and remembers a yes; `false`: it is not here any more. Throws why it is none. `deadline`: a new one for each
+   * question.
+   */
+  ask(repo: Repo, digest: Digest, kind: 'blob' | 'manifest', deadline: () => AbortSignal): Promise<boolean> {
+    const prove = async (): Promise<boolean> => {
       const given = await (kind === 'manifest'
         ? this.#manifest(repo, digest, deadline)
         : isAnybodys(repo)
-          ? this.#sample(repo, digest, deadline())
+          ? this.#shown(repo, digest, deadline())
           : this.#blob(repo, digest, deadline()));
-      this.#context.access.confirm(repo, digest, given);
-      return true;
+      if (given) this.#context.access.confirm(repo, digest, given);
+      return given !== undefined;
     };
     return this.#running.run(`${repo.key} ${kind} ${digest}`, prove).outcome;
   }
@@ -63,31 +75,67 @@ export class Proofs {
     throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${held}`);
   }
 
-  /** Whether the upstream has bytes of it that only who has it knows. */
-  async #sample(repo: Repo, digest: Digest, deadline: AbortSignal): Promise<Given> {
-    const { store, fills, upstreams } = this.#context;
+  /** Has the upstream show bytes that only who has it knows. Undefined: there is nothing here to compare them with. */
+  async #shown(repo: Repo, digest: Digest, deadline: AbortSignal): Promise<Given | undefined> {
+    const { store, fills } = this.#context;
     const what = `GET ${repo.key} blob ${digest}`;
+    const refused = this.#refused.get(what);
+    if (refused) throw refused;
     await fills.whole(digest, deadline).catch((cause: unknown) => {
       const why = `${what}: still on its way for another repository`;
       throw new MirrorError('upstream-busy', why, { cause, retryAfterMs: 5000 });
     });
     const held = store.open(digest);
-    if (!held) throw new MirrorError('upstream-busy', `${what}: it has just left`, { retryAfterMs: 1000 });
+    if (!held) return undefined;
     try {
       await held.prepare();
-      const { size = 0 } = held;
-      const start = randomInt(Math.max(1, size - sampleBytes));
-      const range = { start, end: Math.min(start + sampleBytes, size) };
-      const source = upstreams.of(repo).client.blobSource(repo, digest);
-      const said = await source.fetch(size === 0 ? undefined : range, deadline);
-      const from = range.start - said.start;
-      const theirs = (await said.body.first(from + range.end - range.start, deadline)).subarray(from);
-      if (said.size === size && theirs.equals(await bytesOf(held, range))) return { isPublic: said.isPublic };
-      throw new MirrorError('upstream-invalid', `${what}: the upstream has other bytes`);
+      const given = await this.#compare(repo, held, what, deadline);
+      if (given) return given;
+      const error = new MirrorError('digest-mismatch', `${what}: the upstream has other bytes`);
+      this.#refused.set(what, error);
+      throw error;
+    } catch (error) {
+      if (isFault(error, 'damaged')) return undefined;
+      throw error;
     } finally {
       held.release();
     }
   }
+
+  async #compare(repo: Repo, held: Content, what: string, signal: AbortSignal): Promise<Given | undefined> {
+    const { client } = this.#context.upstreams.of(repo);
+    const source = client.blobSource(repo, held.digest);
+    const { size = 0 } = held;
+    if (size <= wholeBytes) {
+      const { body, isPublic } = await source.fetch(undefined, signal);
+      const bytes = await body.bytes(wholeBytes, signal);
+      return bytes && hashesTo(bytes, held.digest) ? { isPublic } : undefined;
+    }
+    let isPublic = true;
+    for (const { range, bytes } of await telling(held, size)) {
+      const said = await source.fetch(range, signal);
+      if (said.start !== range.start || said.size !== size) {
+        said.body.discard();
+        throw new MirrorError('upstream-invalid', `${what}: the upstream gives no part of it`);
+      }
+      const theirs = await said.body.bytes(sampleBytes, signal);
+      if (!theirs?.equals(bytes)) return undefined;
+      isPublic &&= said.isPublic;
+    }
+    return { isPublic };
+  }
+}
+
+/** Places where the bytes differ most among themselves. */
+async function telling(content: Content, size: number): Promise<{ range: ByteRange; bytes: Buffer }[]> {
+  const places = [];
+  for (let i = 0; i < candidates; i++) {
+    const start = randomInt(size - sampleBytes);
+    const range = { start, end: start + sampleBytes };
+    const bytes = await bytesOf(content, range);
+    places.push({ range, bytes, kinds: new Set(bytes).size });
+  }
+  return places.sort((a, b) => b.kinds - a.kinds).slice(0, samples);
 }
 
 /** Few bytes of content, in memory. */

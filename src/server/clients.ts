@@ -8,6 +8,7 @@ import type { Clock } from '../util/clock.ts';
 import { MirrorError } from '../util/errors.ts';
 import type { Logger } from '../util/log.ts';
 import { clientNetwork, plainAddress, type Networks } from '../util/networks.ts';
+import { Slots } from '../util/slots.ts';
 import { Htpasswd } from './htpasswd.ts';
 import { Limits, type LimitsOptions } from './limits.ts';
 import { permits, rulesFor, type Rules } from './permissions.ts';
@@ -50,9 +51,11 @@ const maxFailures = 20;
 const failuresForMs = 60_000;
 const maxHops = 20;
 const maxLoginLength = 1024;
-/** Passwords that may wait to be compared. */
-const maxComparing = 50;
-const maxComparingOfOne = 10;
+/** Passwords that one client has compared at once, and that wait for it: of one and in all. */
+const comparedAtOnce = 2;
+const maxWaitingOfOne = 200;
+const maxWaiting = 2000;
+const waitMs = 20_000;
 
 /**
  * Who the clients are and what they may do: the address, behind trusted proxies that which they name; the user; the
@@ -71,8 +74,9 @@ export class Clients {
   readonly #known = new LRUCache<string, { isAllowed: boolean; isProxy: boolean }>({ max: maxRemembered });
   #options: ClientsOptions;
   #htpasswd: Htpasswd | undefined;
-  #comparing = 0;
-  readonly #comparingOf = new Map<string, number>();
+  /** Passwords that are compared or wait for it, by client and in all. */
+  readonly #comparing = new Map<string, { readonly slots: Slots; count: number }>();
+  #waiting = 0;
 
   /** Throws when the htpasswd file cannot be used. */
   constructor(options: ClientsOptions, context: ClientsContext) {
@@ -145,32 +149,45 @@ export class Clients {
   async #authenticate(htpasswd: Htpasswd, header: string | undefined, address: string): Promise<Client> {
     const login = parseBasic(header);
     if (!login) throw new MirrorError('unauthorized', 'a user name and a password are needed here');
-    const { user, password } = login;
-    let isRight = await htpasswd.knows(user, password);
-    if (isRight === undefined) {
-      const key = clientNetwork(address);
-      const failures = this.#failures.get(key) ?? 0;
-      const mine = this.#comparingOf.get(key) ?? 0;
-      if (failures >= maxFailures || mine >= maxComparingOfOne || this.#comparing >= maxComparing)
-        throw new MirrorError('client-limited', `client ${address}: too many passwords to look at`, {
-          retryAfterMs: failures >= maxFailures ? failuresForMs : 1000,
-        });
-      // Counted before it is known, so that many at once are no way around it.
-      this.#failures.set(key, failures + 1);
-      this.#comparing += 1;
-      this.#comparingOf.set(key, mine + 1);
-      try {
-        isRight = await htpasswd.check(user, password);
-      } finally {
-        this.#comparing -= 1;
-        const left = (this.#comparingOf.get(key) ?? 1) - 1;
-        if (left > 0) this.#comparingOf.set(key, left);
-        else this.#comparingOf.delete(key);
-      }
-      if (isRight) this.#failures.set(key, Math.max(0, (this.#failures.get(key) ?? 0) - 1));
-    }
+    const { user } = login;
+    let isRight = await htpasswd.knows(user, login.password);
+    isRight ??= await this.#compare(htpasswd, login, address);
     if (!isRight) throw new MirrorError('unauthorized', 'wrong user name or password');
     return this.#client(address, user);
+  }
+
+  /** A few at a time for each client, so that guessers wait for themselves. */
+  async #compare(
+    htpasswd: Htpasswd,
+    { user, password }: { user: string; password: string },
+    address: string,
+  ): Promise<boolean> {
+    const key = clientNetwork(address);
+    const line = this.#comparing.get(key) ?? { slots: new Slots(comparedAtOnce), count: 0 };
+    const busy = new MirrorError('client-limited', `client ${address}: too many passwords to look at`, {
+      retryAfterMs: 5000,
+    });
+    if (line.count >= maxWaitingOfOne || this.#waiting >= maxWaiting) throw busy;
+    this.#comparing.set(key, line);
+    line.count += 1;
+    this.#waiting += 1;
+    const give = await line.slots.take(AbortSignal.timeout(waitMs)).catch(() => undefined);
+    try {
+      if (!give) throw busy;
+      const known = await htpasswd.knows(user, password);
+      if (known !== undefined) return known;
+      const failures = this.#failures.get(key) ?? 0;
+      if (failures >= maxFailures)
+        throw new MirrorError('client-limited', busy.message, { retryAfterMs: failuresForMs });
+      const isRight = await htpasswd.check(user, password);
+      if (!isRight) this.#failures.set(key, (this.#failures.get(key) ?? 0) + 1, { noUpdateTTL: true });
+      return isRight;
+    } finally {
+      give?.();
+      this.#waiting -= 1;
+      line.count -= 1;
+      if (line.count === 0) this.#comparing.delete(key);
+    }
   }
 
   #client(address: string, user: string | undefined): Client {

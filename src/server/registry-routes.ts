@@ -142,7 +142,11 @@ async function answer(
   const { req, record } = exchange;
   if (route.kind === 'tags' || route.kind === 'referrers') {
     const list = await lists.answer(repo, route, route.query, asked.method);
-    exchange.res.once('close', lists.hold(list.content?.length ?? 0));
+    const { res } = exchange;
+    const release = lists.hold(list.content?.length ?? 0);
+    // Its client may have gone while the upstream was asked.
+    if (res.destroyed || res.closed) release();
+    else res.once('close', release);
     sendList(exchange, list, route);
     return;
   }

@@ -78,18 +78,6 @@ export class Body {
     return Buffer.concat(chunks, length);
   }
 
-  /** Its first bytes, as many as there are; the rest is cut off. */
-  async first(length: number, signal?: AbortSignal): Promise<Buffer> {
-    const chunks: Buffer[] = [];
-    let held = 0;
-    await this.pipe((some) => {
-      for (const chunk of some) held += chunk.length;
-      chunks.push(...some);
-      return Promise.resolve(held < length);
-    }, signal);
-    return Buffer.concat(chunks).subarray(0, length);
-  }
-
   /** Nobody wants the rest. */
   discard(): void {
     if (this.#ended || this.#discarded) return;

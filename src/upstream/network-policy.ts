@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { lookup as dnsLookup, type LookupAddress, type LookupOptions } from 'node:dns';
 import { isIP, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -121,7 +122,6 @@ export class NetworkPolicy {
   /** Connects under this policy. */
   connector(timeoutMs: number): buildConnector.connector {
     const { url, ca, cert, key, insecureSkipVerify } = this.#options;
-    // Made once: authorities take a while to read.
     const trust = ca === undefined ? {} : { ca: [...getCACertificates('default'), ca] };
     const identity = { ...(cert !== undefined && { cert }), ...(key !== undefined && { key }) };
     const common = {
@@ -130,12 +130,12 @@ export class NetworkPolicy {
       lookup: (hostname: string, options: LookupOptions, callback: LookupCallback) =>
         void this.#lookup(hostname, options, callback),
     };
-    const trusted = ca === undefined ? undefined : createSecureContext(trust);
+    const trusted = ca === undefined ? undefined : contextOf(trust);
     const toOthers = buildConnector({ ...common, ...(trusted && { secureContext: trusted }) });
     const toOwn = buildConnector({
       ...common,
       ...(ca !== undefined || cert !== undefined
-        ? { secureContext: createSecureContext({ ...trust, ...identity }) }
+        ? { secureContext: contextOf({ ...trust, ...identity }) }
         : {}),
       ...(insecureSkipVerify === true && { rejectUnauthorized: false }),
     });
@@ -266,6 +266,19 @@ export class NetworkPolicy {
     asked.catch(() => this.#addresses.delete(hostname));
     return asked;
   }
+}
+
+/** Made once, however many upstreams have the same: authorities take a while to read. */
+const contexts = new LRUCache<string, SecureContext>({ max: 50 });
+
+function contextOf(options: { ca?: string[]; cert?: string; key?: string }): SecureContext {
+  const { ca = [], cert = '', key = '' } = options;
+  const name = createHash('sha256')
+    .update([ca.at(-1), cert, key].join('\n'))
+    .digest('hex');
+  const known = contexts.get(name) ?? createSecureContext(options);
+  contexts.set(name, known);
+  return known;
 }
 
 type LookupCallback = (

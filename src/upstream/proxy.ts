@@ -50,9 +50,11 @@ export class Proxy {
     const { url } = this.#options;
     const target = `${isIP(host) === 6 ? `[${host}]` : host}:${port}`;
     const login = [url.username, url.password].map(decodeURIComponent).join(':');
-    const options: RequestOptions & { secureContext?: SecureContext } = {
+    const options: RequestOptions & { secureContext?: SecureContext; servername: string } = {
       host: this.hostname,
       port: url.port || (url.protocol === 'https:' ? 443 : 80),
+      // Node would take the target's.
+      servername: isIP(this.hostname) === 0 ? this.hostname : '',
       method: 'CONNECT',
       path: target,
       agent: false,

@@ -368,7 +368,7 @@ export class RegistryClient {
     }
   }
 
-  #faultOf({ what, kind, method }: Ask, response: Response): MirrorError | undefined {
+  #faultOf({ what, kind, method, path }: Ask, response: Response): MirrorError | undefined {
     const { status, headers } = response;
     if (status === 200 || status === 206) {
       const coding = one(headers, 'content-encoding');
@@ -382,7 +382,7 @@ export class RegistryClient {
       return new MirrorError('manifest-unknown', `${what}: the upstream answered ${status}`);
     if (kind === 'referrers' && (status === 400 || status === 406))
       return new MirrorError('repo-unknown', `${what}: the upstream answered ${status}`);
-    if (kind === 'tags' && status === 400)
+    if (kind === 'tags' && status === 400 && path.includes('?') && !isWebPage(response))
       return new MirrorError('page-invalid', `${what}: the upstream does not know this page (400)`);
     if (method === 'HEAD' && headRefusals.has(status)) return undefined;
     if (status === 401 || status === 403) {

@@ -110,9 +110,7 @@ export class Tokens {
     if (kept) return kept;
     const learnt = this.#scheme;
     try {
-      return await this.#answer(learnt, undefined, account, repo, signal, () =>
-        this.#isCurrent(learnt, signal),
-      );
+      return await this.#answer(learnt, undefined, account, repo, signal, () => this.#isCurrent(learnt));
     } catch (error) {
       const { notAsked, fault } = toMirrorError(error);
       if (notAsked || (fault === 'repo-unknown' && !(error instanceof NotCurrent)) || isOwnAffair(fault))
@@ -124,15 +122,15 @@ export class Tokens {
     }
   }
 
-  /** Whether the upstream itself still sends everybody to this realm. */
-  async #isCurrent(learnt: Scheme, signal: AbortSignal): Promise<boolean> {
+  /** Whether the upstream itself still sends everybody to this realm; where it does not tell, it does. */
+  async #isCurrent(learnt: Scheme): Promise<boolean> {
     const now = this.#clock.monotonic();
     if (this.#confirmed?.scheme === learnt && now < this.#confirmed.until) return true;
     const ping = (): Promise<Scheme | undefined> => this.#ping(AbortSignal.timeout(this.#sharedTimeoutMs));
-    const said = await within(signal, this.#pings.run('ping', ping).outcome);
-    const isSame = said?.bearer !== undefined && said.bearer.realm === learnt.bearer?.realm;
-    if (isSame) this.#confirmed = { scheme: learnt, until: this.#clock.monotonic() + confirmedForMs };
-    return isSame;
+    const said = await this.#pings.run('ping', ping).outcome.catch(() => undefined);
+    if (said && said.bearer?.realm !== learnt.bearer?.realm) return false;
+    this.#confirmed = { scheme: learnt, until: this.#clock.monotonic() + confirmedForMs };
+    return true;
   }
 
   /** The authorization that a 401's challenges ask for; undefined when there is none that we can give. */

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
+import { connect } from 'node:net';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { errorOf, type Reply } from '../support/http.ts';
 import { imageOf, manifestOf, ociIndex, ociManifest, randomBlob } from '../support/images.ts';
-import { TestMirror } from '../support/mirror.ts';
+import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream } from '../support/upstream.ts';
 
 const tagsOf = (reply: Reply) => (JSON.parse(reply.body.toString()) as { tags: string[] | null }).tags;
@@ -132,6 +133,39 @@ describe('lists', () => {
     await mirror.restart();
     assert.equal((await mirror.get(path)).headers['x-cache'], 'stale');
     assert.equal((await mirror.get('/v2/ghcr.io/org/other/tags/list')).status, 503);
+  });
+
+  test('clients that leave while the upstream is asked take no memory with them', async () => {
+    const path = '/v2/ghcr.io/org/app/tags/list';
+    const { promise: go, resolve: open } = Promise.withResolvers<undefined>();
+    const large = JSON.stringify({
+      name: 'org/app',
+      tags: Array.from({ length: 500_000 }, (_, i) => `t${i}`),
+    });
+    ghcr.script('tags', async (_call, _req, res) => {
+      await go;
+      res.writeHead(200, { 'content-type': 'application/json' }).end(large);
+    });
+    const sockets = Array.from({ length: 20 }, () => {
+      const socket = connect(mirror.service.address.port, '127.0.0.1');
+      socket.on('error', () => undefined);
+      socket.write(`GET ${path} HTTP/1.1\r\nHost: x\r\n\r\n`);
+      return socket;
+    });
+    await until(() => ghcr.count('tags') === 1, 'the upstream is asked');
+    for (const socket of sockets) socket.destroy();
+    open(undefined);
+    await until(() => mirror.log.split('"kind":"tags"').length > 20, 'all have ended');
+    assert.equal((await mirror.get(path)).body.length, large.length);
+  });
+
+  test('one refusal of a list that is held is no bad question of the client', async () => {
+    const path = '/v2/ghcr.io/org/app/tags/list';
+    await mirror.get(path);
+    mirror.clock.advance(10 * 60_000);
+    ghcr.script('tags', (_call, _req, res) => void res.writeHead(400).end());
+    assert.equal((await mirror.get(path)).headers['x-cache'], 'stale');
+    assert.equal((await mirror.get(`${path}?last=x`)).status, 400);
   });
 
   test('a repo that is not there is 404, also when it was', async () => {
