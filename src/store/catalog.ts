@@ -100,13 +100,13 @@ export class Catalog implements LedgerStore {
       // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
       this.#db.pragma('wal_autocheckpoint = 0');
       migrate(this.#db, file);
+      this.#statements = prepareStatements(this.#db);
     } catch (error) {
       this.#db.close();
       throw explain(error, file);
     }
     // It is waited for by everybody: what another program has locked for longer is written later.
     this.#db.pragma('busy_timeout = 50');
-    this.#statements = prepareStatements(this.#db);
     // What is left is worth at least what has left.
     this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
   }
@@ -428,9 +428,11 @@ export function explain(error: unknown, file: string): unknown {
         ? 'another program has it locked: end that one'
         : code === 'SQLITE_FULL' || code.startsWith('SQLITE_IOERR')
           ? 'the disk is full or cannot be written: make some room, the files under ingest/ and quarantine/ may go'
-          : code === 'SQLITE_READONLY' || code.startsWith('SQLITE_CANTOPEN')
-            ? 'it cannot be written: give this user the directory'
-            : undefined;
+          : code === 'SQLITE_ERROR'
+            ? 'its tables are not those of this program: "layercache store rebuild" makes new ones from the files'
+            : code === 'SQLITE_READONLY' || code.startsWith('SQLITE_CANTOPEN')
+              ? 'it cannot be written: give this user the directory'
+              : undefined;
   if (remedy === undefined) return error;
   return new Error(`${file} cannot be used (${code}): ${remedy}`, { cause: error });
 }
