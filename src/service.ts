@@ -177,7 +177,7 @@ export class Service {
     };
     this.#registry = createHttpServer(createRegistryApp(context), { tls: config.tls });
     this.#clients.watch(this.#registry);
-    this.#followTls();
+    this.#followTls(false);
     if (config.adminListen) {
       this.#admin = createHttpServer(
         createAdminApp({
@@ -223,7 +223,7 @@ export class Service {
     Object.assign(this.#tagPolicy, tagPolicyOf(config));
     this.log.setLevel(config.log.level);
     this.#config = config;
-    if (isTlsSame) this.#followTls();
+    if (isTlsSame) this.#followTls(true);
     this.log.events.info('the configuration was read again');
     const keys = isTlsSame ? waiting : [...waiting, 'tls'];
     if (keys.length > 0)
@@ -259,12 +259,13 @@ export class Service {
     await this.log.close();
   }
 
-  #followTls(): void {
+  /** `isNew`: its files are not those that the server was made with. */
+  #followTls(isNew: boolean): void {
     this.#unfollowTls();
     const { tls } = this.#config;
     const server: Server | TlsServer = this.#registry;
     if (!tls || !(server instanceof TlsServer)) return;
-    server.setSecureContext(readTls(tls));
+    if (isNew) (server as TlsServer).setSecureContext(readTls(tls));
     this.#unfollowTls = followTls(server as TlsServer, tls, this.log.events);
   }
 

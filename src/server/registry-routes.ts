@@ -1,5 +1,4 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Socket } from 'node:net';
 import type { Lists } from '../mirror/lists.ts';
 import type { Asked, Mirror } from '../mirror/mirror.ts';
 import type { Upstreams } from '../mirror/upstreams.ts';
@@ -14,6 +13,7 @@ import { trace } from '../util/trace.ts';
 import { AccessRecord, finishAccess } from './access-log.ts';
 import type { Clients } from './clients.ts';
 import { sendAnswer, sendFault, sendList, sendPing, wantOf, type Exchange } from './send.ts';
+import { nextTurn, turnOf } from './turns.ts';
 
 export interface RegistryContext {
   readonly clients: Clients;
@@ -70,41 +70,6 @@ export function createRegistryHandler(
     const line = { method, url, agent: headers['user-agent'] };
     finishAccess(record, line, now(), context);
   };
-}
-
-/** A connection may hold this many requests before it is read no further. */
-const maxPipelined = 100;
-
-const waiting = Symbol('waiting');
-
-/** A connection whose request is being served has a line of those that it has sent since. */
-interface Busy {
-  [waiting]?: (() => void)[] | undefined;
-}
-
-/**
- * Requests of one connection are served one after the other, however many it sends at once: what waits for its turn
- * takes nobody else's place. Undefined: it is its turn.
- */
-function turnOf(socket: Socket & Busy): Promise<void> | undefined {
-  const line = socket[waiting];
-  if (!line) {
-    socket[waiting] = [];
-    return undefined;
-  }
-  if (line.length >= maxPipelined) socket.pause();
-  return new Promise((resolve) => line.push(resolve));
-}
-
-function nextTurn(socket: Socket & Busy): void {
-  const line = socket[waiting];
-  const next = line?.shift();
-  if (!line || !next) {
-    socket[waiting] = undefined;
-    return;
-  }
-  if (line.length < maxPipelined && socket.isPaused()) socket.resume();
-  next();
 }
 
 async function serve(exchange: Exchange, context: RegistryContext): Promise<void> {

@@ -1,12 +1,26 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { sameBytes } from '../support/http.ts';
-import { imageOf, randomBlob } from '../support/images.ts';
+import { imageOf, randomBlob, type Blob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream } from '../support/upstream.ts';
 
 const login = { username: 'me', password: 'pw' };
 const dayMs = 24 * 60 * 60 * 1000;
+
+/** The private repo's layer stops half-way until it may go on. */
+function giveHalf(upstream: Upstream, layer: Blob, go: Promise<unknown>): void {
+  upstream.script(
+    'blob',
+    async (_call, _req, res) => {
+      res.writeHead(200, { 'content-length': layer.bytes.length });
+      res.write(layer.bytes.subarray(0, 150_000));
+      await go;
+      res.end(layer.bytes.subarray(150_000));
+    },
+    { match: ({ method, repo }) => method === 'GET' && repo === 'acme/private' },
+  );
+}
 
 describe('content that came with an account', () => {
   const image = imageOf([randomBlob(200_000)]);
@@ -40,16 +54,7 @@ describe('content that came with an account', () => {
 
   test('is 404 through another repo while it is still arriving', async () => {
     const { promise: go, resolve: open } = Promise.withResolvers<undefined>();
-    upstream.script(
-      'blob',
-      async (_call, _req, res) => {
-        res.writeHead(200, { 'content-length': layer.bytes.length });
-        res.write(layer.bytes.subarray(0, 150_000));
-        await go;
-        res.end(layer.bytes.subarray(150_000));
-      },
-      { match: ({ method, repo }) => method === 'GET' && repo === 'acme/private' },
-    );
+    giveHalf(upstream, layer, go);
     const started = Promise.withResolvers<undefined>();
     const owner = mirror.get(`/v2/acme/private/blobs/${layer.digest}`, {
       onHeaders: () => started.resolve(undefined),
@@ -172,16 +177,7 @@ test('content of an account is nobody else’s, across upstreams too, also while
     mirror.clock.advance(10_001);
   };
   const { promise: go, resolve: open } = Promise.withResolvers<undefined>();
-  owner.script(
-    'blob',
-    async (_call, _req, res) => {
-      res.writeHead(200, { 'content-length': layer.bytes.length });
-      res.write(layer.bytes.subarray(0, 150_000));
-      await go;
-      res.end(layer.bytes.subarray(150_000));
-    },
-    { match: ({ method, repo }) => method === 'GET' && repo === 'acme/private' },
-  );
+  giveHalf(owner, layer, go);
   const started = Promise.withResolvers<undefined>();
   const pull = mirror.get(`/v2/private.example/acme/private/blobs/${layer.digest}`, {
     onHeaders: () => started.resolve(undefined),
