@@ -30,7 +30,8 @@ test('a client that accepts no byte for too long is cut; one that waits for us, 
   // More than the kernel takes for a client that does not read.
   for (const res of [atStuck, atSlow]) res.write(Buffer.alloc(64 * 1024 * 1024));
   atWaiting.flushHeaders();
-  const reading = setInterval(() => void slow.read(), 20);
+  // Slowly, but so that the kernel opens its window again in time.
+  const reading = setInterval(() => void slow.read(), 2);
   await once(atStuck, 'close');
   clearInterval(reading);
   assert.ok(!atWaiting.destroyed);
