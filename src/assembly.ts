@@ -9,7 +9,7 @@ import type {
   Upstreams,
   UpstreamsOptions,
 } from './mirror/upstreams.ts';
-import { Pattern } from './oci/pattern.ts';
+import { globToRegExp, Pattern } from './oci/pattern.ts';
 import { subjectOf } from './oci/signatures.ts';
 import type { Repo } from './oci/repo.ts';
 import type { AdminContext } from './server/admin.ts';
@@ -177,7 +177,7 @@ export function clientsOptionsOf({ allow, deny, clients, trustedProxies }: Confi
     groups: clients.groups.map(({ name, from, users, ...rules }) => ({
       name,
       from: networks(from),
-      users: users?.map(namesLike),
+      users: users?.map((text) => globToRegExp(text, () => '.*')),
       allow: rules.allow && patternsOf(rules.allow),
       deny: patternsOf(rules.deny),
     })),
@@ -186,11 +186,6 @@ export function clientsOptionsOf({ allow, deny, clients, trustedProxies }: Confi
 
 function patternsOf(texts: readonly string[]): Pattern[] {
   return texts.flatMap((text) => Pattern.parse(text) ?? []);
-}
-
-/** `ci-*` */
-function namesLike(text: string): RegExp {
-  return new RegExp(`^${text.replace(/[.+?^${}()|[\]\\]/g, '\\$&').replace(/\*+/g, '.*')}$`);
 }
 
 /** What operators may ask of a running mirror. */

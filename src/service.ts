@@ -211,9 +211,11 @@ export class Service {
       [!before.tls, !before.tls?.clientCa],
     );
     const waiting = fixedKeys.filter((key) => !isDeepStrictEqual(next[key], before[key]));
-    const { listen, adminListen, adminToken, store, fetch } = before;
-    const fixed = { listen, adminListen, adminToken, store, fetch, ...(!isTlsSame && { tls: before.tls }) };
-    const config: Config = { ...next, ...fixed };
+    const fixed = Object.fromEntries(fixedKeys.map((key) => [key, before[key]])) as Pick<
+      Config,
+      (typeof fixedKeys)[number]
+    >;
+    const config: Config = { ...next, ...fixed, ...(!isTlsSame && { tls: before.tls }) };
     if (isTlsSame && config.tls) readTls(config.tls);
     this.#clients.configure(clientsOptionsOf(config));
     // What the accounts have left is read from there by those that are made anew.

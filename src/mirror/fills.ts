@@ -2,6 +2,7 @@ import type { Content } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { Want } from '../oci/range.ts';
 import { isAnybodys, type Repo } from '../oci/repo.ts';
+import { orLate } from '../util/deadline.ts';
 import { Connections } from './connections.ts';
 import { Fill, type FillContext, type FillOptions } from './fill.ts';
 import type { Upstreams } from './upstreams.ts';
@@ -59,11 +60,7 @@ export class Fills {
   /** Resolves when nothing of the digest is on its way any more. Rejects with the signal's reason. */
   async whole(digest: Digest, signal: AbortSignal): Promise<void> {
     const fill = this.#running.get(digest);
-    if (!fill) return;
-    const { promise: late, reject } = Promise.withResolvers<never>();
-    const onAbort = (): void => reject(signal.reason as Error);
-    signal.addEventListener('abort', onAbort, { once: true });
-    await Promise.race([fill.ended, late]).finally(() => signal.removeEventListener('abort', onAbort));
+    if (fill) await orLate(fill.ended, signal, () => signal.reason);
   }
 
   /** The fill that has ended, though something of it is still being ended: what comes after it has to wait so long. */

@@ -133,9 +133,8 @@ export class Lists {
         throw error;
       }
       // A registry without lists of referrers has none while it is down either: clients look for a tag then.
-      const none = { digest: null, size: 0, next: null, filters: null, checkedAt: clock.now() };
       const isSure = error.fault === 'manifest-unknown' && this.#isKept(of);
-      if (isSure) this.#write(repo, (catalog) => catalog.setList(repo, name, none, null));
+      if (isSure) this.#write(repo, (catalog) => catalog.setNoList(repo, name, clock.now()));
       // Of the name unknown, some clients would not look any further.
       throw new MirrorError('manifest-unknown', error.message, { cause: error });
     }

@@ -1,4 +1,5 @@
 import { getDomain } from 'tldts';
+import { globToRegExp } from '../oci/pattern.ts';
 
 const label = '[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?';
 const hostName = new RegExp(`^${label}(?:\\.${label})*$`);
@@ -20,8 +21,7 @@ export class RegistryPattern {
   }
 
   private constructor(text: string) {
-    const source = text.replace(/\./g, '\\.').replace(/\*+/g, '[a-z0-9-]+');
-    this.#form = new RegExp(`^${source}$`);
+    this.#form = globToRegExp(text, () => '[a-z0-9-]+');
   }
 
   matches(registry: string): boolean {

@@ -63,8 +63,7 @@ export class Tags {
   absent(repo: Repo, tag: string): void {
     const subject = subjectOf(tag);
     if (!subject || !this.#holds(subject)) return;
-    const row = { digest: null, size: 0, next: null, filters: null, checkedAt: this.#clock.now() };
-    this.#write(repo, tag, () => this.#catalog.setList(repo, pageOf(tag), row, null));
+    this.#write(repo, tag, () => this.#catalog.setNoList(repo, pageOf(tag), this.#clock.now()));
   }
 
   /** When the upstream last said so of a tag that it has not given since. */

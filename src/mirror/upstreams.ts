@@ -76,11 +76,7 @@ export class Upstreams {
     this.#byName = new Map(
       named.flatMap((upstream) => [upstream.name, ...upstream.aliases].map((name) => [name, upstream])),
     );
-    this.#byHost = new Map(
-      named.flatMap((upstream) =>
-        [...upstream.hosts, upstream.name, ...upstream.aliases].map((name) => [name, upstream]),
-      ),
-    );
+    this.#byHost = new Map(named.flatMap((upstream) => upstream.hosts.map((host) => [host, upstream])));
     this.#default = defaultUpstream;
   }
 
@@ -173,9 +169,11 @@ export class Upstreams {
   #ofHost(host: string | undefined): Registry {
     const full = host?.toLowerCase() ?? '';
     const bare = full.replace(/:\d+$/, '');
-    const named = this.#byHost.get(full) ?? this.#byHost.get(bare);
-    if (named) return { registry: named.name, upstream: named.name };
-    return this.#find(bare) ?? this.#expect(this.#default);
+    return this.#hostOrName(full) ?? this.#hostOrName(bare) ?? this.#expect(this.#default);
+  }
+
+  #hostOrName(text: string): Registry | undefined {
+    return this.#find(this.#byHost.get(text)?.name ?? text);
   }
 }
 

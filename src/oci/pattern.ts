@@ -38,8 +38,11 @@ export class Pattern {
 }
 
 function toRegExp(text: string): RegExp {
-  const source = text
-    .replace(/[.+?^${}()|[\]\\]/g, '\\$&')
-    .replace(/\*+/g, (stars) => (stars.length > 1 ? '.*' : '[^/]*'));
+  return globToRegExp(text, (stars) => (stars.length > 1 ? '.*' : '[^/]*'));
+}
+
+/** `standFor`: what one or several asterisks stand for, as a part of a regular expression. */
+export function globToRegExp(text: string, standFor: (stars: string) => string): RegExp {
+  const source = text.replace(/[.+?^${}()|[\]\\]/g, '\\$&').replace(/\*+/g, standFor);
   return new RegExp(`^${source}$`);
 }

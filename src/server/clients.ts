@@ -56,6 +56,7 @@ const comparedAtOnce = 2;
 const maxWaitingOfOne = 200;
 const maxWaiting = 2000;
 const waitMs = 20_000;
+const busyForMs = 5000;
 
 /**
  * Who the clients are and what they may do: the address, behind trusted proxies that which they name; the user; the
@@ -164,21 +165,19 @@ export class Clients {
   ): Promise<boolean> {
     const key = clientNetwork(address);
     const line = this.#comparing.get(key) ?? { slots: new Slots(comparedAtOnce), count: 0 };
-    const busy = new MirrorError('client-limited', `client ${address}: too many passwords to look at`, {
-      retryAfterMs: 5000,
-    });
-    if (line.count >= maxWaitingOfOne || this.#waiting >= maxWaiting) throw busy;
+    const tooMany = (retryAfterMs: number): MirrorError =>
+      new MirrorError('client-limited', `client ${address}: too many passwords to look at`, { retryAfterMs });
+    if (line.count >= maxWaitingOfOne || this.#waiting >= maxWaiting) throw tooMany(busyForMs);
     this.#comparing.set(key, line);
     line.count += 1;
     this.#waiting += 1;
     const give = await line.slots.take(AbortSignal.timeout(waitMs)).catch(() => undefined);
     try {
-      if (!give) throw busy;
+      if (!give) throw tooMany(busyForMs);
       const known = await htpasswd.knows(user, password);
       if (known !== undefined) return known;
       const failures = this.#failures.get(key) ?? 0;
-      if (failures >= maxFailures)
-        throw new MirrorError('client-limited', busy.message, { retryAfterMs: failuresForMs });
+      if (failures >= maxFailures) throw tooMany(failuresForMs);
       const isRight = await htpasswd.check(user, password);
       if (!isRight) this.#failures.set(key, (this.#failures.get(key) ?? 0) + 1, { noUpdateTTL: true });
       return isRight;

@@ -51,11 +51,7 @@ export async function sendAnswer(
   record.result = answer.result;
   record.reason = answer.reason;
   const headers = headersOf(answer, kind, ns);
-  if (matches(req.headers['if-none-match'], digest)) {
-    start(exchange, 304, headers);
-    res.end();
-    return;
-  }
+  if (sendNotModified(exchange, digest, headers)) return;
   const part = kind === 'blob' ? partOf(req, content) : undefined;
   if (part instanceof Multipart) {
     headers.push('Content-Type', part.mediaType, 'Content-Length', String(part.length));
@@ -77,7 +73,7 @@ export async function sendAnswer(
 
 /** Writes a page of a list, and where the next one is: asked for in the same way. */
 export function sendList(exchange: Exchange, answer: ListAnswer, { kind, ns, path }: ListRoute): void {
-  const { req, res, record } = exchange;
+  const { res, record } = exchange;
   const { digest, size, content, next, filters } = answer;
   record.result = answer.result;
   record.reason = answer.reason;
@@ -89,11 +85,7 @@ export function sendList(exchange: Exchange, answer: ListAnswer, { kind, ns, pat
     if (ns !== undefined) query.set('ns', ns);
     headers.push('Link', `<${encodeURI(path)}?${query.toString()}>; rel="next"`);
   }
-  if (matches(req.headers['if-none-match'], digest)) {
-    start(exchange, 304, headers);
-    res.end();
-    return;
-  }
+  if (sendNotModified(exchange, digest, headers)) return;
   headers.push('Content-Type', answer.mediaType, 'Content-Length', String(size));
   start(exchange, 200, headers);
   res.on('error', ignore);
@@ -127,6 +119,14 @@ export function sendFault({ req, res, record, now, whenSpent }: Exchange, fault:
   record.headersAt = now();
   res.writeHead(status, all);
   res.end(req.method === 'HEAD' ? undefined : body);
+}
+
+/** Whether the client has it already, and has been told so. */
+function sendNotModified(exchange: Exchange, digest: Digest, headers: Headers): boolean {
+  if (!matches(exchange.req.headers['if-none-match'], digest)) return false;
+  start(exchange, 304, headers);
+  exchange.res.end();
+  return true;
 }
 
 function start({ res, record, now }: Exchange, status: number, headers: Headers): void {

@@ -290,6 +290,11 @@ export class Catalog implements LedgerStore {
     })();
   }
 
+  /** The upstream keeps no such list. */
+  setNoList(repo: Repo, page: string, checkedAt: number): void {
+    this.setList(repo, page, { digest: null, size: 0, next: null, filters: null, checkedAt }, null);
+  }
+
   /** All pages that begin so. */
   removeLists({ registry, name }: Repo, begin: string): void {
     this.#statements.removeLists.run(registry, name, `${begin}*`);

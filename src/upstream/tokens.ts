@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { parseJson } from '../oci/json.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Clock } from '../util/clock.ts';
+import { orLate } from '../util/deadline.ts';
 import { MirrorError, toMirrorError, type Fault } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Account } from './account.ts';
@@ -352,16 +353,8 @@ function isOwnAffair(fault: Fault): boolean {
 }
 
 /** What is waited for, but no longer than one's own deadline. */
-async function within<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
-  const left = Promise.withResolvers<never>();
-  const leave = (): void => left.reject(toFault('authentication', signal.reason, signal));
-  if (signal.aborted) leave();
-  signal.addEventListener('abort', leave, { once: true });
-  try {
-    return await Promise.race([work, left.promise]);
-  } finally {
-    signal.removeEventListener('abort', leave);
-  }
+function within<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
+  return orLate(work, signal, () => toFault('authentication', signal.reason, signal));
 }
 
 function keyOf(account: Account, repo: Repo): string {
