@@ -23,7 +23,6 @@ import { Prefetch } from './mirror/prefetch.ts';
 import { Tags } from './mirror/tags.ts';
 import { Upstreams } from './mirror/upstreams.ts';
 import { blobMediaType } from './oci/content.ts';
-import { createRepo } from './oci/repo.ts';
 import { createAdminApp } from './server/admin.ts';
 import { createRegistryApp } from './server/app.ts';
 import { Clients } from './server/clients.ts';
@@ -319,16 +318,16 @@ export class Service {
   /** What is pinned is to be there: it is fetched again at once, the rest when somebody asks. */
   restore({ digest, mediaType, pinnedFor }: Damaged): void {
     if (!pinnedFor || this.#draining) return;
-    const repo = createRepo(pinnedFor.registry, pinnedFor.repo);
-    const asked = { method: 'GET', client: '' } as const;
-    const answer =
-      mediaType === blobMediaType
+    const fetch = async (): Promise<void> => {
+      const repo = this.#upstreams.repoNamed(pinnedFor.registry, pinnedFor.repo);
+      const asked = { method: 'GET', client: '' } as const;
+      const { content } = await (mediaType === blobMediaType
         ? this.#mirror.blob(repo, digest, asked, 'whole')
-        : this.#mirror.manifest(repo, { digest }, asked);
-    answer.then(
-      ({ content }) => content?.release(),
-      (error: unknown) =>
-        this.log.events.warn({ err: error, digest }, 'what is pinned could not be fetched again'),
+        : this.#mirror.manifest(repo, { digest }, asked));
+      content?.release();
+    };
+    fetch().catch((error: unknown) =>
+      this.log.events.warn({ err: error, digest }, 'what is pinned could not be fetched again'),
     );
   }
 

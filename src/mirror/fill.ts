@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { blobMediaType, smallSize, type Content } from '../oci/content.ts';
 import { hashesTo, type Digest } from '../oci/digest.ts';
 import { resolveWant, type ByteRange, type Want } from '../oci/range.ts';
-import { isAnybodys, type Repo } from '../oci/repo.ts';
+import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Ingest, IngestLease } from '../store/ingest.ts';
 import type { Given, UpstreamBlob } from '../upstream/answers.ts';
@@ -94,7 +94,7 @@ export class Fill {
     this.#leave = leave;
     this.#what = `GET ${repo.key} blob ${digest}`;
     this.#source = upstream.client.blobSource(repo, digest);
-    this.#ingest = context.store.ingest(digest);
+    this.#ingest = context.store.ingest(repo.registry, digest);
     this.#download = new Download(options, {
       ...context,
       what: this.#what,
@@ -181,7 +181,7 @@ export class Fill {
       }
     }
     await this.#ingest.verify();
-    if (isAnybodys(this.repo)) this.#confirm();
+    if (isFromPattern(this.repo)) this.#confirm();
     await this.#context.store.commit(this.#ingest, blobMediaType);
     this.#leave();
   }
@@ -245,7 +245,7 @@ export class Fill {
     const { blob, done } = await this.#download.ask(range, deadline);
     try {
       this.#given = blob;
-      if (!isAnybodys(this.repo)) this.#confirm();
+      if (!isFromPattern(this.repo)) this.#confirm();
       if (blob.size !== undefined && blob.size <= smallSize) {
         await this.#takeSmall(blob, blob.size, deadline);
         done();
@@ -304,7 +304,7 @@ export class Fill {
     if (!hashesTo(bytes, this.#digest)) {
       throw new MirrorError('digest-mismatch', `${this.#what}: the bytes do not hash to it`);
     }
-    if (isAnybodys(this.repo)) this.#confirm();
+    if (isFromPattern(this.repo)) this.#confirm();
     const content = this.#context.store.put(bytes, {
       digest: this.#digest,
       mediaType: blobMediaType,
@@ -315,7 +315,7 @@ export class Fill {
     await this.#ingest.suspend();
   }
 
-  /** The repo has it: since the upstream says so, or for one that is anybody's since the bytes are right. */
+  /** The repo has it: since the upstream says so, or, for one under a pattern, since the bytes are right. */
   #confirm(): void {
     if (this.#given) this.#context.access.confirm(this.repo, this.#digest, this.#given);
   }

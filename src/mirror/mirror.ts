@@ -3,7 +3,7 @@ import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts'
 import type { Digest } from '../oci/digest.ts';
 import { parseManifest } from '../oci/manifest.ts';
 import type { Want } from '../oci/range.ts';
-import { isAnybodys, type Repo } from '../oci/repo.ts';
+import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { Reference } from '../oci/route.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { TagRow } from '../store/catalog.ts';
@@ -39,6 +39,9 @@ export interface Answer {
 }
 
 export type Method = 'GET' | 'HEAD';
+
+/** What a request has been shown to be entitled to: the stored content, or what is arriving from its own registry. */
+type Proven = 'stored' | 'arriving' | undefined;
 
 /** A client's question. */
 export interface Asked {
@@ -100,28 +103,35 @@ export class Mirror {
   /** `want`: the part of it that is asked for. */
   async blob(repo: Repo, digest: Digest, asked: Asked, want: Want): Promise<Answer> {
     const { method } = asked;
+    const { fills } = this.#context;
     return this.#unlessKnownAbsent(`${repo.key} blob ${digest}`, async () => {
-      for (let proven = false; ;) {
-        const before = this.#before(repo, digest, 'blob', proven);
-        if (before) {
-          proven = await before;
+      for (let proven: Proven; ;) {
+        const way = this.#way(repo, digest, proven);
+        if (way instanceof Promise) {
+          proven = await way;
           continue;
         }
-        // From here to the lease nothing waits: the content is in one of the two, or in neither.
-        const held = this.#lease(digest, method);
-        if (!held && method === 'HEAD') {
-          const { size } = await this.#upstreamOf(repo).headBlob(repo, digest, this.#deadline());
-          return { digest, mediaType: blobMediaType, size, result: 'miss' };
-        }
-        if (!held) {
-          const { content, result } = this.#context.fills.join(repo, digest, want);
+        // From the look-up to the lease nothing waits: the content is in one of the two, or in neither.
+        const held = way === 'store' ? this.#lease(digest, method) : undefined;
+        if (held) {
+          this.#askedFor(repo, digest, asked, want, 'hit');
+          if (await isReadable(held)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
+        } else if (method === 'HEAD') return await this.#headOfBlob(repo, digest);
+        else {
+          const { content, result } = fills.join(repo, digest, want);
           this.#askedFor(repo, digest, asked, want, result);
           return answer(await prepared(await content), result);
         }
-        this.#askedFor(repo, digest, asked, want, 'hit');
-        if (await isReadable(held)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
       }
     });
+  }
+
+  /** Of what is not stored: what is arriving has told its size. */
+  async #headOfBlob(repo: Repo, digest: Digest): Promise<Answer> {
+    const arriving = this.#context.fills.of(repo, digest)?.size;
+    if (arriving !== undefined) return { digest, mediaType: blobMediaType, size: arriving, result: 'joined' };
+    const { size } = await this.#upstreamOf(repo).headBlob(repo, digest, this.#deadline());
+    return { digest, mediaType: blobMediaType, size, result: 'miss' };
   }
 
   #askedFor(repo: Repo, digest: Digest, { method, client }: Asked, want: Want, result: Result): void {
@@ -131,10 +141,9 @@ export class Mirror {
 
   async #manifest(repo: Repo, digest: Digest, method: Method): Promise<Answer> {
     return this.#unlessKnownAbsent(`${repo.key} manifest ${digest}`, async () => {
-      for (let proven = false; this.#holdsManifest(digest);) {
-        const before = this.#before(repo, digest, 'manifest', proven);
-        if (before) {
-          proven = await before;
+      for (let proven: Proven; this.#holdsManifest(digest);) {
+        if (proven !== 'stored' && !this.#context.access.grants(repo, digest)) {
+          proven = await this.#prove(repo, digest, 'manifest');
           continue;
         }
         const held = this.#lease(digest, method);
@@ -244,7 +253,7 @@ export class Mirror {
       // A size that is not that of what is held has been made up.
       const held = said && this.#store.describe(said.digest);
       if (said && (!held || held.size === said.size)) {
-        if (!isAnybodys(repo)) access.confirm(repo, said.digest, said);
+        if (!isFromPattern(repo)) access.confirm(repo, said.digest, said);
         return tags.set(repo, tag, said);
       }
       return await this.#getTag(repo, tag);
@@ -326,38 +335,38 @@ export class Mirror {
   }
 
   /**
-   * What has to be waited for before the repo may have the content, if it is there; it resolves to whether the repo is
-   * `proven` then. Undefined: nothing, in this tick. What is not there the upstream gives or refuses.
+   * Where the repo gets a blob from, in this tick: what is stored, if it may have that; else from its own registry's fill,
+   * that runs or is to be made. Or what has to be waited for first, which resolves to what is `proven` then.
    */
-  #before(
-    repo: Repo,
-    digest: Digest,
-    kind: 'blob' | 'manifest',
-    proven: boolean,
-  ): Promise<boolean> | undefined {
+  #way(repo: Repo, digest: Digest, proven: Proven): 'store' | 'fill' | Promise<Proven> {
     const { access, fills } = this.#context;
-    const ending = fills.ending(digest);
-    if (ending) return ending.then(() => proven);
-    const opening = fills.opening(digest);
-    const isOwn = opening ? opening.repo.key === repo.key : isAnybodys(repo) && fills.isFor(digest, repo);
-    if (isOwn) return undefined;
+    const isStored = this.#store.describe(digest) !== undefined;
+    const isGranted = proven === 'stored' || access.grants(repo, digest);
+    if (isStored && isGranted) return 'store';
+    const fill = fills.of(repo, digest);
+    if (fill?.isOver) return fill.ended.then(() => proven);
+    // Its own upstream gives it; one under a pattern is not granted it before it is verified.
+    const isOwn = fill?.repo.key === repo.key;
+    if (fill && isOwn && (!fill.isOpen || isGranted || isFromPattern(repo))) return 'fill';
     // Another repo's question: a no would not be ours, and a yes may make the content public.
-    if (opening) return opening.settled.then(() => proven);
-    if (proven || access.grants(repo, digest)) return undefined;
-    const isHere = this.#store.describe(digest) !== undefined || fills.has(digest);
-    // What a rented registry adds to bytes that are there must make the whole of them right.
-    const isHeld = isHere || (this.#store.hasPartial(digest) && !isAnybodys(repo));
-    return isHeld ? this.#prove(repo, digest, kind) : undefined;
+    if (fill && !fill.isOpen) return fill.settled.then(() => proven);
+    if (isStored) return this.#prove(repo, digest, 'blob');
+    const isArriving = fill !== undefined || this.#store.hasPartial(repo.registry, digest);
+    return isArriving && !isGranted && proven === undefined ? this.#prove(repo, digest, 'arriving') : 'fill';
   }
 
   /** Asks the upstream whether the repo has the digest; an old yes is enough while it cannot be asked. */
-  async #prove(repo: Repo, digest: Digest, kind: 'blob' | 'manifest'): Promise<boolean> {
-    const { access } = this.#context;
+  async #prove(repo: Repo, digest: Digest, what: 'blob' | 'manifest' | 'arriving'): Promise<Proven> {
+    const { access, fills } = this.#context;
     try {
-      return await this.#proofs.ask(repo, digest, kind, () => this.#deadline());
+      const isProven = await (what === 'arriving'
+        ? this.#proofs.arriving(repo, digest, fills.of(repo, digest)?.size, this.#deadline())
+        : this.#proofs.stored(repo, digest, what, this.#deadline()));
+      if (!isProven) return undefined;
+      return what === 'arriving' ? 'arriving' : 'stored';
     } catch (error) {
       const { row } = toMirrorError(error);
-      if (this.#mayKeep(row) && access.grantedOnce(repo, digest)) return true;
+      if (this.#mayKeep(row) && access.grantedOnce(repo, digest)) return 'stored';
       if (row.definite) access.revoke(repo, digest);
       throw error;
     }

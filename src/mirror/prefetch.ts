@@ -94,8 +94,9 @@ export class Prefetch {
     this.#start();
   }
 
-  #isKnown(digest: Digest): boolean {
-    return this.#context.store.describe(digest) !== undefined || this.#context.fills.has(digest);
+  #isKnown(repo: Repo, digest: Digest): boolean {
+    const { store, fills } = this.#context;
+    return store.describe(digest) !== undefined || fills.of(repo, digest) !== undefined;
   }
 
   #start(): void {
@@ -111,12 +112,12 @@ export class Prefetch {
     for (const [digest, { repo, size }] of this.#queue) {
       if (this.#running.size >= this.#limit) break;
       this.#queue.delete(digest);
-      if (this.#isKnown(digest)) continue;
+      if (this.#isKnown(repo, digest)) continue;
       this.#running.add(digest);
       this.#ahead.set(digest, size);
       void this.#context.fills.prefetch(repo, digest).then(() => {
         // What could not be had is on nobody's account.
-        if (this.#ahead.has(digest) && !this.#isKnown(digest)) this.#ahead.set(digest, 0);
+        if (this.#ahead.has(digest) && !this.#isKnown(repo, digest)) this.#ahead.set(digest, 0);
         this.#running.delete(digest);
         this.#start();
       });

@@ -4,18 +4,16 @@ import { LRUCache } from 'lru-cache';
 import type { Content } from '../oci/content.ts';
 import { hashesTo, type Digest } from '../oci/digest.ts';
 import type { ByteRange } from '../oci/range.ts';
-import { isAnybodys, type Repo } from '../oci/repo.ts';
+import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Given } from '../upstream/answers.ts';
 import { isFault, MirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Access } from './access.ts';
-import type { Fills } from './fills.ts';
 import type { Upstreams } from './upstreams.ts';
 
 export interface ProofsContext {
   readonly store: BlobStore;
-  readonly fills: Fills;
   readonly access: Access;
   readonly upstreams: Upstreams;
 }
@@ -30,62 +28,78 @@ const maxRefused = 1000;
 const refusedForMs = 10 * 60_000;
 
 /**
- * Proofs that a repo has what is held already: the upstream says so for that repo. Whoever rents a registry may claim to
- * have anything; of those that a pattern covers, each has to show it.
+ * Proofs that a repo has what is here already: the upstream says so for that repo. Anybody may rent a registry that a
+ * pattern covers and claim to have anything, so of what others have brought such a registry has to show the bytes.
  */
 export class Proofs {
   readonly #context: ProofsContext;
   readonly #running = new Flight<string, boolean>();
-  /** Who has shown something else lately. */
+  /** Who has shown other bytes lately. */
   readonly #refused = new LRUCache<string, MirrorError>({ max: maxRefused, ttl: refusedForMs });
 
   constructor(context: ProofsContext) {
     this.#context = context;
   }
 
-  /**
-   * Asks, and remembers a yes; `false`: it is not here any more. Throws why it is none. `deadline`: a new one for each
-   * question.
-   */
-  ask(repo: Repo, digest: Digest, kind: 'blob' | 'manifest', deadline: () => AbortSignal): Promise<boolean> {
+  /** For stored content. Resolves to `true`, and remembers it; `false`: it is not stored any more. Throws why not. */
+  stored(repo: Repo, digest: Digest, kind: 'blob' | 'manifest', deadline: AbortSignal): Promise<boolean> {
     const prove = async (): Promise<boolean> => {
+      const size = this.#context.store.describe(digest)?.size;
       const given = await (kind === 'manifest'
         ? this.#manifest(repo, digest, deadline)
-        : isAnybodys(repo)
-          ? this.#shown(repo, digest, deadline())
-          : this.#blob(repo, digest, deadline()));
+        : isFromPattern(repo)
+          ? this.#shown(repo, digest, deadline)
+          : this.#claimed(repo, digest, size, deadline));
       if (given) this.#context.access.confirm(repo, digest, given);
       return given !== undefined;
     };
     return this.#running.run(`${repo.key} ${kind} ${digest}`, prove).outcome;
   }
 
-  async #manifest(repo: Repo, digest: Digest, deadline: () => AbortSignal): Promise<Given> {
-    const { client } = this.#context.upstreams.of(repo);
-    const said = isAnybodys(repo) ? undefined : await client.head(repo, digest, deadline());
-    const isThis = said?.digest === digest && said.size === this.#context.store.describe(digest)?.size;
-    return isThis ? said : client.manifest(repo, digest, deadline());
+  /**
+   * For what is arriving from the repo's own registry, or was left by a fill from there, of `size` bytes if that is known:
+   * a registry may say what it likes of bytes that it alone has brought. Of one under a pattern nothing is remembered,
+   * since the digest may be stored by then, and others' bytes it has to show. Throws why not.
+   */
+  async arriving(
+    repo: Repo,
+    digest: Digest,
+    size: number | undefined,
+    deadline: AbortSignal,
+  ): Promise<boolean> {
+    const prove = async (): Promise<boolean> => {
+      const given = await this.#claimed(repo, digest, size, deadline);
+      if (!isFromPattern(repo)) this.#context.access.confirm(repo, digest, given);
+      return true;
+    };
+    return this.#running.run(`${repo.key} arriving ${digest}`, prove).outcome;
   }
 
-  async #blob(repo: Repo, digest: Digest, deadline: AbortSignal): Promise<Given> {
-    const { store, fills, upstreams } = this.#context;
-    const { size, isPublic } = await upstreams.of(repo).client.headBlob(repo, digest, deadline);
-    const held = store.describe(digest)?.size ?? fills.sizeOf(digest) ?? size;
-    if (size === held) return { isPublic };
-    throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${held}`);
+  async #manifest(repo: Repo, digest: Digest, deadline: AbortSignal): Promise<Given> {
+    const { client } = this.#context.upstreams.of(repo);
+    const said = isFromPattern(repo) ? undefined : await client.head(repo, digest, deadline);
+    const isThis = said?.digest === digest && said.size === this.#context.store.describe(digest)?.size;
+    return isThis ? said : client.manifest(repo, digest, deadline);
+  }
+
+  async #claimed(
+    repo: Repo,
+    digest: Digest,
+    expected: number | undefined,
+    deadline: AbortSignal,
+  ): Promise<Given> {
+    const { client } = this.#context.upstreams.of(repo);
+    const { size, isPublic } = await client.headBlob(repo, digest, deadline);
+    if (expected === undefined || size === expected) return { isPublic };
+    throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${expected}`);
   }
 
   /** Has the upstream show bytes that only who has it knows. Undefined: there is nothing here to compare them with. */
   async #shown(repo: Repo, digest: Digest, deadline: AbortSignal): Promise<Given | undefined> {
-    const { store, fills } = this.#context;
     const what = `GET ${repo.key} blob ${digest}`;
     const refused = this.#refused.get(what);
     if (refused) throw refused;
-    await fills.whole(digest, deadline).catch((cause: unknown) => {
-      const why = `${what}: still on its way for another repository`;
-      throw new MirrorError('upstream-busy', why, { cause, retryAfterMs: 5000 });
-    });
-    const held = store.open(digest);
+    const held = this.#context.store.open(digest);
     if (!held) return undefined;
     try {
       await held.prepare();

@@ -106,6 +106,11 @@ export class Upstreams {
     return ns === undefined ? before : this.#expect(ns);
   }
 
+  /** A repo of which only the names are known. Throws `registry-unknown`. */
+  repoNamed(registry: string, name: string): Repo {
+    return createRepo(registry, name, this.#expect(registry).upstream);
+  }
+
   of({ registry }: Pick<Repo, 'registry'>): Upstream {
     const named = this.#byName.get(registry);
     if (named) return named;

@@ -1,4 +1,4 @@
-import type { Repo } from './repo.ts';
+import type { RepoName } from './repo.ts';
 
 /**
  * `registry/repo[:tag]`: `*` stands for anything within a component, `**` for anything across components; without a tag
@@ -27,13 +27,13 @@ export class Pattern {
   }
 
   /** `tag`: undefined for a digest. */
-  matches(repo: Repo, tag: string | undefined): boolean {
+  matches(repo: RepoName, tag: string | undefined): boolean {
     if (this.#tag && (tag === undefined || !this.#tag.test(tag))) return false;
     return this.matchesRepo(repo);
   }
 
-  matchesRepo(repo: Repo): boolean {
-    return this.#repo.test(repo.key);
+  matchesRepo({ registry, name }: RepoName): boolean {
+    return this.#repo.test(`${registry}/${name}`);
   }
 }
 

@@ -1,13 +1,17 @@
 import { MirrorError } from '../util/errors.ts';
 
-/** A repository of an upstream, with its name as that upstream spells it. */
-export interface Repo {
+/** What a repository is called, with its name as the registry spells it. */
+export interface RepoName {
   /** `docker.io`, or the one of many registries that a pattern covers: `acme.azurecr.io`. */
   readonly registry: string;
-  /** The name or pattern that its upstream is configured by: for metrics, where no client can choose it. */
-  readonly upstream: string;
   /** `library/alpine` */
   readonly name: string;
+}
+
+/** A repository of an upstream. */
+export interface Repo extends RepoName {
+  /** The name or pattern that its upstream is configured by: for metrics, where no client can choose it. */
+  readonly upstream: string;
   /** `docker.io/library/alpine`: for keys and messages. */
   readonly key: string;
 }
@@ -17,8 +21,11 @@ const nameForm = /^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:\/[a-z0-9]+(?:(?:\.|_
 const tagForm = /^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$/;
 const maxNameLength = 255;
 
-/** Throws `name-invalid`. On Docker Hub a bare name is an official image: `alpine` is `library/alpine`. */
-export function createRepo(registry: string, name: string, upstream = registry): Repo {
+/**
+ * Throws `name-invalid`. On Docker Hub a bare name is an official image: `alpine` is `library/alpine`. `upstream` has no
+ * default: by it a registry under a pattern is known as one.
+ */
+export function createRepo(registry: string, name: string, upstream: string): Repo {
   if (name.length > maxNameLength || !nameForm.test(name)) {
     throw new MirrorError(
       'name-invalid',
@@ -29,8 +36,8 @@ export function createRepo(registry: string, name: string, upstream = registry):
   return { registry, upstream, name: full, key: `${registry}/${full}` };
 }
 
-/** Of a registry that is covered by a pattern, as anybody's may be. */
-export function isAnybodys({ registry, upstream }: Pick<Repo, 'registry' | 'upstream'>): boolean {
+/** Of a registry that a pattern covers: anybody may have rented it. */
+export function isFromPattern({ registry, upstream }: Pick<Repo, 'registry' | 'upstream'>): boolean {
   return registry !== upstream;
 }
 

@@ -248,14 +248,16 @@ export class BlobStore {
     });
   }
 
-  /** An unfinished fill has left something of the digest. */
-  hasPartial(digest: Digest): boolean {
-    return this.#partials.has(digest);
+  /** An unfinished fill from the registry has left something of the digest. */
+  hasPartial(registry: string, digest: Digest): boolean {
+    return this.#partials.has(registry, digest);
   }
 
-  /** A private, growing file, visible only by commit; it starts with what an earlier fill has left. */
-  ingest(digest: Digest): Ingest {
-    const kept = this.#partials.take(digest);
+  /**
+   * A private, growing file, visible only by commit; it starts with what an earlier fill from the same registry has left.
+   */
+  ingest(registry: string, digest: Digest): Ingest {
+    const kept = this.#partials.take(registry, digest);
     const { path, reservation } = kept ?? {
       path: this.#newPath(digest),
       reservation: this.#evictor.reservation(),
@@ -266,19 +268,19 @@ export class BlobStore {
       writes: this.#writes,
       reservation,
       now: () => this.#context.clock.monotonic(),
-      journal: () => this.#partials.journal(digest, ingest),
+      journal: () => this.#partials.journal(ingest),
       sync: (fd: number): Promise<void> =>
         this.#disk.call('datasync', { fd, directory: ingestPath(this.#root) }),
       syncJournal: () => this.#checkpoint(),
       keep: () => this.#partials.keep(ingest),
       onTrouble: (error: unknown) => this.health.failed(error),
       discard: async () => {
-        this.#partials.forget(digest);
+        this.#partials.forget(ingest);
         await unlink(path).catch(() => undefined);
       },
       onClosed: () => this.#ingests.delete(ingest),
     };
-    const ingest: Ingest = new Ingest(digest, path, context, kept);
+    const ingest: Ingest = new Ingest({ registry, digest, path }, context, kept);
     this.#ingests.add(ingest);
     return ingest;
   }
@@ -292,7 +294,7 @@ export class BlobStore {
       throw new MirrorError('store-full', `blob ${digest}: cannot be stored`, { cause });
     });
     if (isNew) ingest.reservation.keep(size);
-    this.#partials.forget(digest);
+    this.#partials.forget(ingest);
     ingest.committed();
   }
 

@@ -2,7 +2,7 @@ import Database from 'better-sqlite3';
 import { blobMediaType, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { Child } from '../oci/manifest.ts';
-import type { Repo } from '../oci/repo.ts';
+import type { RepoName } from '../oci/repo.ts';
 import { errorCode } from '../util/errors.ts';
 import type { Counts, LedgerRow, LedgerStore } from '../util/ledger.ts';
 import type { QuotaState } from '../util/quota-state.ts';
@@ -38,6 +38,7 @@ export interface Victim {
 
 /** The journal of an unfinished fill. */
 export interface IngestRow {
+  readonly registry: string;
   readonly digest: Digest;
   /** Its name in the directory of ingests. */
   readonly file: string;
@@ -212,12 +213,12 @@ export class Catalog implements LedgerStore {
     return this.#statements.ingests.all();
   }
 
-  setIngest({ digest, file, size, present, synced, boot, updatedAt }: IngestRow): void {
-    this.#statements.setIngest.run(digest, file, size, present, synced, boot, updatedAt);
+  setIngest({ registry, digest, file, size, present, synced, boot, updatedAt }: IngestRow): void {
+    this.#statements.setIngest.run(registry, digest, file, size, present, synced, boot, updatedAt);
   }
 
-  removeIngest(digest: Digest): void {
-    this.#statements.removeIngest.run(digest);
+  removeIngest(registry: string, digest: Digest): void {
+    this.#statements.removeIngest.run(registry, digest);
   }
 
   /** When the digest was last confirmed for the repo; an empty repo stands for the whole registry. */
@@ -226,12 +227,7 @@ export class Catalog implements LedgerStore {
   }
 
   /** The digest belongs to the repo; `isPublic`: and to every repo of its registry. */
-  addLink(
-    digest: Digest,
-    { registry, name }: Pick<Repo, 'registry' | 'name'>,
-    isPublic: boolean,
-    now: number,
-  ): void {
+  addLink(digest: Digest, { registry, name }: RepoName, isPublic: boolean, now: number): void {
     const { addLink } = this.#statements;
     this.#db.transaction(() => {
       addLink.run(digest, registry, name, now);
@@ -243,32 +239,32 @@ export class Catalog implements LedgerStore {
     this.#statements.removeLink.run(digest, registry, repo);
   }
 
-  tag(repo: Pick<Repo, 'registry' | 'name'>, tag: string): TagRow | undefined {
+  tag(repo: RepoName, tag: string): TagRow | undefined {
     return this.#statements.tag.get(repo.registry, repo.name, tag);
   }
 
   /** `isMoved`: it has not pointed there before. */
-  setTag(repo: Repo, tag: string, row: TagRow, isMoved: boolean): void {
+  setTag(repo: RepoName, tag: string, row: TagRow, isMoved: boolean): void {
     if (isMoved) this.onChange(repo.registry, repo.name, tag);
     const { digest, size, mediaType, checkedAt, previous } = row;
     this.#statements.setTag.run(repo.registry, repo.name, tag, digest, size, mediaType, checkedAt, previous);
   }
 
-  removeTag(repo: Repo, tag: string): void {
+  removeTag(repo: RepoName, tag: string): void {
     this.onChange(repo.registry, repo.name, tag);
     this.#statements.removeTag.run(repo.registry, repo.name, tag);
   }
 
-  list(repo: Repo, page: string): ListRow | undefined {
+  list(repo: RepoName, page: string): ListRow | undefined {
     return this.#statements.list.get(repo.registry, repo.name, page);
   }
 
-  listBody(repo: Repo, page: string): Buffer | undefined {
+  listBody(repo: RepoName, page: string): Buffer | undefined {
     return this.#statements.listBody.get(repo.registry, repo.name, page)?.body ?? undefined;
   }
 
   /** Those that were asked about longest ago make room: first of the same repo, since clients choose the pages. */
-  setList({ registry, name }: Repo, page: string, row: ListRow, body: Buffer | null): void {
+  setList({ registry, name }: RepoName, page: string, row: ListRow, body: Buffer | null): void {
     const { setList, listsOfRepo, removeOldestListOf, listsSize, removeOldestList } = this.#statements;
     const { digest, size, next, filters, checkedAt } = row;
     this.#db.transaction(() => {
@@ -291,12 +287,12 @@ export class Catalog implements LedgerStore {
   }
 
   /** The upstream keeps no such list. */
-  setNoList(repo: Repo, page: string, checkedAt: number): void {
+  setNoList(repo: RepoName, page: string, checkedAt: number): void {
     this.setList(repo, page, { digest: null, size: 0, next: null, filters: null, checkedAt }, null);
   }
 
   /** All pages that begin so. */
-  removeLists({ registry, name }: Repo, begin: string): void {
+  removeLists({ registry, name }: RepoName, begin: string): void {
     this.#statements.removeLists.run(registry, name, `${begin}*`);
   }
 
@@ -483,10 +479,10 @@ function prepareStatements(db: Database.Database) {
     removeChildren: db.prepare<[Digest]>('DELETE FROM children WHERE parent = ?'),
     sizeOfChild: db.prepare<[Digest], { size: number }>('SELECT size FROM children WHERE digest = ? LIMIT 1'),
     ingests: db.prepare<[], IngestRow>(
-      'SELECT digest, file, size, present, synced, boot, updated_at AS updatedAt FROM ingests',
+      'SELECT registry, digest, file, size, present, synced, boot, updated_at AS updatedAt FROM ingests',
     ),
-    setIngest: db.prepare('INSERT OR REPLACE INTO ingests VALUES (?, ?, ?, ?, ?, ?, ?)'),
-    removeIngest: db.prepare<[Digest]>('DELETE FROM ingests WHERE digest = ?'),
+    setIngest: db.prepare('INSERT OR REPLACE INTO ingests VALUES (?, ?, ?, ?, ?, ?, ?, ?)'),
+    removeIngest: db.prepare<[string, Digest]>('DELETE FROM ingests WHERE registry = ? AND digest = ?'),
     link: db.prepare<[Digest, string, string], { confirmedAt: number }>(
       'SELECT confirmed_at AS confirmedAt FROM links WHERE digest = ? AND registry = ? AND repo = ?',
     ),

@@ -84,7 +84,7 @@ async function takeOver(store: BlobStore, digest: Digest, from: string): Promise
 
 /** Links and tags of one repository. Returns how many tags. */
 async function takeNames(store: BlobStore, registry: string, name: string, path: string): Promise<number> {
-  const repo = createRepo(registry, name);
+  const repo = createRepo(registry, name, registry);
   const { catalog } = store;
   for (const place of ['_layers', '_manifests/revisions']) {
     for (const algorithm of ['sha256', 'sha512']) {

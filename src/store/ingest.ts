@@ -76,6 +76,7 @@ const worthKeeping = 64 * 1024;
  * committed. A fill that fails leaves it to the next one, with what is there.
  */
 export class Ingest implements Journalled {
+  readonly registry: string;
   readonly digest: Digest;
   readonly path: string;
   readonly reservation: Reservation;
@@ -103,7 +104,12 @@ export class Ingest implements Journalled {
   /** The leases, and one for the fill until it commits or fails. */
   #holders = 1;
 
-  constructor(digest: Digest, path: string, context: IngestContext, kept?: Kept) {
+  constructor(
+    { registry, digest, path }: Pick<Journalled, 'registry' | 'digest' | 'path'>,
+    context: IngestContext,
+    kept?: Kept,
+  ) {
+    this.registry = registry;
     this.digest = digest;
     this.path = path;
     this.reservation = context.reservation;

@@ -1,7 +1,6 @@
 import Database from 'better-sqlite3';
 import type { Digest } from '../oci/digest.ts';
 import type { Pattern } from '../oci/pattern.ts';
-import { createRepo } from '../oci/repo.ts';
 import { footprintOfSize } from './catalog.ts';
 import { readIntervals } from './journal.ts';
 import { catalogPath } from './layout.ts';
@@ -124,7 +123,7 @@ export class Inventory {
       )
       .all(pattern?.glob ?? '*');
     return rows
-      .filter(({ registry, repo, tag }) => !pattern || pattern.matches(createRepo(registry, repo), tag))
+      .filter(({ registry, repo, tag }) => !pattern || pattern.matches({ registry, name: repo }, tag))
       .map((row) => ({ ...row, isPinned: row.isPinned === 1 }));
   }
 

@@ -1,10 +1,14 @@
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
+import type { Digest } from '../oci/digest.ts';
 import { Intervals } from './intervals.ts';
 
 /** What is written down of an ingest, so that the next fill goes on from it. */
 export interface Journalled {
+  /** Where its bytes come from. */
+  readonly registry: string;
+  readonly digest: Digest;
   readonly path: string;
   readonly size: number | undefined;
   readonly present: Intervals;

@@ -11,8 +11,9 @@ import { bootId, readIntervals, writeIntervals, type Journalled } from './journa
 /** What nobody came back for goes after that time. */
 const keptForMs = 24 * 60 * 60 * 1000;
 
-/** What an unfinished fill has left. */
+/** What an unfinished fill has left: only its registry says that these bytes belong to the digest. */
 export interface Partial extends Kept {
+  readonly registry: string;
   readonly digest: Digest;
   readonly reservation: Reservation;
   /** Milliseconds since the epoch. */
@@ -33,7 +34,7 @@ export class Partials {
   readonly #directory: string;
   readonly #context: PartialsContext;
   readonly #boot = bootId();
-  readonly #kept = new Map<Digest, Partial>();
+  readonly #kept = new Map<string, Partial>();
 
   constructor(directory: string, context: PartialsContext) {
     this.#directory = directory;
@@ -47,15 +48,15 @@ export class Partials {
     return total;
   }
 
-  has(digest: Digest): boolean {
-    return this.#kept.has(digest);
+  has(registry: string, digest: Digest): boolean {
+    return this.#kept.has(keyOf(registry, digest));
   }
 
   /** Finds what earlier processes have left, and removes what no journal tells of. */
   async load(reserve: () => Reservation): Promise<void> {
     const files = new Set(await readdir(this.#directory));
     for (const row of this.#context.catalog.ingests()) {
-      const { digest, size, updatedAt } = row;
+      const { registry, digest, size, updatedAt } = row;
       const synced = readIntervals(row.synced);
       // The page cache is intact after a kill -9; after a power cut it is gone.
       const present = row.boot === this.#boot ? readIntervals(row.present) : synced;
@@ -64,34 +65,37 @@ export class Partials {
         const reservation = reserve();
         reservation.adopt(present.total);
         const path = join(this.#directory, row.file);
-        const kept = { digest, path, size, present, synced, reservation };
-        this.#kept.set(digest, { ...kept, isOurs: false, keptAt: updatedAt });
-      } else this.forget(digest);
+        const kept = { registry, digest, path, size, present, synced, reservation };
+        this.#kept.set(keyOf(registry, digest), { ...kept, isOurs: false, keptAt: updatedAt });
+      } else this.forget(row);
     }
     await Promise.all([...files].map((file) => unlink(join(this.#directory, file))));
     await this.sweep();
   }
 
   /** What is left of a fill is somebody's work again. */
-  take(digest: Digest): Partial | undefined {
-    const partial = this.#kept.get(digest);
-    this.#kept.delete(digest);
+  take(registry: string, digest: Digest): Partial | undefined {
+    const key = keyOf(registry, digest);
+    const partial = this.#kept.get(key);
+    this.#kept.delete(key);
     return partial;
   }
 
   /** Nobody works on it any more. */
-  keep({ digest, path, size, present, synced, reservation }: Omit<Partial, 'keptAt' | 'isOurs'>): void {
+  keep(left: Omit<Partial, 'keptAt' | 'isOurs'>): void {
+    const { registry, digest, path, size, present, synced, reservation } = left;
     reservation.shrinkTo(present.total);
     const keptAt = this.#context.clock.now();
-    const partial = { digest, path, size, present, synced, reservation, isOurs: true, keptAt };
-    this.#kept.set(digest, partial);
-    this.journal(digest, partial);
+    const partial = { registry, digest, path, size, present, synced, reservation, isOurs: true, keptAt };
+    this.#kept.set(keyOf(registry, digest), partial);
+    this.journal(partial);
   }
 
-  journal(digest: Digest, { path, size, present, synced }: Journalled): void {
+  journal({ registry, digest, path, size, present, synced }: Journalled): void {
     if (size === undefined) return;
     this.#try(digest, () => {
       this.#context.catalog.setIngest({
+        registry,
         digest,
         file: basename(path),
         size,
@@ -103,8 +107,8 @@ export class Partials {
     });
   }
 
-  forget(digest: Digest): void {
-    this.#try(digest, () => this.#context.catalog.removeIngest(digest));
+  forget({ registry, digest }: Pick<Partial, 'registry' | 'digest'>): void {
+    this.#try(digest, () => this.#context.catalog.removeIngest(registry, digest));
   }
 
   /** Resolves to whether there was one to drop. */
@@ -119,9 +123,10 @@ export class Partials {
     for (const partial of this.#kept.values()) if (partial.keptAt < limit) await this.#drop(partial);
   }
 
-  async #drop({ digest, path, reservation }: Partial): Promise<void> {
-    this.#kept.delete(digest);
-    this.forget(digest);
+  async #drop(partial: Partial): Promise<void> {
+    const { registry, digest, path, reservation } = partial;
+    this.#kept.delete(keyOf(registry, digest));
+    this.forget(partial);
     await unlink(path).catch(() => undefined);
     reservation.release();
   }
@@ -133,4 +138,8 @@ export class Partials {
       this.#context.log.warn({ err: error, digest }, 'the journal of a fill could not be written');
     }
   }
+}
+
+function keyOf(registry: string, digest: Digest): string {
+  return `${registry} ${digest}`;
 }

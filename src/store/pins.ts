@@ -1,7 +1,6 @@
 import type { Digest } from '../oci/digest.ts';
 import { signatureTags, subjectOf } from '../oci/signatures.ts';
 import { Pattern } from '../oci/pattern.ts';
-import { createRepo } from '../oci/repo.ts';
 import { blobMediaType } from '../oci/content.ts';
 import type { Clock } from '../util/clock.ts';
 import type { Logger } from '../util/log.ts';
@@ -79,8 +78,7 @@ export class Pins {
   /** A tag points elsewhere. */
   changed(registry: string, name: string, tag: string): void {
     if (this.#patterns.length === 0 || this.#timer) return;
-    const repo = createRepo(registry, name);
-    const isMeant = this.#patterns.some((pattern) => pattern.matches(repo, tag));
+    const isMeant = this.#patterns.some((pattern) => pattern.matches({ registry, name }, tag));
     if (isMeant || subjectOf(tag) !== undefined) this.#refreshSoon();
   }
 
@@ -155,7 +153,7 @@ export class Pins {
   #roots(patterns: readonly Pattern[], only?: Digest): Root[] {
     return patterns.flatMap((pattern) =>
       [...this.#catalog.tagged(pattern.glob, only), ...this.#catalog.linked(pattern.glob, only)].filter(
-        ({ registry, repo, tag }) => pattern.matches(createRepo(registry, repo), tag),
+        ({ registry, repo, tag }) => pattern.matches({ registry, name: repo }, tag),
       ),
     );
   }

@@ -1,7 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Digest } from '../oci/digest.ts';
 import type { Pattern } from '../oci/pattern.ts';
-import { createRepo } from '../oci/repo.ts';
 import type { BlobStore } from './blob-store.ts';
 import type { Root } from './catalog.ts';
 
@@ -21,8 +20,7 @@ export interface Purged {
  */
 export async function purge(store: BlobStore, pattern: Pattern, dryRun: boolean): Promise<Purged> {
   const { catalog } = store;
-  const isMeant = ({ registry, repo, tag }: Root): boolean =>
-    pattern.matches(createRepo(registry, repo), tag);
+  const isMeant = ({ registry, repo, tag }: Root): boolean => pattern.matches({ registry, name: repo }, tag);
   // What is pinned keeps its tag.
   const tags = catalog.tagged(pattern.glob).filter((root) => isMeant(root) && !catalog.isPinned(root.digest));
   const owned = catalog.blobsOf(pattern.glob).filter(isMeant);
@@ -35,7 +33,7 @@ export async function purge(store: BlobStore, pattern: Pattern, dryRun: boolean)
     const isTagged = catalog.tagsOf(digest).some((root) => !isMeant(root));
     const isShared = catalog
       .reposOf(digest)
-      .some(({ registry, repo }) => !pattern.matchesRepo(createRepo(registry, repo)));
+      .some(({ registry, repo }) => !pattern.matchesRepo({ registry, name: repo }));
     if (isTagged || isShared || catalog.parents(digest).some((parent) => !victims.has(parent))) return;
     if (catalog.isPinned(digest)) {
       kept += 1;
@@ -54,7 +52,7 @@ export async function purge(store: BlobStore, pattern: Pattern, dryRun: boolean)
     catalog.removeListsOf(pattern.glob);
     for (const { registry, repo, tag } of tags) {
       if (tag === undefined) continue;
-      catalog.removeTag(createRepo(registry, repo), tag);
+      catalog.removeTag({ registry, name: repo }, tag);
       store.onTagChanged(registry, repo, tag);
     }
   }

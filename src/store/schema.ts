@@ -129,6 +129,24 @@ const migrations: readonly string[] = [
   );
   CREATE INDEX lists_by_age ON lists (checked_at);
   `,
+  `
+  -- Unverified bytes belong to the registry that they came from. Of older ones that is not known: their files go.
+  DROP TABLE ingests;
+  CREATE TABLE ingests (
+    registry TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    file TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    -- What is in the file, as [start, end, start, end, ...].
+    present TEXT NOT NULL,
+    -- The part that outlives a power cut.
+    synced TEXT NOT NULL,
+    -- The run of the kernel whose page cache has the rest.
+    boot TEXT NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (registry, digest)
+  ) WITHOUT ROWID;
+  `,
 ];
 
 /** What this program reads and writes. */

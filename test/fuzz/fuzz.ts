@@ -47,7 +47,7 @@ const targets: Record<string, { seeds: string[]; read: (text: string) => void }>
     read: (text) => {
       const route = parseRoute('GET', text);
       if ('digest' in route) assert.ok(isDigest(route.digest));
-      if (route.kind !== 'ping') createRepo('docker.io', route.name);
+      if (route.kind !== 'ping') createRepo('docker.io', route.name, 'docker.io');
     },
   },
   range: {
@@ -129,7 +129,7 @@ const targets: Record<string, { seeds: string[]; read: (text: string) => void }>
     ],
     read: (text) => {
       assert.ok((parseDuration(text) ?? 0) >= 0 && (parseSize(text) ?? 0) >= 0);
-      Pattern.parse(text)?.matches(createRepo('docker.io', 'library/x'), '1');
+      Pattern.parse(text)?.matches(createRepo('docker.io', 'library/x', 'docker.io'), '1');
       RegistryPattern.parse(text)?.matches('acme.azurecr.io');
       const retry = parseRetryAfter(text, 0);
       assert.ok(retry === undefined || retry >= 0);

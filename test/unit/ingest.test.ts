@@ -82,7 +82,7 @@ class Model {
   }
 
   async begin(): Promise<void> {
-    this.#ingest = this.store.ingest(this.blob.digest);
+    this.#ingest = this.store.ingest('docker.io', this.blob.digest);
     await this.ingest.reopen();
     await this.ingest.begin(this.blob.bytes.length, this.blob.bytes.length);
     this.#check();
@@ -218,11 +218,11 @@ describe('ingest', () => {
       const model = new Model(directory);
       await model.start();
       await model.ingest.suspend();
-      const unknown = model.store.ingest(randomBlob(1).digest);
+      const unknown = model.store.ingest('docker.io', randomBlob(1).digest);
       await unknown.begin(undefined, undefined);
       await unknown.write(0, [model.blob.bytes]);
       await unknown.suspend();
-      assert.equal(model.store.hasPartial(unknown.digest), false);
+      assert.equal(model.store.hasPartial('docker.io', unknown.digest), false);
       assert.deepEqual(await readdir(join(directory, 'ingest')), []);
       await model.close();
     });

@@ -27,7 +27,7 @@ const cases: [pattern: string, registry: string, name: string, tag: string | und
 
 for (const [pattern, registry, name, tag, matches] of cases) {
   test(`${pattern} ${matches ? 'matches' : 'does not match'} ${registry}/${name}:${tag ?? 'a digest'}`, () => {
-    assert.equal(Pattern.parse(pattern)?.matches(createRepo(registry, name), tag), matches);
+    assert.equal(Pattern.parse(pattern)?.matches(createRepo(registry, name, registry), tag), matches);
   });
 }
 

@@ -30,7 +30,7 @@ test('requests beyond what the process can hold get 503 and when to come again',
         return { digest: `sha256:${'0'.repeat(64)}`, mediaType: 'x/y', size: 1, result: 'hit' };
       },
     },
-    upstreams: { repo: (name: string) => createRepo('docker.io', name) },
+    upstreams: { repo: (name: string) => createRepo('docker.io', name, 'docker.io') },
     clock,
     log,
     metrics: new Metrics(),
