@@ -10,6 +10,16 @@ import { isFresh, isServableStale, type TagPolicy } from './freshness.ts';
 const linkLifeMs = 24 * 60 * 60 * 1000;
 const maxRemembered = 100_000;
 
+/** What the upstream has said of a digest in a repo. */
+interface Link {
+  /** Milliseconds since the epoch; Infinity: it is public within its registry. */
+  readonly confirmedAt: number;
+  /** As what it was given for this repo, if it is a manifest. */
+  readonly mediaType: string | undefined;
+}
+
+const noLink: Link = { confirmedAt: -Infinity, mediaType: undefined };
+
 /**
  * Who may have what: a digest is no authorisation. Content that came anonymously is public within its registry; other
  * content belongs to the repos for which the upstream has given or confirmed it, for 24 h at a time.
@@ -20,7 +30,7 @@ export class Access {
   readonly #log: Logger;
   readonly #policy: TagPolicy;
   /** The catalog's answers, so that a hit costs no query. Removing a blob removes its links with it. */
-  readonly #granted = new LRUCache<string, number>({ max: maxRemembered });
+  readonly #links = new LRUCache<string, Link>({ max: maxRemembered });
 
   constructor(catalog: Catalog, clock: Clock, log: Logger, policy: TagPolicy) {
     this.#catalog = catalog;
@@ -29,18 +39,24 @@ export class Access {
     this.#policy = policy;
   }
 
-  /** The upstream has given the digest for the repo, or confirmed that it is there. */
-  confirm(repo: Repo, digest: Digest, { isPublic }: Given): void {
+  /** The upstream has given the digest for the repo, or confirmed that it is there; a manifest as `mediaType`. */
+  confirm(repo: Repo, digest: Digest, { isPublic, mediaType }: Given & { mediaType?: string }): void {
     const now = this.#clock.now();
-    this.#granted.set(`${repo.key}@${digest}`, isPublic ? Infinity : now);
+    const type = mediaType ?? this.typeOf(repo, digest);
+    this.#links.set(keyOf(repo, digest), { confirmedAt: isPublic ? Infinity : now, mediaType: type });
     this.#write(repo, digest, () => {
-      this.#catalog.addLink(digest, repo, isPublic, now);
+      this.#catalog.addLink(digest, repo, { isPublic, mediaType: type, now });
     });
   }
 
   revoke(repo: Repo, digest: Digest): void {
-    this.#granted.delete(`${repo.key}@${digest}`);
+    this.#links.delete(keyOf(repo, digest));
     this.#write(repo, digest, () => this.#catalog.removeLink(digest, repo.registry, repo.name));
+  }
+
+  /** As what the upstream has given a manifest for this repo; undefined: it has not. */
+  typeOf(repo: Repo, digest: Digest): string | undefined {
+    return this.#link(repo, digest).mediaType;
   }
 
   grants(repo: Repo, digest: Digest): boolean {
@@ -61,16 +77,25 @@ export class Access {
   }
 
   #confirmedAt(repo: Repo, digest: Digest): number {
-    const key = `${repo.key}@${digest}`;
-    const known = this.#granted.get(key);
-    if (known !== undefined) return known === Infinity ? this.#clock.now() : known;
-    if (this.#catalog.link(digest, repo.registry, everywhere) !== undefined) {
-      this.#granted.set(key, Infinity);
-      return this.#clock.now();
-    }
-    const at = this.#catalog.link(digest, repo.registry, repo.name);
-    if (at === undefined) return -Infinity;
-    this.#granted.set(key, at);
-    return at;
+    const { confirmedAt } = this.#link(repo, digest);
+    return confirmedAt === Infinity ? this.#clock.now() : confirmedAt;
   }
+
+  #link(repo: Repo, digest: Digest): Link {
+    const key = keyOf(repo, digest);
+    const known = this.#links.get(key);
+    if (known) return known;
+    const { registry, name } = repo;
+    const isPublic = this.#catalog.link(digest, registry, everywhere) !== undefined;
+    const own = this.#catalog.link(digest, registry, name);
+    if (!isPublic && !own) return noLink;
+    const confirmedAt = isPublic ? Infinity : (own?.confirmedAt ?? -Infinity);
+    const link = { confirmedAt, mediaType: own?.mediaType ?? undefined };
+    this.#links.set(key, link);
+    return link;
+  }
+}
+
+function keyOf(repo: Repo, digest: Digest): string {
+  return `${repo.key}@${digest}`;
 }

@@ -1,7 +1,7 @@
 import { LRUCache } from 'lru-cache';
 import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
-import { parseManifest } from '../oci/manifest.ts';
+import { parseManifest, unnamedType, usualType } from '../oci/manifest.ts';
 import type { Want } from '../oci/range.ts';
 import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { Reference } from '../oci/route.ts';
@@ -19,6 +19,7 @@ import type { Prefetch } from './prefetch.ts';
 import { Proofs } from './proofs.ts';
 import type { Tags } from './tags.ts';
 import type { Upstreams } from './upstreams.ts';
+import { isWhole } from './wholeness.ts';
 
 const maxUnrefreshed = 10_000;
 
@@ -97,7 +98,13 @@ export class Mirror {
       ? this.#manifest(repo, reference.digest, method)
       : this.#tag(repo, reference.tag, method));
     if (method === 'GET') this.#context.prefetch?.served(client, repo, found.digest);
-    return found;
+    if (found.mediaType !== unnamedType) return found;
+    return { ...found, mediaType: this.#typeFor(repo, found.digest) };
+  }
+
+  /** Of a manifest whose bytes name no type. */
+  #typeFor(repo: Repo, digest: Digest): string {
+    return this.#context.access.typeOf(repo, digest) ?? usualType(this.#store.children(digest));
   }
 
   /** `want`: the part of it that is asked for. */
@@ -142,7 +149,7 @@ export class Mirror {
   async #manifest(repo: Repo, digest: Digest, method: Method): Promise<Answer> {
     return this.#unlessKnownAbsent(`${repo.key} manifest ${digest}`, async () => {
       for (let proven: Proven; this.#holdsManifest(digest);) {
-        if (proven !== 'stored' && !this.#context.access.grants(repo, digest)) {
+        if (proven !== 'stored' && !this.#isKnownFor(repo, digest)) {
           proven = await this.#prove(repo, digest, 'manifest');
           continue;
         }
@@ -159,6 +166,15 @@ export class Mirror {
       );
       return answer(await outcome, joined ? 'joined' : 'miss');
     });
+  }
+
+  /** The repo may have this manifest, and it is known as what. */
+  #isKnownFor(repo: Repo, digest: Digest): boolean {
+    const { access } = this.#context;
+    if (!access.grants(repo, digest)) return false;
+    return (
+      this.#store.describe(digest)?.mediaType !== unnamedType || access.typeOf(repo, digest) !== undefined
+    );
   }
 
   async #tag(repo: Repo, tag: string, method: Method): Promise<Answer> {
@@ -253,7 +269,8 @@ export class Mirror {
       // A size that is not that of what is held has been made up.
       const held = said && this.#store.describe(said.digest);
       if (said && (!held || held.size === said.size)) {
-        if (!isFromPattern(repo)) access.confirm(repo, said.digest, said);
+        // Of what is not held a GET would say it: links to what may never come would be kept for ever.
+        if (held && !isFromPattern(repo)) access.confirm(repo, said.digest, said);
         return tags.set(repo, tag, said);
       }
       return await this.#getTag(repo, tag);
@@ -268,8 +285,8 @@ export class Mirror {
   async #getTag(repo: Repo, tag: string): Promise<TagRow> {
     const upstream = this.#upstreamOf(repo);
     const manifest = await upstream.manifest(repo, tag, this.#deadline());
-    this.#keep(repo, manifest);
-    return this.#context.tags.set(repo, tag, manifest);
+    const { mediaType } = this.#keep(repo, manifest);
+    return this.#context.tags.set(repo, tag, { ...manifest, mediaType: mediaType || manifest.mediaType });
   }
 
   /** What the tag was said to point to is not there: it has moved on, or its HEAD was wrong. The GET has the last word. */
@@ -286,10 +303,10 @@ export class Mirror {
   }
 
   #keep(repo: Repo, manifest: UpstreamManifest): Content {
-    const { digest, mediaType, bytes } = manifest;
-    const children = parseManifest(bytes, mediaType, `${repo.key} manifest ${digest}`);
+    const { digest, bytes } = manifest;
+    const content = parseManifest(bytes, manifest.mediaType, `${repo.key} manifest ${digest}`);
     this.#context.access.confirm(repo, digest, manifest);
-    return this.#store.put(bytes, { digest, mediaType, children });
+    return this.#store.put(bytes, { digest, ...content });
   }
 
   /** The tag as it was, if the upstream cannot be asked now and the image can be pulled without it. */
@@ -299,9 +316,15 @@ export class Mirror {
     if (!this.#mayKeep(error.row)) return undefined;
     if (!isGone && !isServableStale(row.checkedAt, now, this.#options.tags)) return undefined;
     // Blobs can still be had while it is the pulls alone that are spent.
-    const isEnough = (digest: Digest): boolean =>
-      this.#isWhole(repo, digest, error.fault === 'quota-spent' ? 'manifests' : 'all');
-    const digest = [row.digest, row.previous].find((each) => each !== null && isEnough(each));
+    const what = error.fault === 'quota-spent' ? 'manifests' : 'all';
+    const parts = {
+      has: (part: Digest) =>
+        this.#store.describe(part) !== undefined && this.#context.access.grantedOnce(repo, part),
+      children: (manifest: Digest) => this.#store.children(manifest),
+    };
+    let digest: Digest | undefined;
+    for (const each of [row.digest, row.previous])
+      if (each !== null && !digest && (await isWhole(each, parts, what))) digest = each;
     const held = digest && this.#lease(digest, method);
     if (!held || !(await isReadable(held))) return undefined;
     const reason = isGone ? 'tag-gone' : error.fault;
@@ -311,17 +334,6 @@ export class Mirror {
   /** Whether what is held may still be served after this fault. */
   #mayKeep({ stale, definite }: MirrorError['row']): boolean {
     return stale === true || (definite === true && this.#options.tags.whenGone === 'keep');
-  }
-
-  /** Whether the image can be pulled from the store alone: whoever has got its manifest can no longer change host. */
-  #isWhole(repo: Repo, digest: Digest, what: 'all' | 'manifests'): boolean {
-    const has = (part: Digest): boolean =>
-      this.#store.describe(part) !== undefined && this.#context.access.grantedOnce(repo, part);
-    if (!has(digest)) return false;
-    const children = this.#store.children(digest);
-    const images = children.filter(({ kind }) => kind === 'manifest');
-    if (images.length > 0) return images.some((image) => this.#isWhole(repo, image.digest, what));
-    return what === 'manifests' || children.every((child) => child.foreign || has(child.digest));
   }
 
   #holdsManifest(digest: Digest): boolean {

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { MirrorError } from '../util/errors.ts';
+import { blobMediaType } from './content.ts';
 import { isDigest, type Digest } from './digest.ts';
 import { parseJson } from './json.ts';
 
@@ -13,11 +14,10 @@ export interface Child {
 
 export const ociIndex = 'application/vnd.oci.image.index.v1+json';
 
+const ociManifest = 'application/vnd.oci.image.manifest.v1+json';
+
 const indexTypes = [ociIndex, 'application/vnd.docker.distribution.manifest.list.v2+json'];
-const manifestTypes = [
-  'application/vnd.oci.image.manifest.v1+json',
-  'application/vnd.docker.distribution.manifest.v2+json',
-];
+const manifestTypes = [ociManifest, 'application/vnd.docker.distribution.manifest.v2+json'];
 
 /** Always asked for in full: a tag must not change its digest with what a client happens to accept. */
 export const acceptManifests = [...manifestTypes, ...indexTypes, '*/*'].join(', ');
@@ -43,16 +43,32 @@ export function bareMediaType(header: string | undefined): string | undefined {
   return type !== undefined && type.length <= 255 && /^[\w.+-]+\/[\w.+-]+$/.test(type) ? type : undefined;
 }
 
+/** What a manifest's bytes say of themselves, whoever gave them. */
+export interface ManifestContent {
+  /** As `mediaType` in the bytes names it; `unnamedType` when they name none. */
+  readonly mediaType: string;
+  readonly children: readonly Child[];
+}
+
+/** In place of the media type of a manifest that names none: each repo may give it as another type. */
+export const unnamedType = '';
+
+/** The type of a manifest that names none, where no repo's upstream has said one. */
+export function usualType(children: readonly Child[]): string {
+  return children.some(({ kind }) => kind === 'manifest') ? ociIndex : ociManifest;
+}
+
 /**
- * The children of a manifest's exact bytes. Throws `upstream-invalid` when the body is no JSON object, or says another
- * type than the header did, or could be read as two types (CVE-2021-41190): none of these may enter the store.
+ * Reads a manifest's exact bytes, which came as `contentType`. Throws `upstream-invalid` when the body is no JSON object, or
+ * names another type than a known one that it came as, or could be read as two types (CVE-2021-41190): none of these may
+ * enter the store.
  */
-export function parseManifest(bytes: Uint8Array, mediaType: string, what: string): Child[] {
+export function parseManifest(bytes: Uint8Array, contentType: string, what: string): ManifestContent {
   const refuse = (why: string, cause?: unknown): never => {
     throw new MirrorError('upstream-invalid', `${what}: ${why}`, { cause });
   };
-  if (mediaType === 'text/html') refuse('the upstream sent a web page');
-  refuseSchema1(mediaType, what);
+  if (contentType === 'text/html') refuse('the upstream sent a web page');
+  refuseSchema1(contentType, what);
   let json: unknown;
   try {
     json = parseJson(bytes);
@@ -61,31 +77,53 @@ export function parseManifest(bytes: Uint8Array, mediaType: string, what: string
   }
   if (typeof json !== 'object' || json === null || Array.isArray(json) || Object.keys(json).length === 0)
     refuse('the manifest is no JSON object');
-  if (!indexTypes.includes(mediaType) && !manifestTypes.includes(mediaType)) return [];
-  const parsed = manifestBody.safeParse(json);
-  if (!parsed.success) return refuse('the manifest has not the form of one', parsed.error);
-  const { mediaType: said, manifests, config, layers } = parsed.data;
-  if (said !== undefined && said !== mediaType) {
-    refuse(`the manifest says ${JSON.stringify(said)}, its Content-Type says ${JSON.stringify(mediaType)}`);
+  const named = namedType(json as { mediaType?: unknown });
+  if (isKnown(contentType) && named !== undefined && named !== contentType) {
+    const [inside, outside] = [named, contentType].map((type) => JSON.stringify(type));
+    refuse(`the manifest says ${inside ?? ''}, its Content-Type says ${outside ?? ''}`);
   }
-  const image = config !== undefined || layers !== undefined;
-  if (manifests && image) refuse('the manifest has both manifests and layers');
-  if (indexTypes.includes(mediaType) && (image || !manifests)) refuse('the index has no manifests');
-  if (manifestTypes.includes(mediaType) && !(config && layers))
-    refuse('the manifest has no config or no layers');
+  refuseSchema1(named ?? '', what);
+  const type = named ?? contentType;
+  const parsed = manifestBody.safeParse(json);
+  if (!parsed.success) {
+    if (isKnown(type)) refuse('the manifest has not the form of one', parsed.error);
+    return { mediaType: named ?? unnamedType, children: [] };
+  }
+  const { manifests, config, layers } = parsed.data;
+  const isImage = config !== undefined || layers !== undefined;
+  if (isKnown(type)) {
+    if (manifests && isImage) refuse('the manifest has both manifests and layers');
+    if (indexTypes.includes(type) && !manifests) refuse('the index has no manifests');
+    if (manifestTypes.includes(type) && !(config && layers))
+      refuse('the manifest has no config or no layers');
+  }
+  return { mediaType: named ?? unnamedType, children: childrenOf(parsed.data) };
+}
 
-  const children: Child[] = [];
+function isKnown(type: string): boolean {
+  return indexTypes.includes(type) || manifestTypes.includes(type);
+}
+
+/** What would make a blob of it, or no header, names nothing. */
+function namedType({ mediaType }: { mediaType?: unknown }): string | undefined {
+  const type = typeof mediaType === 'string' ? bareMediaType(mediaType) : undefined;
+  return type === blobMediaType ? undefined : type;
+}
+
+/** Each part once, however often it is named. */
+function childrenOf({ manifests = [], config, layers = [] }: z.infer<typeof manifestBody>): Child[] {
+  const children = new Map<string, Child>();
   const add = (kind: Child['kind'], parts: z.infer<typeof descriptor>[]): void => {
     for (const { digest, size, mediaType: type, urls } of parts) {
-      if (!isDigest(digest)) continue;
+      if (!isDigest(digest) || children.has(kind + digest)) continue;
       const foreign = (urls?.length ?? 0) > 0 || /\.(?:foreign|nondistributable)\./.test(type ?? '');
-      children.push({ digest, size, kind, foreign });
+      children.set(kind + digest, { digest, size, kind, foreign });
     }
   };
-  add('manifest', manifests ?? []);
+  add('manifest', manifests);
   add('config', config ? [config] : []);
-  add('layer', layers ?? []);
-  return children;
+  add('layer', layers);
+  return [...children.values()];
 }
 
 /** Throws `upstream-invalid`: its digest is not that of its bytes, and no client of today reads it. */
@@ -95,24 +133,21 @@ export function refuseSchema1(mediaType: string, what: string): void {
   throw new MirrorError('upstream-invalid', `${what}: ${why}`);
 }
 
-/** Bytes of which nobody has said what they are: a manifest, if they read as one. */
-export function recognise(bytes: Uint8Array): { mediaType: string; children: Child[] } | undefined {
+/** Bytes that came from no upstream: a manifest, if they read as one. */
+export function recognise(bytes: Uint8Array): ManifestContent | undefined {
   // Layers are compressed: nearly all of them are told apart by their first byte.
   if (bytes[0] !== 0x7b) return undefined;
-  let json: unknown;
   try {
-    json = parseJson(bytes);
+    const manifest = parseManifest(bytes, unnamedType, 'a manifest');
+    const isTyped = isKnown(manifest.mediaType);
+    return isTyped || (manifest.mediaType === unnamedType && isImageOrIndex(bytes)) ? manifest : undefined;
   } catch {
     return undefined;
   }
-  const { data } = manifestBody.safeParse(json);
-  if (!data) return undefined;
-  const types = data.manifests ? indexTypes : data.config && data.layers ? manifestTypes : [];
-  const mediaType = types.find((type) => type === (data.mediaType ?? types[0]));
-  if (mediaType === undefined) return undefined;
-  try {
-    return { mediaType, children: parseManifest(bytes, mediaType, 'a manifest') };
-  } catch {
-    return undefined;
-  }
+}
+
+/** JSON of any kind may be a layer or a config. */
+function isImageOrIndex(bytes: Uint8Array): boolean {
+  const { manifests, config, layers } = manifestBody.safeParse(parseJson(bytes)).data ?? {};
+  return manifests ? !config && !layers : Boolean(config && layers);
 }

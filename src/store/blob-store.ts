@@ -5,7 +5,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { LRUCache } from 'lru-cache';
 import { blobMediaType, smallSize, type Content, type Descriptor } from '../oci/content.ts';
 import { hexOf, type Digest } from '../oci/digest.ts';
-import type { Child } from '../oci/manifest.ts';
+import { recognise, type Child } from '../oci/manifest.ts';
 import type { Clock } from '../util/clock.ts';
 import { errorCode, isFault, MirrorError } from '../util/errors.ts';
 import type { Logger } from '../util/log.ts';
@@ -242,10 +242,19 @@ export class BlobStore {
     if (row.size > memoryEntryBytes || (row.size > smallSize && row.mediaType === blobMediaType)) {
       return new StoredContent(row, file, this.#buffers);
     }
-    return new SmallContent(row, file, (bytes) => {
-      const held = { ...row, bytes, children: this.catalog.children(digest) };
-      if (this.catalog.blob(digest)) this.#memory.set(digest, held);
-    });
+    return new SmallContent(row, file, (bytes) => this.#remember(row, bytes));
+  }
+
+  /** What was read and verified. Returns its media type: the catalog of an older version may have another one. */
+  #remember(row: Descriptor, bytes: Buffer): string {
+    const { digest } = row;
+    const manifest = row.mediaType === blobMediaType ? undefined : recognise(bytes);
+    const held = { ...row, children: this.catalog.children(digest), ...manifest, bytes };
+    if (!this.catalog.blob(digest)) return held.mediaType;
+    if (held.mediaType !== row.mediaType)
+      this.catalog.addBlob(held, held.children, this.#context.clock.now());
+    this.#memory.set(digest, held);
+    return held.mediaType;
   }
 
   /** An unfinished fill from the registry has left something of the digest. */

@@ -16,6 +16,13 @@ export interface TagRow extends Descriptor {
   readonly previous: Digest | null;
 }
 
+export interface LinkRow {
+  /** Milliseconds since the epoch. */
+  readonly confirmedAt: number;
+  /** As what a manifest was given for this repo. */
+  readonly mediaType: string | null;
+}
+
 /** A page of tags or referrers, as the upstream gave it. */
 export interface ListRow {
   /** Of the page's bytes; null: the upstream keeps no such list. */
@@ -121,7 +128,10 @@ export class Catalog implements LedgerStore {
     return this.#statements.blob.get(digest);
   }
 
-  /** Returns whether it is new. What is known as a manifest stays one, when it comes as a blob too. */
+  /**
+   * Returns whether it is new. What is known as a manifest stays one, when it comes as a blob too; its type and children are
+   * those that its bytes name, and so the same whoever gives it.
+   */
   addBlob({ digest, size, mediaType }: Descriptor, children: readonly Child[], now: number): boolean {
     const { addBlob, setMediaType, addChild, removeChildren } = this.#statements;
     return this.#db.transaction(() => {
@@ -130,7 +140,10 @@ export class Catalog implements LedgerStore {
       const priority = this.#inflation + worth;
       const isNew = addBlob.run(digest, size, mediaType, now, now, worth, priority).changes === 1;
       if (!isManifest) return isNew;
-      if (!isNew) setMediaType.run(mediaType, worth, digest);
+      if (!isNew) {
+        if (this.blob(digest)?.mediaType === mediaType) return false;
+        setMediaType.run(mediaType, worth, digest);
+      }
       removeChildren.run(digest);
       children.forEach((child, i) => {
         addChild.run(digest, i, child.digest, child.size, child.kind, child.foreign ? 1 : 0);
@@ -221,17 +234,21 @@ export class Catalog implements LedgerStore {
     this.#statements.removeIngest.run(registry, digest);
   }
 
-  /** When the digest was last confirmed for the repo; an empty repo stands for the whole registry. */
-  link(digest: Digest, registry: string, repo: string): number | undefined {
-    return this.#statements.link.get(digest, registry, repo)?.confirmedAt;
+  /** What was last confirmed of the digest for the repo; an empty repo stands for the whole registry. */
+  link(digest: Digest, registry: string, repo: string): LinkRow | undefined {
+    return this.#statements.link.get(digest, registry, repo);
   }
 
-  /** The digest belongs to the repo; `isPublic`: and to every repo of its registry. */
-  addLink(digest: Digest, { registry, name }: RepoName, isPublic: boolean, now: number): void {
+  /** The digest belongs to the repo, as `mediaType` if it is a manifest; `isPublic`: and to every repo of its registry. */
+  addLink(
+    digest: Digest,
+    { registry, name }: RepoName,
+    { isPublic, mediaType, now }: { isPublic: boolean; mediaType?: string | undefined; now: number },
+  ): void {
     const { addLink } = this.#statements;
     this.#db.transaction(() => {
-      addLink.run(digest, registry, name, now);
-      if (isPublic) addLink.run(digest, registry, everywhere, now);
+      addLink.run(digest, registry, name, now, mediaType ?? null);
+      if (isPublic) addLink.run(digest, registry, everywhere, now, null);
     })();
   }
 
@@ -483,12 +500,14 @@ function prepareStatements(db: Database.Database) {
     ),
     setIngest: db.prepare('INSERT OR REPLACE INTO ingests VALUES (?, ?, ?, ?, ?, ?, ?, ?)'),
     removeIngest: db.prepare<[string, Digest]>('DELETE FROM ingests WHERE registry = ? AND digest = ?'),
-    link: db.prepare<[Digest, string, string], { confirmedAt: number }>(
-      'SELECT confirmed_at AS confirmedAt FROM links WHERE digest = ? AND registry = ? AND repo = ?',
+    link: db.prepare<[Digest, string, string], LinkRow>(
+      `SELECT confirmed_at AS confirmedAt, media_type AS mediaType FROM links
+       WHERE digest = ? AND registry = ? AND repo = ?`,
     ),
     addLink: db.prepare(
-      `INSERT INTO links VALUES (?, ?, ?, ?)
-       ON CONFLICT DO UPDATE SET confirmed_at = max(confirmed_at, excluded.confirmed_at)`,
+      `INSERT INTO links VALUES (?, ?, ?, ?, ?)
+       ON CONFLICT DO UPDATE SET confirmed_at = max(confirmed_at, excluded.confirmed_at),
+         media_type = coalesce(excluded.media_type, media_type)`,
     ),
     removeLink: db.prepare('DELETE FROM links WHERE digest = ? AND registry = ? AND repo = ?'),
     removeLinks: db.prepare<[Digest]>('DELETE FROM links WHERE digest = ?'),
@@ -557,12 +576,12 @@ function prepareStatements(db: Database.Database) {
     ),
     linked: db.prepare<[string], Omit<Root, 'tag'>>(
       `SELECT registry, repo, digest FROM links JOIN blobs USING (digest)
-       WHERE repo <> '' AND registry || '/' || repo GLOB ? AND media_type <> 'application/octet-stream'`,
+       WHERE repo <> '' AND registry || '/' || repo GLOB ? AND blobs.media_type <> 'application/octet-stream'`,
     ),
     linkedAs: db.prepare<[Digest, string], Omit<Root, 'tag'>>(
       `SELECT registry, repo, digest FROM links JOIN blobs USING (digest)
        WHERE links.digest = ? AND repo <> '' AND registry || '/' || repo GLOB ?
-         AND media_type <> 'application/octet-stream'`,
+         AND blobs.media_type <> 'application/octet-stream'`,
     ),
     quota: db.prepare<[string, string], QuotaState>(
       `SELECT pull_limit AS "limit", remaining, window_ms AS windowMs, source, risen_at AS risenAt,

@@ -2,6 +2,7 @@ import { copyFile, link, lstat, readdir, readFile, stat } from 'node:fs/promises
 import { join } from 'node:path';
 import { blobMediaType } from '../oci/content.ts';
 import { isDigest, type Digest } from '../oci/digest.ts';
+import { usualType } from '../oci/manifest.ts';
 import { createRepo, isTag } from '../oci/repo.ts';
 import { errorCode, MirrorError } from '../util/errors.ts';
 import type { BlobStore } from './blob-store.ts';
@@ -92,7 +93,10 @@ async function takeNames(store: BlobStore, registry: string, name: string, path:
         const digest = `${algorithm}:${hex}`;
         const file = join(path, place, algorithm, hex, 'link');
         if (isDigest(digest) && store.describe(digest))
-          catalog.addLink(digest, repo, false, Math.floor((await stat(file)).mtimeMs));
+          catalog.addLink(digest, repo, {
+            isPublic: false,
+            now: Math.floor((await stat(file)).mtimeMs),
+          });
       }
     }
   }
@@ -103,7 +107,8 @@ async function takeNames(store: BlobStore, registry: string, name: string, path:
     const held = isDigest(digest) ? store.describe(digest) : undefined;
     if (!held || held.mediaType === blobMediaType || !isTag(tag) || catalog.tag(repo, tag)) continue;
     const checkedAt = Math.floor((await stat(file)).mtimeMs);
-    catalog.setTag(repo, tag, { ...held, checkedAt, previous: null }, true);
+    const mediaType = held.mediaType || usualType(store.children(held.digest));
+    catalog.setTag(repo, tag, { ...held, mediaType, checkedAt, previous: null }, true);
     store.onTagChanged(registry, repo.name, tag);
     tags += 1;
   }

@@ -146,6 +146,9 @@ const migrations: readonly string[] = [
     updated_at INTEGER NOT NULL,
     PRIMARY KEY (registry, digest)
   ) WITHOUT ROWID;
+
+  -- A manifest that names no type of its own is what each repo's upstream has given it as.
+  ALTER TABLE links ADD COLUMN media_type TEXT;
   `,
 ];
 

@@ -125,7 +125,7 @@ export class SharedFile {
 abstract class FileContent implements Content {
   readonly digest: Digest;
   readonly size: number;
-  readonly mediaType: string;
+  mediaType: string;
   protected readonly file: SharedFile;
   #released = false;
 
@@ -148,10 +148,11 @@ abstract class FileContent implements Content {
 
 /** A file small enough to be read and verified as a whole, and then kept in memory. */
 export class SmallContent extends FileContent {
-  readonly #keep: (bytes: Buffer) => void;
+  readonly #keep: (bytes: Buffer) => string;
   #bytes: Buffer | undefined;
 
-  constructor(row: Descriptor, file: SharedFile, keep: (bytes: Buffer) => void) {
+  /** `keep`: takes the bytes, and returns their media type. */
+  constructor(row: Descriptor, file: SharedFile, keep: (bytes: Buffer) => string) {
     super(row, file);
     this.#keep = keep;
   }
@@ -165,7 +166,7 @@ export class SmallContent extends FileContent {
       }
       return bytes;
     });
-    this.#keep(this.#bytes);
+    this.mediaType = this.#keep(this.#bytes);
   }
 
   copyTo(sink: Writable, range?: ByteRange): Promise<void> {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { bareMediaType, parseManifest } from '../../src/oci/manifest.ts';
+import { bareMediaType, parseManifest, recognise, unnamedType } from '../../src/oci/manifest.ts';
 import { isFault } from '../../src/util/errors.ts';
 import { ociIndex, ociManifest } from '../support/images.ts';
 
@@ -22,7 +22,7 @@ describe('manifest', () => {
         },
       ],
     };
-    assert.deepEqual(parseManifest(bytes(body), ociManifest, 'x'), [
+    assert.deepEqual(parseManifest(bytes(body), ociManifest, 'x').children, [
       { digest: digest('a'), size: 1, kind: 'config', foreign: false },
       { digest: digest('b'), size: 2, kind: 'layer', foreign: false },
       { digest: digest('c'), size: 3, kind: 'layer', foreign: true },
@@ -32,14 +32,38 @@ describe('manifest', () => {
 
   test('an index has manifests, also none', () => {
     const body = { schemaVersion: 2, mediaType: ociIndex, manifests: [{ digest: digest('a'), size: 1 }] };
-    assert.deepEqual(parseManifest(bytes(body), ociIndex, 'x'), [
+    assert.deepEqual(parseManifest(bytes(body), ociIndex, 'x').children, [
       { digest: digest('a'), size: 1, kind: 'manifest', foreign: false },
     ]);
-    assert.deepEqual(parseManifest(bytes({ manifests: [] }), ociIndex, 'x'), []);
+    assert.deepEqual(parseManifest(bytes({ manifests: [] }), ociIndex, 'x').children, []);
   });
 
   test('a type that nobody knows is any JSON object', () => {
-    assert.deepEqual(parseManifest(bytes({ layers: 'what?' }), 'application/vnd.example+json', 'x'), []);
+    const read = parseManifest(bytes({ layers: 'what?' }), 'application/vnd.example+json', 'x');
+    assert.deepEqual(read, { mediaType: unnamedType, children: [] });
+  });
+
+  test('type and parts are what the bytes say, however they came', () => {
+    const parts = [{ digest: digest('a'), size: 1, kind: 'manifest', foreign: false }];
+    const manifests = [
+      { digest: digest('a'), size: 1 },
+      { digest: digest('a'), size: 1 },
+    ];
+    for (const type of ['application/vnd.example+json', 'application/octet-stream', 'text/plain']) {
+      const named = parseManifest(bytes({ mediaType: ociIndex, manifests }), type, 'x');
+      assert.deepEqual(named, { mediaType: ociIndex, children: parts }, type);
+      const unnamed = parseManifest(bytes({ manifests }), type, 'x');
+      assert.deepEqual(unnamed, { mediaType: unnamedType, children: parts }, type);
+    }
+    const blob = { mediaType: 'application/octet-stream', manifests };
+    assert.equal(parseManifest(bytes(blob), 'application/vnd.example+json', 'x').mediaType, unnamedType);
+  });
+
+  test('of bytes that came from nowhere images and indexes are told from other JSON', () => {
+    assert.equal(recognise(bytes({ mediaType: ociIndex, manifests: [] }))?.mediaType, ociIndex);
+    assert.equal(recognise(bytes({ manifests: [] }))?.mediaType, unnamedType);
+    for (const other of [{ architecture: 'amd64' }, { config: 1 }, { manifests: [], layers: [] }, [1]])
+      assert.equal(recognise(bytes(other)), undefined, JSON.stringify(other));
   });
 
   const refused: [title: string, body: unknown, type: string][] = [
