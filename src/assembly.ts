@@ -78,7 +78,7 @@ export function buildUpstreams(
         const member = { ...family, registry, url: new URL(`https://${registry}`) };
         return buildUpstream(member, { name, remembers: 50 }, config, context);
       };
-      return kept.family(family) ?? { name, pattern, create };
+      return kept.family(family) ?? { name, pattern, isPrivate: family.private, create };
     }),
     defaultUpstream: config.defaultUpstream,
   };
@@ -127,6 +127,7 @@ function buildUpstream(
     client,
     pool: new Pool(maxConnections),
     relaySlots: new Slots(maxConnections),
+    isPrivate: upstream.private,
     ttlOf: ttlOf(upstream, current),
   };
 }

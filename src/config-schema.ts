@@ -135,6 +135,7 @@ const upstream = z.strictObject({
   cert: text.optional(),
   key: text.optional(),
   insecureSkipVerify: flag.prefault(false),
+  private: flag.prefault(false),
   proxy: proxyUrl.optional(),
   allowPrivateNetwork: flag.prefault(false),
   tags: z.strictObject({ ttl: duration.optional() }).prefault({}),

@@ -123,6 +123,8 @@ function complete(
     const preset = presetOf(rest.registry);
     const completed: AnyUpstreamConfig = {
       ...rest,
+      // Who shows a certificate is known by it.
+      private: rest.private || rest.cert !== undefined,
       realms: realms ?? preset.realms ?? [],
       proxy: proxyOf(proxy, url?.protocol ?? 'https:', env, at, problems),
       ...readPems(rest, directory, at, problems),

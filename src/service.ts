@@ -58,6 +58,7 @@ export class Service {
   readonly #upstreamsContext: UpstreamsContext;
   readonly #clients: Clients;
   readonly #tagPolicy: TagPolicy;
+  readonly #access: Access;
   readonly #fills: Fills;
   readonly #mirror: Mirror;
   readonly #prefetch: Prefetch | undefined;
@@ -118,7 +119,9 @@ export class Service {
     this.#writer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
     const policy = tagPolicyOf(config);
     this.#tagPolicy = policy;
-    const access = new Access(store.catalog, clock, log.events, policy);
+    this.#access = new Access(store.catalog, clock, log.events, policy);
+    const access = this.#access;
+    this.#withdraw();
     const firstByteTimeoutMs = config.fetch.firstByteTimeout;
     const { maxConnections, connectionsPerBlob, spanBytes, completeRanges } = config.fetch;
     const giveUpAfterMs = config.fetch.giveUpAfter;
@@ -221,6 +224,7 @@ export class Service {
     this.#writeBehind();
     const kept = keptUpstreams(before, this.#upstreams);
     this.#upstreams.replace(buildUpstreams(config, this.#upstreamsContext, kept));
+    this.#withdraw();
     Object.assign(this.#tagPolicy, tagPolicyOf(config));
     this.log.setLevel(config.log.level);
     this.#config = config;
@@ -258,6 +262,11 @@ export class Service {
     await this.#store.close();
     this.log.events.info('stopped');
     await this.log.close();
+  }
+
+  /** What is public in the catalog may have come from an upstream that is private by now. */
+  #withdraw(): void {
+    this.#access.withdraw((registry) => this.#upstreams.isPrivate(registry));
   }
 
   /** `isNew`: its files are not those that the server was made with. */

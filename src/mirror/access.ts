@@ -59,6 +59,15 @@ export class Access {
     return this.#link(repo, digest).mediaType;
   }
 
+  /** Registries may have become private: what was public within them is to be confirmed anew, repo by repo. */
+  withdraw(isPrivate: (registry: string) => boolean): void {
+    const registries = this.#catalog.publicRegistries().filter(isPrivate);
+    if (registries.length === 0) return;
+    for (const registry of registries) this.#catalog.removePublicLinks(registry);
+    this.#links.clear();
+    this.#log.info({ registries }, 'links: content of private registries is no longer public within them');
+  }
+
   grants(repo: Repo, digest: Digest): boolean {
     return isFresh(this.#confirmedAt(repo, digest), this.#clock.now(), linkLifeMs);
   }

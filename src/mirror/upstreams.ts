@@ -14,6 +14,8 @@ export interface Upstream {
   readonly pool: Pool;
   /** And past the store: these are held by clients, who may be slow. */
   readonly relaySlots: Slots;
+  /** What it gives is not for everybody, though nobody logs in: it knows us by a certificate or an address. */
+  readonly isPrivate: boolean;
   /** How long what it says of a tag is believed. */
   readonly ttlOf: (repo: Repo, tag: string) => number;
 }
@@ -32,6 +34,7 @@ export interface UpstreamFamily {
   /** The pattern as it is configured. */
   readonly name: string;
   readonly pattern: RegistryPattern;
+  readonly isPrivate: boolean;
   readonly create: (registry: string) => Upstream;
 }
 
@@ -121,6 +124,13 @@ export class Upstreams {
       return member;
     }
     throw unknownRegistry(registry);
+  }
+
+  /** Whether the registry is configured, and private. */
+  isPrivate(registry: string): boolean {
+    const named = this.#byName.get(registry);
+    if (named) return named.isPrivate;
+    return [...this.#families.keys()].find(({ pattern }) => pattern.matches(registry))?.isPrivate ?? false;
   }
 
   named(registry: string): NamedUpstream | undefined {

@@ -256,6 +256,15 @@ export class Catalog implements LedgerStore {
     this.#statements.removeLink.run(digest, registry, repo);
   }
 
+  /** Registries of which something is public. */
+  publicRegistries(): string[] {
+    return this.#statements.publicRegistries.all().map(({ registry }) => registry);
+  }
+
+  removePublicLinks(registry: string): void {
+    this.#statements.removePublicLinks.run(registry);
+  }
+
   tag(repo: RepoName, tag: string): TagRow | undefined {
     return this.#statements.tag.get(repo.registry, repo.name, tag);
   }
@@ -510,6 +519,10 @@ function prepareStatements(db: Database.Database) {
          media_type = coalesce(excluded.media_type, media_type)`,
     ),
     removeLink: db.prepare('DELETE FROM links WHERE digest = ? AND registry = ? AND repo = ?'),
+    publicRegistries: db.prepare<[], { registry: string }>(
+      `SELECT DISTINCT registry FROM links WHERE repo = ''`,
+    ),
+    removePublicLinks: db.prepare<[string]>(`DELETE FROM links WHERE registry = ? AND repo = ''`),
     removeLinks: db.prepare<[Digest]>('DELETE FROM links WHERE digest = ?'),
     tag: db.prepare<[string, string, string], TagRow>(
       `SELECT digest, size, media_type AS mediaType, checked_at AS checkedAt, previous FROM tags

@@ -6,7 +6,7 @@ import { parseChallenges } from './challenge.ts';
 import type { Ask } from './questions.ts';
 import { one, type Response } from './transport.ts';
 
-/** Whether the upstream gives it to everybody: no credentials were needed. */
+/** Whether the upstream gives it to everybody: it knows us neither by credentials nor otherwise. */
 export interface Given {
   readonly isPublic: boolean;
 }

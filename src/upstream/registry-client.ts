@@ -42,6 +42,8 @@ export interface UpstreamOptions extends NetworkPolicyOptions, TransportOptions 
   /** The name or pattern that it is configured by: what metrics call it. */
   name: string;
   maxManifestBytes: number;
+  /** It knows us without a login, by our address, say: what it gives is not for everybody. */
+  private: boolean;
   /** Over everything before the first byte of an answer. */
   firstByteTimeoutMs: number;
 }
@@ -99,6 +101,7 @@ export class RegistryClient {
   readonly admission: Admission;
   readonly #base: URL;
   readonly #maxManifestBytes: number;
+  readonly #isPrivate: boolean;
   readonly #clock: Clock;
   readonly #policy: NetworkPolicy;
   readonly #transport: Transport;
@@ -110,6 +113,7 @@ export class RegistryClient {
     this.admission = admission;
     this.#base = options.url;
     this.#maxManifestBytes = options.maxManifestBytes;
+    this.#isPrivate = options.private;
     this.#clock = clock;
     this.#policy = new NetworkPolicy(options);
     const policy = this.#policy;
@@ -310,7 +314,7 @@ export class RegistryClient {
       const fault = isSpent ? quotaSpent(ask.what, [turn.account]) : this.#faultOf(ask, response);
       if (!fault) {
         turn.won(response.isPublic);
-        return response;
+        return this.#isPrivate ? { ...response, isPublic: false } : response;
       }
       response.body.discard();
       if (!turn.lost(fault)) throw fault;

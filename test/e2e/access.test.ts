@@ -1,5 +1,9 @@
 import assert from 'node:assert/strict';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
+import { Authority } from '../support/certificates.ts';
 import { sameBytes } from '../support/http.ts';
 import { imageOf, randomBlob, type Blob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
@@ -205,4 +209,48 @@ test('content that came anonymously is public within its registry', async (t) =>
   await mirror.restart();
   assert.equal((await mirror.get(`/v2/library/c/${path}`)).headers['x-cache'], 'hit');
   assert.equal(upstream.calls.length, 0);
+});
+
+test('an upstream that knows us without a login gives nothing to everybody', async (t) => {
+  const image = imageOf([randomBlob(100_000)]);
+  const upstream = await Upstream.start();
+  upstream.addImage('acme/a', image, '1');
+  const mirror = await TestMirror.start({ upstream: upstream.url });
+  t.after(() => Promise.all([mirror.close(), upstream.stop()]));
+  const paths = [`blobs/${image.layers[0]!.digest}`, `manifests/${image.manifest.digest}`];
+  const statuses = async (repo: string): Promise<number[]> => {
+    const replies = await Promise.all(paths.map((path) => mirror.get(`/v2/${repo}/${path}`)));
+    mirror.clock.advance(10_001);
+    return replies.map(({ status }) => status);
+  };
+  assert.deepEqual(await statuses('acme/a'), [200, 200]);
+  await until(
+    async () => (await mirror.get(`/v2/acme/a/${paths[0]!}`)).headers['x-cache'] === 'hit',
+    'stored',
+  );
+  assert.deepEqual(await statuses('acme/b'), [200, 200], 'it is public');
+  await mirror.reload({ upstreamConfig: { private: true } });
+  assert.deepEqual(await statuses('acme/b'), [404, 404], 'what came before is proven anew');
+  assert.deepEqual(await statuses('acme/a'), [200, 200]);
+  await mirror.restart();
+  assert.deepEqual(await statuses('acme/c'), [404, 404]);
+  upstream.forget();
+  assert.deepEqual(await statuses('acme/a'), [200, 200]);
+  assert.equal(upstream.calls.length, 0, 'its own link is fresh');
+});
+
+test('so does one that asks for a client certificate', async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), 'layercache-mtls-'));
+  const pair = await (await Authority.create(directory)).sign('mirror');
+  const image = imageOf([randomBlob(100_000)]);
+  const upstream = await Upstream.start();
+  upstream.addImage('acme/a', image, '1');
+  const mirror = await TestMirror.start({ upstream: upstream.url, upstreamConfig: pair });
+  t.after(async () => {
+    await Promise.all([mirror.close(), upstream.stop()]);
+    await rm(directory, { recursive: true });
+  });
+  const path = `blobs/${image.layers[0]!.digest}`;
+  assert.equal((await mirror.get(`/v2/acme/a/${path}`)).status, 200);
+  assert.equal((await mirror.get(`/v2/acme/b/${path}`)).status, 404);
 });

@@ -35,6 +35,9 @@ describe('what a manifest is', () => {
     const image = imageOf([randomBlob(200_000)]);
     first.addImage('library/x', image, '1');
     second.addManifest('org/evil', as(image.manifest, odd), '1');
+    second.script('manifest', (_call, _req, res) => void res.writeHead(405).end(), {
+      match: ({ method }) => method === 'HEAD',
+    });
     assert.equal(await typeOf('x/manifests/1'), ociManifest);
     for (const { digest } of [image.config, ...image.layers])
       await mirror.get(`/v2/library/x/blobs/${digest}`);
