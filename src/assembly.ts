@@ -194,7 +194,7 @@ export function adminOf(
   config: Config,
   store: BlobStore,
   current: () => Config,
-): Omit<AdminContext, 'metrics' | 'isDraining'> {
+): Omit<AdminContext, 'metrics' | 'log' | 'isDraining'> {
   const { adminToken, adminListen } = config;
   const readToken = adminToken === undefined ? undefined : secretReader(adminToken);
   const registries = (): string[] => current().upstreams.map(({ registry }) => registry);

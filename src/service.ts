@@ -185,6 +185,7 @@ export class Service {
         createAdminApp({
           ...adminOf(config, store, () => this.#config),
           metrics,
+          log: log.events,
           isDraining,
         }) as RequestListener,
       );

@@ -313,9 +313,18 @@ function runningMirror({ adminListen, adminToken }: Config): StoreOperations {
     }).catch((cause: unknown) => {
       throw new Error(`the running mirror does not answer at ${name}:${port}, its adminListen`, { cause });
     });
-    const answer = (await body.json()) as T & { error?: string };
-    if (statusCode === 200) return answer;
-    throw new OperationError(`the running mirror: ${answer.error ?? statusCode}`);
+    const text = await body.text();
+    let answer: (T & { error?: string }) | undefined;
+    try {
+      answer = JSON.parse(text) as T & { error?: string };
+    } catch (cause) {
+      if (statusCode === 200)
+        throw new Error(`${name}:${port}: it answered with something else than JSON; is it a mirror?`, {
+          cause,
+        });
+    }
+    if (statusCode === 200 && answer) return answer;
+    throw new OperationError(`the running mirror: ${answer?.error ?? `HTTP status ${statusCode}`}`);
   };
   return {
     pins: () => call('pins', {}),

@@ -119,10 +119,13 @@ export class Download implements Claimant {
     }
   }
 
-  /** Uses the first answer; `proceed` goes on from it. Throws `store-full`: then the answer is still the caller's. */
-  async begin(blob: UpstreamBlob, done: () => void): Promise<void> {
+  /**
+   * Uses the first answer; `proceed` goes on from it. Throws `store-full`, also when there is no room before the signal
+   * aborts: then the answer is still the caller's.
+   */
+  async begin(blob: UpstreamBlob, done: () => void, signal: AbortSignal): Promise<void> {
     const span = this.#span({ start: blob.start, end: blob.end ?? Infinity }, true);
-    await this.#ingest.begin(blob.size, this.#room(span, blob.size));
+    await this.#ingest.begin(blob.size, this.#room(span, blob.size), signal);
     this.#ranges = blob.size !== undefined && (blob.start > 0 || blob.end !== blob.size);
     const release = (): void => {
       span.isConnected = false;
@@ -225,8 +228,8 @@ export class Download implements Claimant {
     const done = await this.#connect(signal);
     span.isConnected = true;
     try {
-      await this.#ingest.reserve(this.#room(span, this.#ingest.size) ?? 0);
       const deadline = AbortSignal.any([AbortSignal.timeout(this.#options.firstByteTimeoutMs), signal]);
+      await this.#ingest.reserve(this.#room(span, this.#ingest.size) ?? 0, deadline);
       const blob = await this.#context.source.fetch({ start: span.start, end: span.end }, deadline, true);
       const { size } = this.#ingest;
       if (size !== undefined && blob.size !== undefined && blob.size !== size) {

@@ -251,7 +251,9 @@ export class Fill {
         done();
         return false;
       }
-      await this.#download.begin(blob, done);
+      // What waits longer for room is passed on past the store while its clients still wait.
+      const roomBy = AbortSignal.timeout(this.#options.firstByteTimeoutMs / 4);
+      await this.#download.begin(blob, done, AbortSignal.any([deadline, roomBy]));
     } catch (error) {
       done();
       if (!isFault(error, 'store-full')) {

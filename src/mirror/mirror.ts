@@ -9,6 +9,7 @@ import type { BlobStore } from '../store/blob-store.ts';
 import type { TagRow } from '../store/catalog.ts';
 import type { RegistryClient, UpstreamManifest } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
+import { Deadline, orLate } from '../util/deadline.ts';
 import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Access } from './access.ts';
@@ -49,6 +50,13 @@ export interface Asked {
   readonly method: Method;
   /** Who asks: an address. */
   readonly client: string;
+  /** Whether the client has the digest already (If-None-Match): then it is told so, and nothing is fetched for it. */
+  readonly knows?: (digest: Digest) => boolean;
+}
+
+/** The same on its way: everything before its first byte has one deadline. */
+interface Question extends Asked {
+  readonly deadline: Deadline;
 }
 
 export interface MirrorOptions {
@@ -93,11 +101,12 @@ export class Mirror {
     this.#negatives = new Negatives(options.tags, context.clock);
   }
 
-  async manifest(repo: Repo, reference: Reference, { method, client }: Asked): Promise<Answer> {
+  async manifest(repo: Repo, reference: Reference, asked: Asked): Promise<Answer> {
+    const question = this.#question(asked);
     const found = await ('digest' in reference
-      ? this.#manifest(repo, reference.digest, method)
-      : this.#tag(repo, reference.tag, method));
-    if (method === 'GET') this.#context.prefetch?.served(client, repo, found.digest);
+      ? this.#manifest(repo, reference.digest, question)
+      : this.#tag(repo, reference.tag, question));
+    if (asked.method === 'GET') this.#context.prefetch?.served(asked.client, repo, found.digest);
     if (found.mediaType !== unnamedType) return found;
     return { ...found, mediaType: this.#typeFor(repo, found.digest) };
   }
@@ -109,35 +118,36 @@ export class Mirror {
 
   /** `want`: the part of it that is asked for. */
   async blob(repo: Repo, digest: Digest, asked: Asked, want: Want): Promise<Answer> {
-    const { method } = asked;
     const { fills } = this.#context;
+    const question = this.#question(asked);
+    const { deadline } = question;
     return this.#unlessKnownAbsent(`${repo.key} blob ${digest}`, async () => {
       for (let proven: Proven; ;) {
-        const way = this.#way(repo, digest, proven);
+        const way = this.#way(repo, digest, proven, deadline);
         if (way instanceof Promise) {
-          proven = await way;
+          proven = await inTime(way, deadline, `${repo.key} blob ${digest}`);
           continue;
         }
         // From the look-up to the lease nothing waits: the content is in one of the two, or in neither.
-        const held = way === 'store' ? this.#lease(digest, method) : undefined;
+        const held = way === 'store' ? this.#lease(digest, question) : undefined;
         if (held) {
           this.#askedFor(repo, digest, asked, want, 'hit');
           if (await isReadable(held)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
-        } else if (method === 'HEAD') return await this.#headOfBlob(repo, digest);
+        } else if (wantsNoBytes(question, digest)) return await this.#headOfBlob(repo, digest, deadline);
         else {
           const { content, result } = fills.join(repo, digest, want);
           this.#askedFor(repo, digest, asked, want, result);
-          return answer(await prepared(await content), result);
+          return answer(await readyInTime(content, deadline, `GET ${repo.key} blob ${digest}`), result);
         }
       }
     });
   }
 
   /** Of what is not stored: what is arriving has told its size. */
-  async #headOfBlob(repo: Repo, digest: Digest): Promise<Answer> {
+  async #headOfBlob(repo: Repo, digest: Digest, { signal }: Deadline): Promise<Answer> {
     const arriving = this.#context.fills.of(repo, digest)?.size;
     if (arriving !== undefined) return { digest, mediaType: blobMediaType, size: arriving, result: 'joined' };
-    const { size } = await this.#upstreamOf(repo).headBlob(repo, digest, this.#deadline());
+    const { size } = await this.#upstreamOf(repo).headBlob(repo, digest, signal);
     return { digest, mediaType: blobMediaType, size, result: 'miss' };
   }
 
@@ -146,25 +156,24 @@ export class Mirror {
       this.#context.prefetch?.asked(client, repo, digest, result === 'miss');
   }
 
-  async #manifest(repo: Repo, digest: Digest, method: Method): Promise<Answer> {
+  async #manifest(repo: Repo, digest: Digest, question: Question): Promise<Answer> {
+    const { deadline } = question;
     return this.#unlessKnownAbsent(`${repo.key} manifest ${digest}`, async () => {
       for (let proven: Proven; this.#holdsManifest(digest);) {
         if (proven !== 'stored' && !this.#isKnownFor(repo, digest)) {
-          proven = await this.#prove(repo, digest, 'manifest');
+          proven = await this.#prove(repo, digest, 'manifest', deadline);
           continue;
         }
-        const held = this.#lease(digest, method);
+        const held = this.#lease(digest, question);
         if (held && (await isReadable(held))) return answer(held, 'hit');
       }
-      if (method === 'HEAD') {
+      if (wantsNoBytes(question, digest)) {
         // A GET would cost a pull, and the client has not asked for the bytes.
-        const said = await this.#upstreamOf(repo).head(repo, digest, this.#deadline());
+        const said = await this.#upstreamOf(repo).head(repo, digest, deadline.signal);
         if (said) return { digest, mediaType: said.mediaType, size: said.size, result: 'miss' };
       }
-      const { outcome, joined } = this.#manifests.run(`${repo.key}@${digest}`, () =>
-        this.#fetch(repo, digest),
-      );
-      return answer(await outcome, joined ? 'joined' : 'miss');
+      const { value, joined } = await this.#fetch(repo, digest, deadline);
+      return answer(value, joined ? 'joined' : 'miss');
     });
   }
 
@@ -177,36 +186,36 @@ export class Mirror {
     );
   }
 
-  async #tag(repo: Repo, tag: string, method: Method): Promise<Answer> {
+  async #tag(repo: Repo, tag: string, question: Question): Promise<Answer> {
     const { clock, tags, upstreams } = this.#context;
     const known = tags.get(repo, tag);
     const ttlMs = upstreams.of(repo).ttlOf(repo, tag);
     const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), ttlMs);
     try {
       if (known && isFreshEnough(known.checkedAt, clock.now(), ttlMs, this.#options.tags)) {
-        const behind = await this.#beforeAsking(repo, tag, known, fresh, method);
+        const behind = await this.#beforeAsking(repo, tag, known, fresh, question);
         if (behind) return behind;
       }
-      const row = fresh ? known : await this.#askTag(repo, tag);
+      const row = fresh ? known : await this.#askTag(repo, tag, question.deadline);
       const ageMs = clock.now() - row.checkedAt;
-      if (method === 'HEAD' && !this.#holdsManifest(row.digest)) {
+      if (wantsNoBytes(question, row.digest) && !this.#holdsManifest(row.digest)) {
         // Whoever is told of what cannot be pulled now would not take what is held.
         const spent = this.#upstreamOf(repo).admission.spent(repo, `${repo.key}:${tag}`);
-        const stale = spent && (await this.#stale(repo, row, method, spent));
+        const stale = spent && (await this.#stale(repo, row, question, spent));
         if (stale) return stale;
         // The row has all that a HEAD wants, and a pull is spent only on who asks for the bytes.
         const { digest, mediaType, size } = row;
         return { digest, mediaType, size, result: fresh ? 'hit' : 'miss', ageMs };
       }
-      const found = await this.#manifest(repo, row.digest, method).catch((error: unknown) =>
-        this.#refetch(repo, tag, error),
+      const found = await this.#manifest(repo, row.digest, question).catch((error: unknown) =>
+        this.#refetch(repo, tag, error, question),
       );
       if (found.result !== 'hit') return { ageMs, ...found };
       return fresh ? { ...found, reason: 'tag-fresh', ageMs } : { ...found, result: 'revalidated', ageMs };
     } catch (error) {
       const row = tags.get(repo, tag);
       const fault = toMirrorError(error);
-      const stale = row && (await this.#stale(repo, row, method, fault));
+      const stale = row && (await this.#stale(repo, row, question, fault));
       if (stale) return stale;
       const absentSince = fault.row.stale ? tags.absentSince(repo, tag) : undefined;
       if (absentSince !== undefined && isServableStale(absentSince, clock.now(), this.#options.tags))
@@ -221,7 +230,7 @@ export class Mirror {
     tag: string,
     known: TagRow,
     fresh: boolean,
-    method: Method,
+    question: Question,
   ): Promise<Answer | undefined> {
     const { clock, access } = this.#context;
     const key = `${repo.key}:${tag}`;
@@ -229,7 +238,7 @@ export class Mirror {
     if (!isRunning && (fresh || this.#unrefreshed.has(key))) return undefined;
     const digest = [known.digest, known.previous].find((each) => each !== null && this.#holdsManifest(each));
     if (!digest || !access.grants(repo, digest)) return undefined;
-    const held = this.#lease(digest, method);
+    const held = this.#lease(digest, question);
     if (!held || !(await isReadable(held))) return undefined;
     if (!isRunning) void this.#refresh(repo, tag);
     const reason = fresh && digest === known.digest ? 'tag-fresh' : 'revalidated-behind';
@@ -239,13 +248,14 @@ export class Mirror {
   /** Behind the answer: what the tag points to now, and that manifest, if a pull can be spared. */
   async #refresh(repo: Repo, tag: string): Promise<void> {
     const key = `${repo.key}:${tag}`;
+    const deadline = this.#deadline();
     this.#refreshing.add(key);
     try {
-      const { digest } = await this.#askTag(repo, tag);
+      const { digest } = await this.#askTag(repo, tag, deadline);
       this.#unrefreshed.delete(key);
       if (this.#holdsManifest(digest) || !this.#upstreamOf(repo).admission.mayPullAhead(repo)) return;
-      const { outcome } = this.#manifests.run(`${repo.key}@${digest}`, () => this.#fetch(repo, digest));
-      (await outcome).release();
+      const { value } = await this.#fetch(repo, digest, deadline);
+      value.release();
     } catch {
       // Who asks next waits, and hears of what went wrong.
       this.#unrefreshed.set(key, true);
@@ -254,18 +264,21 @@ export class Mirror {
     }
   }
 
-  #askTag(repo: Repo, tag: string): Promise<TagRow> {
+  #askTag(repo: Repo, tag: string, deadline: Deadline): Promise<TagRow> {
     const key = `${repo.key}:${tag}`;
-    const ask = (): Promise<TagRow> => this.#revalidate(repo, tag);
-    return this.#unlessKnownAbsent(key, () => this.#revalidations.run(key, ask).outcome);
+    const ask = (): Promise<TagRow> => this.#revalidate(repo, tag, deadline);
+    return this.#unlessKnownAbsent(key, async () => {
+      const { value } = await this.#revalidations.within(key, deadline, ask, () => late(key));
+      return value;
+    });
   }
 
   /** Asks what the tag points to: a HEAD costs no pull; the manifest follows by digest, if it is not held. */
-  async #revalidate(repo: Repo, tag: string): Promise<TagRow> {
+  async #revalidate(repo: Repo, tag: string, deadline: Deadline): Promise<TagRow> {
     const { tags, access } = this.#context;
     const upstream = this.#upstreamOf(repo);
     try {
-      const said = await upstream.head(repo, tag, this.#deadline());
+      const said = await upstream.head(repo, tag, deadline.signal);
       // A size that is not that of what is held has been made up.
       const held = said && this.#store.describe(said.digest);
       if (said && (!held || held.size === said.size)) {
@@ -273,7 +286,7 @@ export class Mirror {
         if (held && !isFromPattern(repo)) access.confirm(repo, said.digest, said);
         return tags.set(repo, tag, said);
       }
-      return await this.#getTag(repo, tag);
+      return await this.#getTag(repo, tag, deadline);
     } catch (error) {
       const { definite } = toMirrorError(error).row;
       if (definite && this.#options.tags.whenGone === '404') tags.remove(repo, tag);
@@ -282,24 +295,28 @@ export class Mirror {
     }
   }
 
-  async #getTag(repo: Repo, tag: string): Promise<TagRow> {
-    const upstream = this.#upstreamOf(repo);
-    const manifest = await upstream.manifest(repo, tag, this.#deadline());
+  async #getTag(repo: Repo, tag: string, { signal }: Deadline): Promise<TagRow> {
+    const manifest = await this.#upstreamOf(repo).manifest(repo, tag, signal);
     const { mediaType } = this.#keep(repo, manifest);
     return this.#context.tags.set(repo, tag, { ...manifest, mediaType: mediaType || manifest.mediaType });
   }
 
   /** What the tag was said to point to is not there: it has moved on, or its HEAD was wrong. The GET has the last word. */
-  async #refetch(repo: Repo, tag: string, error: unknown): Promise<Answer> {
+  async #refetch(repo: Repo, tag: string, error: unknown, question: Question): Promise<Answer> {
     const { row, fault } = toMirrorError(error);
     if (!row.definite && fault !== 'digest-mismatch' && fault !== 'upstream-invalid') throw error;
     const key = `GET ${repo.key}:${tag}`;
-    const { digest } = await this.#revalidations.run(key, () => this.#getTag(repo, tag)).outcome;
-    return { ...(await this.#manifest(repo, digest, 'GET')), result: 'miss', ageMs: 0 };
+    const { deadline } = question;
+    const get = (): Promise<TagRow> => this.#getTag(repo, tag, deadline);
+    const { value } = await this.#revalidations.within(key, deadline, get, () => late(key));
+    return { ...(await this.#manifest(repo, value.digest, question)), result: 'miss', ageMs: 0 };
   }
 
-  async #fetch(repo: Repo, digest: Digest): Promise<Content> {
-    return this.#keep(repo, await this.#upstreamOf(repo).manifest(repo, digest, this.#deadline()));
+  #fetch(repo: Repo, digest: Digest, deadline: Deadline): Promise<{ value: Content; joined: boolean }> {
+    const key = `${repo.key}@${digest}`;
+    const fetch = async (): Promise<Content> =>
+      this.#keep(repo, await this.#upstreamOf(repo).manifest(repo, digest, deadline.signal));
+    return this.#manifests.within(key, deadline, fetch, () => late(`GET ${key}`));
   }
 
   #keep(repo: Repo, manifest: UpstreamManifest): Content {
@@ -310,7 +327,7 @@ export class Mirror {
   }
 
   /** The tag as it was, if the upstream cannot be asked now and the image can be pulled without it. */
-  async #stale(repo: Repo, row: TagRow, method: Method, error: MirrorError): Promise<Answer | undefined> {
+  async #stale(repo: Repo, row: TagRow, question: Question, error: MirrorError): Promise<Answer | undefined> {
     const now = this.#context.clock.now();
     const isGone = error.row.definite === true;
     if (!this.#mayKeep(error.row)) return undefined;
@@ -325,7 +342,7 @@ export class Mirror {
     let digest: Digest | undefined;
     for (const each of [row.digest, row.previous])
       if (each !== null && !digest && (await isWhole(each, parts, what))) digest = each;
-    const held = digest && this.#lease(digest, method);
+    const held = digest && this.#lease(digest, question);
     if (!held || !(await isReadable(held))) return undefined;
     const reason = isGone ? 'tag-gone' : error.fault;
     return { ...answer(held, 'stale'), reason, ageMs: now - row.checkedAt };
@@ -341,16 +358,16 @@ export class Mirror {
     return held !== undefined && held.mediaType !== blobMediaType;
   }
 
-  /** For a GET a lease, for a HEAD what is known of it. */
-  #lease(digest: Digest, method: Method): Content | Descriptor | undefined {
-    return method === 'HEAD' ? this.#store.describe(digest) : this.#store.open(digest);
+  /** For a GET a lease; what is known of it where no bytes are wanted. */
+  #lease(digest: Digest, question: Question): Content | Descriptor | undefined {
+    return wantsNoBytes(question, digest) ? this.#store.describe(digest) : this.#store.open(digest);
   }
 
   /**
    * Where the repo gets a blob from, in this tick: what is stored, if it may have that; else from its own registry's fill,
    * that runs or is to be made. Or what has to be waited for first, which resolves to what is `proven` then.
    */
-  #way(repo: Repo, digest: Digest, proven: Proven): 'store' | 'fill' | Promise<Proven> {
+  #way(repo: Repo, digest: Digest, proven: Proven, deadline: Deadline): 'store' | 'fill' | Promise<Proven> {
     const { access, fills } = this.#context;
     const isStored = this.#store.describe(digest) !== undefined;
     const isGranted = proven === 'stored' || access.grants(repo, digest);
@@ -362,18 +379,25 @@ export class Mirror {
     if (fill && isOwn && (!fill.isOpen || isGranted || isFromPattern(repo))) return 'fill';
     // Another repo's question: a no would not be ours, and a yes may make the content public.
     if (fill && !fill.isOpen) return fill.settled.then(() => proven);
-    if (isStored) return this.#prove(repo, digest, 'blob');
+    if (isStored) return this.#prove(repo, digest, 'blob', deadline);
     const isArriving = fill !== undefined || this.#store.hasPartial(repo.registry, digest);
-    return isArriving && !isGranted && proven === undefined ? this.#prove(repo, digest, 'arriving') : 'fill';
+    return isArriving && !isGranted && proven === undefined
+      ? this.#prove(repo, digest, 'arriving', deadline)
+      : 'fill';
   }
 
   /** Asks the upstream whether the repo has the digest; an old yes is enough while it cannot be asked. */
-  async #prove(repo: Repo, digest: Digest, what: 'blob' | 'manifest' | 'arriving'): Promise<Proven> {
+  async #prove(
+    repo: Repo,
+    digest: Digest,
+    what: 'blob' | 'manifest' | 'arriving',
+    deadline: Deadline,
+  ): Promise<Proven> {
     const { access, fills } = this.#context;
     try {
       const isProven = await (what === 'arriving'
-        ? this.#proofs.arriving(repo, digest, fills.of(repo, digest)?.size, this.#deadline())
-        : this.#proofs.stored(repo, digest, what, this.#deadline()));
+        ? this.#proofs.arriving(repo, digest, fills.of(repo, digest)?.size, deadline)
+        : this.#proofs.stored(repo, digest, what, deadline));
       if (!isProven) return undefined;
       return what === 'arriving' ? 'arriving' : 'stored';
     } catch (error) {
@@ -398,8 +422,39 @@ export class Mirror {
     return this.#context.upstreams.of(repo).client;
   }
 
-  #deadline(): AbortSignal {
-    return AbortSignal.timeout(this.#options.firstByteTimeoutMs);
+  #question(asked: Asked): Question {
+    const { method, client, knows } = asked;
+    return { method, client, ...(knows && { knows }), deadline: this.#deadline() };
+  }
+
+  #deadline(): Deadline {
+    return new Deadline(this.#options.firstByteTimeoutMs);
+  }
+}
+
+function wantsNoBytes({ method, knows }: Question, digest: Digest): boolean {
+  return method === 'HEAD' || knows?.(digest) === true;
+}
+
+function late(what: string): MirrorError {
+  return new MirrorError('upstream-timeout', `${what}: not there in time (fetch.firstByteTimeout)`);
+}
+
+function inTime<T>(work: Promise<T>, { signal }: Deadline, what: string): Promise<T> {
+  return orLate(work, signal, () => late(what));
+}
+
+/** Content that can be sent; what comes too late is given back. */
+async function readyInTime(coming: Promise<Content>, deadline: Deadline, what: string): Promise<Content> {
+  const ready = coming.then(prepared);
+  try {
+    return await inTime(ready, deadline, what);
+  } catch (error) {
+    coming.then(
+      (content) => content.release(),
+      () => undefined,
+    );
+    throw error;
   }
 }
 

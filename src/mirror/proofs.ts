@@ -7,6 +7,7 @@ import type { ByteRange } from '../oci/range.ts';
 import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Given } from '../upstream/answers.ts';
+import type { Deadline } from '../util/deadline.ts';
 import { isFault, MirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Access } from './access.ts';
@@ -42,18 +43,19 @@ export class Proofs {
   }
 
   /** For stored content. Resolves to `true`, and remembers it; `false`: it is not stored any more. Throws why not. */
-  stored(repo: Repo, digest: Digest, kind: 'blob' | 'manifest', deadline: AbortSignal): Promise<boolean> {
+  stored(repo: Repo, digest: Digest, kind: 'blob' | 'manifest', deadline: Deadline): Promise<boolean> {
+    const { signal } = deadline;
     const prove = async (): Promise<boolean> => {
       const size = this.#context.store.describe(digest)?.size;
       const given = await (kind === 'manifest'
-        ? this.#manifest(repo, digest, deadline)
+        ? this.#manifest(repo, digest, signal)
         : isFromPattern(repo)
-          ? this.#shown(repo, digest, deadline)
-          : this.#claimed(repo, digest, size, deadline));
+          ? this.#shown(repo, digest, signal)
+          : this.#claimed(repo, digest, size, signal));
       if (given) this.#context.access.confirm(repo, digest, given);
       return given !== undefined;
     };
-    return this.#running.run(`${repo.key} ${kind} ${digest}`, prove).outcome;
+    return this.#once(`${repo.key} ${kind} ${digest}`, deadline, prove);
   }
 
   /**
@@ -61,41 +63,42 @@ export class Proofs {
    * a registry may say what it likes of bytes that it alone has brought. Of one under a pattern nothing is remembered,
    * since the digest may be stored by then, and others' bytes it has to show. Throws why not.
    */
-  async arriving(
-    repo: Repo,
-    digest: Digest,
-    size: number | undefined,
-    deadline: AbortSignal,
-  ): Promise<boolean> {
+  async arriving(repo: Repo, digest: Digest, size: number | undefined, deadline: Deadline): Promise<boolean> {
     const prove = async (): Promise<boolean> => {
-      const given = await this.#claimed(repo, digest, size, deadline);
+      const given = await this.#claimed(repo, digest, size, deadline.signal);
       if (!isFromPattern(repo)) this.#context.access.confirm(repo, digest, given);
       return true;
     };
-    return this.#running.run(`${repo.key} arriving ${digest}`, prove).outcome;
+    return this.#once(`${repo.key} arriving ${digest}`, deadline, prove);
   }
 
-  async #manifest(repo: Repo, digest: Digest, deadline: AbortSignal): Promise<Given> {
+  async #once(key: string, deadline: Deadline, prove: () => Promise<boolean>): Promise<boolean> {
+    const late = (): MirrorError => new MirrorError('upstream-timeout', `${key}: not confirmed in time`);
+    const { value } = await this.#running.within(key, deadline, prove, late);
+    return value;
+  }
+
+  async #manifest(repo: Repo, digest: Digest, signal: AbortSignal): Promise<Given> {
     const { client } = this.#context.upstreams.of(repo);
-    const said = isFromPattern(repo) ? undefined : await client.head(repo, digest, deadline);
+    const said = isFromPattern(repo) ? undefined : await client.head(repo, digest, signal);
     const isThis = said?.digest === digest && said.size === this.#context.store.describe(digest)?.size;
-    return isThis ? said : client.manifest(repo, digest, deadline);
+    return isThis ? said : client.manifest(repo, digest, signal);
   }
 
   async #claimed(
     repo: Repo,
     digest: Digest,
     expected: number | undefined,
-    deadline: AbortSignal,
+    signal: AbortSignal,
   ): Promise<Given> {
     const { client } = this.#context.upstreams.of(repo);
-    const { size, isPublic } = await client.headBlob(repo, digest, deadline);
+    const { size, isPublic } = await client.headBlob(repo, digest, signal);
     if (expected === undefined || size === expected) return { isPublic };
     throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${expected}`);
   }
 
   /** Has the upstream show bytes that only who has it knows. Undefined: there is nothing here to compare them with. */
-  async #shown(repo: Repo, digest: Digest, deadline: AbortSignal): Promise<Given | undefined> {
+  async #shown(repo: Repo, digest: Digest, signal: AbortSignal): Promise<Given | undefined> {
     const what = `GET ${repo.key} blob ${digest}`;
     const refused = this.#refused.get(what);
     if (refused) throw refused;
@@ -103,7 +106,7 @@ export class Proofs {
     if (!held) return undefined;
     try {
       await held.prepare();
-      const given = await this.#compare(repo, held, what, deadline);
+      const given = await this.#compare(repo, held, what, signal);
       if (given) return given;
       const error = new MirrorError('digest-mismatch', `${what}: the upstream has other bytes`);
       this.#refused.set(what, error);

@@ -47,6 +47,7 @@ export class Relay {
   /** An answer that is open already. */
   #spare: OpenBlob | undefined;
   #done: (() => void) | undefined;
+  readonly #released = new AbortController();
 
   constructor(digest: Digest, context: RelayContext, spare?: OpenBlob) {
     this.#digest = digest;
@@ -57,7 +58,8 @@ export class Relay {
 
   /** Waits for a connection, not longer than a client waits for its first byte. Throws `upstream-busy`. */
   async prepare(signal = AbortSignal.timeout(this.#context.firstByteTimeoutMs)): Promise<void> {
-    this.#done ??= await this.#context.slots.take(signal).catch((cause: unknown) => {
+    const either = AbortSignal.any([signal, this.#released.signal]);
+    this.#done ??= await this.#context.slots.take(either).catch((cause: unknown) => {
       const what = `GET blob ${this.#digest}: no free connection past the store in time`;
       throw new MirrorError('upstream-busy', what, { cause, retryAfterMs: 5000 });
     });
@@ -86,6 +88,7 @@ export class Relay {
   }
 
   release(): void {
+    this.#released.abort();
     this.#spare?.blob.body.discard();
     this.#spare = undefined;
     this.#done?.();

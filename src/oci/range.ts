@@ -35,10 +35,18 @@ export function parseRanges(header: string | undefined): Want | readonly Want[] 
     const [, first, last] = one.exec(spec) ?? [];
     if (first === undefined || last === undefined || (first === '' && last === '')) return 'whole';
     if (first === '') wants.push({ last: Number(last) });
-    else wants.push({ start: Number(first), end: last === '' ? Infinity : Number(last) + 1 });
+    else wants.push({ start: Math.min(Number(first), farthest), end: endAfter(last) });
   }
   const [only] = wants;
   return wants.length > 1 ? wants : (only ?? 'whole');
+}
+
+/** As far as is counted exactly: no content is that long. */
+const farthest = Number.MAX_SAFE_INTEGER - 1;
+
+function endAfter(last: string): number {
+  const end = Number(last) + 1;
+  return last === '' || end > farthest ? Infinity : end;
 }
 
 /** What covers all of them, before the size may be known. */

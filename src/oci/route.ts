@@ -33,6 +33,16 @@ const maxUrlLength = 4096;
 /** Of most requests. */
 const noQuery = new URLSearchParams();
 
+/**
+ * The host and the rest of a target in absolute form, as proxies get it; RFC 9112 section 3.2.2 wants it accepted, and its host
+ * to count in place of the header. Undefined: the target is not in that form.
+ */
+export function splitAbsolute(target: string): { host: string; target: string } | undefined {
+  const [, host, rest] = /^https?:\/\/([^/?#@]+)(.*)$/is.exec(target) ?? [];
+  if (host === undefined || rest === undefined) return undefined;
+  return { host, target: rest.startsWith('/') ? rest : `/${rest}` };
+}
+
 /** The route of a raw request target. Throws the fault that the client is to see. */
 export function parseRoute(method: string, target: string): Route {
   if (target.length > maxUrlLength)

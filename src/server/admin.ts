@@ -1,13 +1,21 @@
 import { timingSafeEqual, createHash } from 'node:crypto';
-import express, { type Express, type RequestHandler } from 'express';
+import express, {
+  type Express,
+  type NextFunction,
+  type Request,
+  type RequestHandler,
+  type Response,
+} from 'express';
 import type { Metrics } from '../util/metrics.ts';
-import { createApp, endOnError } from './app.ts';
+import type { Logger } from '../util/log.ts';
+import { createApp } from './app.ts';
 
 /** What may be asked of the running mirror: a name, and what answers it. A thrown `OperationError` is 409. */
 export type AdminOperations = Readonly<Record<string, (args: Record<string, unknown>) => Promise<unknown>>>;
 
 export interface AdminContext {
   readonly metrics: Metrics;
+  readonly log: Logger;
   readonly isDraining: () => boolean;
   /** Why the store cannot be written; undefined: it can. */
   readonly trouble: () => string | undefined;
@@ -20,7 +28,7 @@ export interface AdminContext {
 
 /** What operators and Prometheus ask: on an address of its own, never beside the registry API. */
 export function createAdminApp(context: AdminContext): Express {
-  const { metrics, isDraining, trouble, operations } = context;
+  const { metrics, log, isDraining, trouble, operations } = context;
   const app = createApp();
   app.get('/healthz', (_req, res) => {
     res.type('text/plain').send('ok\n');
@@ -40,7 +48,7 @@ export function createAdminApp(context: AdminContext): Express {
     res.end(text);
   });
   // A browser sends JSON to another origin only after asking, and is never told that it may.
-  app.post('/api/:operation', authorise(context), express.json({ limit: '8mb' }), async (req, res) => {
+  app.post('/api/:operation', authorise(context), express.json({ limit: bodyLimit }), async (req, res) => {
     const name = String(req.params['operation']);
     const operation = Object.hasOwn(operations, name) ? operations[name] : undefined;
     const args: unknown = req.body;
@@ -53,13 +61,31 @@ export function createAdminApp(context: AdminContext): Express {
       } catch (error) {
         const { name: kind, message } = error as Error;
         const isTold = kind === 'OperationError';
-        res.status(isTold ? 409 : 500).json({ error: isTold ? message : 'internal error' });
+        if (!isTold) log.error({ err: error, operation: name }, 'an operation of the admin API failed');
+        res.status(isTold ? 409 : 500).json({ error: isTold ? message : 'internal error: see the log' });
       }
     }
   });
-  app.use(endOnError);
+  app.use((error: BodyError, _req: Request, res: Response, _next: NextFunction) => {
+    const { status = 500, type = '' } = error;
+    if (status >= 500) log.error({ err: error }, 'a request to the admin API failed');
+    if (res.headersSent) res.destroy();
+    else res.status(status).json({ error: bodyProblems[type] ?? 'the request cannot be read' });
+  });
   return app;
 }
+
+/** As Express's parsers throw it. */
+type BodyError = Error & { status?: number; type?: string };
+
+const bodyLimit = '8mb';
+/** Parsers' own messages quote what they have read. */
+const bodyProblems: Readonly<Record<string, string>> = {
+  'entity.parse.failed': 'the body is not JSON',
+  'entity.too.large': `the body is larger than ${bodyLimit}`,
+  'encoding.unsupported': 'the Content-Encoding of the body is not supported',
+  'charset.unsupported': 'the charset of the body is not supported',
+};
 
 function authorise({ isLoopback, token }: AdminContext): RequestHandler {
   return async (req, res, next) => {

@@ -1,5 +1,5 @@
 import type { RequestListener } from 'node:http';
-import express, { type Express, type NextFunction, type Request, type Response } from 'express';
+import express, { type Express, type Request, type Response } from 'express';
 import { createRegistryHandler, type RegistryContext } from './registry-routes.ts';
 
 /** The registry API as an Express application. */
@@ -18,10 +18,4 @@ export function createApp(): Express {
   app.set('etag', false);
   app.set('query parser', false);
   return app;
-}
-
-/** The last resort: nothing that Express itself refuses is shown with a stack. Express knows it by its four parameters. */
-export function endOnError(_error: unknown, _req: Request, res: Response, _next: NextFunction): void {
-  if (res.headersSent) res.destroy();
-  else res.writeHead(400, { 'Content-Length': 0 }).end();
 }

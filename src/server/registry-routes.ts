@@ -3,7 +3,7 @@ import type { Lists } from '../mirror/lists.ts';
 import type { Asked, Mirror } from '../mirror/mirror.ts';
 import type { Upstreams } from '../mirror/upstreams.ts';
 import type { Repo } from '../oci/repo.ts';
-import { parseRoute, type Route } from '../oci/route.ts';
+import { parseRoute, splitAbsolute, type Route } from '../oci/route.ts';
 import type { Clock } from '../util/clock.ts';
 import { MirrorError, toMirrorError } from '../util/errors.ts';
 import type { Ledger } from '../util/ledger.ts';
@@ -12,7 +12,7 @@ import type { Metrics } from '../util/metrics.ts';
 import { trace } from '../util/trace.ts';
 import { AccessRecord, finishAccess } from './access-log.ts';
 import type { Clients } from './clients.ts';
-import { sendAnswer, sendFault, sendList, sendPing, wantOf, type Exchange } from './send.ts';
+import { knownTo, sendAnswer, sendFault, sendList, sendPing, wantOf, type Exchange } from './send.ts';
 import { nextTurn, turnOf } from './turns.ts';
 
 export interface RegistryContext {
@@ -79,7 +79,8 @@ async function serve(exchange: Exchange, context: RegistryContext): Promise<void
   if (isDraining()) throw new MirrorError('draining', 'this mirror is shutting down');
   const client = await clients.admit(req, exchange.res, record.client);
   record.user = client.user;
-  const route = parseRoute(req.method ?? '', req.url ?? '');
+  const absolute = splitAbsolute(req.url ?? '');
+  const route = parseRoute(req.method ?? '', absolute?.target ?? req.url ?? '');
   record.kind = route.kind;
   if (route.kind === 'ping') {
     upstreams.chosen(route);
@@ -88,13 +89,13 @@ async function serve(exchange: Exchange, context: RegistryContext): Promise<void
     return;
   }
   const { ns, prefix } = route;
-  const repo = upstreams.repo(route.name, { ns, prefix, host: req.headers.host });
+  const repo = upstreams.repo(route.name, { ns, prefix, host: absolute?.host ?? req.headers.host });
   record.ns = ns;
   const method = req.method === 'HEAD' ? 'HEAD' : 'GET';
   record.repo = repo;
   record.reference = referenceOf(route);
   clients.authorize(client, repo, tagOf(route));
-  await answer(exchange, route, repo, { method, client: client.address }, context);
+  await answer(exchange, route, repo, { method, client: client.address, ...knownTo(req) }, context);
 }
 
 async function answer(

@@ -121,6 +121,12 @@ export function sendFault({ req, res, record, now, whenSpent }: Exchange, fault:
   res.end(req.method === 'HEAD' ? undefined : body);
 }
 
+/** What the client says that it has already. */
+export function knownTo(req: IncomingMessage): { knows?: (digest: Digest) => boolean } {
+  const header = req.headers['if-none-match'];
+  return header === undefined ? {} : { knows: (digest) => matches(header, digest) };
+}
+
 /** Whether the client has it already, and has been told so. */
 function sendNotModified(exchange: Exchange, digest: Digest, headers: Headers): boolean {
   if (!matches(exchange.req.headers['if-none-match'], digest)) return false;

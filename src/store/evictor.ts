@@ -1,4 +1,5 @@
 import type { Digest } from '../oci/digest.ts';
+import { orLate } from '../util/deadline.ts';
 import { MirrorError } from '../util/errors.ts';
 import { formatSize } from '../util/units.ts';
 import { footprint, type Victim } from './catalog.ts';
@@ -52,11 +53,12 @@ export class Reservation {
     return Math.max(0, this.#bytes - this.#written);
   }
 
-  /** Sets aside room up to `bytes` in all; throws `store-full`. */
-  async growTo(bytes: number): Promise<void> {
+  /** Sets aside room up to `bytes` in all; throws `store-full`, also when there is none before the signal aborts. */
+  async growTo(bytes: number, signal?: AbortSignal): Promise<void> {
     // Others may have it grow while it waits in line.
     const wanted = (): number => footprint(bytes) - this.#bytes;
-    if (wanted() > 0) await this.#evictor.makeRoom(wanted, () => (this.#bytes = footprint(bytes)));
+    const grant = (): number => (this.#bytes = footprint(bytes));
+    if (wanted() > 0) await this.#evictor.makeRoom(wanted, grant, signal);
   }
 
   /** Less is needed; what was set aside is the others' again. */
@@ -127,9 +129,11 @@ export class Evictor {
     return reservation;
   }
 
-  /** `grant` is called in the same tick in which the room was found. */
-  makeRoom(wanted: () => number, grant: () => void): Promise<void> {
-    return this.#inLine(() => this.#makeRoom(wanted(), grant));
+  /** `grant` is called in the same tick in which the room was found, and not after the signal has aborted. */
+  async makeRoom(wanted: () => number, grant: () => void, signal?: AbortSignal): Promise<void> {
+    const made = this.#inLine(() => this.#makeRoom(wanted(), grant, signal));
+    const late = (): MirrorError => full(wanted(), 'none could be made in time');
+    await (signal ? orLate(made, signal, late) : made);
   }
 
   settle(reservation: Reservation, stored: number): void {
@@ -169,13 +173,14 @@ export class Evictor {
     return turn;
   }
 
-  async #makeRoom(bytes: number, grant: () => void): Promise<void> {
+  async #makeRoom(bytes: number, grant: () => void, signal: AbortSignal | undefined): Promise<void> {
     const { maxBytes } = this.#options;
     if (bytes <= 0) return;
     if (bytes > maxBytes) throw full(bytes, 'it is larger than store.maxBytes');
     const scan = new Scan(this.#store);
     for (;;) {
       const lack = await this.#lack(bytes, bytes);
+      if (signal?.aborted) return;
       if (!lack) {
         grant();
         return;

@@ -175,9 +175,9 @@ export class Ingest implements Journalled {
 
   /**
    * Sets aside room for `room` bytes in all and opens the file. What an earlier fill has left of another size is dropped.
-   * Throws `store-full`.
+   * Throws `store-full`, also when there is no room before the signal aborts.
    */
-  async begin(size: number | undefined, room: number | undefined): Promise<void> {
+  async begin(size: number | undefined, room: number | undefined, signal?: AbortSignal): Promise<void> {
     if (this.#size !== undefined && size !== undefined && size !== this.#size) {
       await this.#open.truncate(0);
       this.#present = new Intervals();
@@ -187,7 +187,7 @@ export class Ingest implements Journalled {
       this.#journal();
     }
     this.#size ??= size;
-    await this.reserve(room ?? unknownSizeStep);
+    await this.reserve(room ?? unknownSizeStep, signal);
     try {
       this.#handle ??= await open(this.path, 'wx+');
     } catch (error) {
@@ -196,10 +196,10 @@ export class Ingest implements Journalled {
     this.#syncedAt ||= this.#context.now();
   }
 
-  /** Sets aside room for `bytes` in all. Throws `store-full`. */
-  async reserve(bytes: number): Promise<void> {
+  /** Sets aside room for `bytes` in all. Throws `store-full`, also when there is none before the signal aborts. */
+  async reserve(bytes: number, signal?: AbortSignal): Promise<void> {
     try {
-      await this.reservation.growTo(bytes);
+      await this.reservation.growTo(bytes, signal);
     } catch (error) {
       throw this.#writeFault(error);
     }

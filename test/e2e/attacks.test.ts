@@ -64,7 +64,8 @@ describe('clients that mean no good', () => {
     ['another protocol', 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', /^(400|505)$/],
     ['no protocol', 'hello\r\n\r\n', /^400$/],
     ['a tunnel', 'CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example\r\n\r\n', /^(400|404|405)?$/],
-    ['a proxy', 'GET http://evil.example/v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n', /^404$/],
+    ['a proxy', 'GET http://evil.example/v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n', /^200$/],
+    ['a proxy with a login', 'GET http://a@b/v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n', /^4/],
     ['an upgrade', `${get}Connection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n`, /^200$/],
   ];
   for (const [title, bytes, status] of forms) {

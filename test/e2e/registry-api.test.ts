@@ -157,7 +157,6 @@ describe('registry API', () => {
     const targets = [
       ['/v2/library/x', 404],
       ['http://', 404],
-      ['http://evil.example/v2/', 404],
       ['/v2/_catalog', 404],
       ['/v2/_oci/ext/discover', 404],
       ['/v2/../../etc/passwd', 404],

@@ -14,6 +14,8 @@ class Disk {
   /** Bytes that fills have written. */
   written = 0;
   now = 0;
+  /** Until then the file system does not answer. */
+  slow: Promise<unknown> = Promise.resolve();
 
   constructor(maxBytes: number, minFreeBytes = 0, capacity = Infinity) {
     this.#capacity = capacity;
@@ -32,7 +34,10 @@ class Disk {
           this.evictor.removed(size);
           return true;
         },
-        free: () => Promise.resolve({ bytes: this.free, files: Infinity }),
+        free: async () => {
+          await this.slow;
+          return { bytes: this.free, files: Infinity };
+        },
       },
       0,
     );
@@ -108,6 +113,21 @@ describe('evictor', () => {
     first.release();
     await second.growTo(2 * block);
     assert.equal(disk.evictor.bytes, 2 * block);
+  });
+
+  test('who cannot wait any longer gets no room, then or later', async () => {
+    const disk = new Disk(10 * block);
+    const { promise, resolve } = Promise.withResolvers<undefined>();
+    disk.slow = promise;
+    const waiting = new AbortController();
+    const late = disk.evictor.reservation();
+    const grown = late.growTo(block, waiting.signal);
+    waiting.abort();
+    await assert.rejects(grown, (error) => isFault(error, 'store-full'));
+    resolve(undefined);
+    await disk.add('a', block);
+    assert.equal(late.bytes, 0);
+    assert.equal(disk.evictor.bytes, block);
   });
 
   test('cap and free space hold at every moment, whatever comes in whatever order', async () => {
