@@ -12,6 +12,7 @@ import { LockedError } from './store/lock.ts';
 import { OperationError, patternOf } from './store/operation-error.ts';
 import { storeOperations, type StoreOperations } from './store/operations.ts';
 import { rebuildCatalog } from './store/rebuild.ts';
+import { Verifier } from './store/verifier.ts';
 import { secretReader } from './upstream/credentials.ts';
 import { systemClock } from './util/clock.ts';
 import { formatSize } from './util/units.ts';
@@ -219,6 +220,7 @@ async function verify(
   let blobs = 0;
   let bytes = 0;
   let shownAt = 0;
+  const verifier = new Verifier();
   await withInventory(config, async (inventory) => {
     const total = inventory.totals().bytes;
     const show = (read: number): void => {
@@ -233,12 +235,12 @@ async function verify(
       );
     };
     for (const blob of inventory.blobs()) {
-      const why = await findDamage(blobPath(config.store.path, blob.digest), blob, show);
+      const why = await findDamage(verifier, blobPath(config.store.path, blob.digest), blob, show);
       blobs += 1;
       // What was evicted meanwhile is not missing.
       if (why !== undefined && inventory.has(blob.digest)) damaged.push({ ...blob, why });
     }
-  });
+  }).finally(() => verifier.close());
   if (isWatched) process.stderr.write('\r\x1b[K');
   return { damaged, blobs, bytes };
 }

@@ -73,14 +73,14 @@ export class BlobStore {
   readonly catalog: Catalog;
   readonly pins: Pins;
   readonly health: Health;
-  readonly verifier = new Verifier();
+  readonly verifier: Verifier;
   readonly #root: string;
   /** Is told of tags that were changed past whoever remembers them. */
   onTagChanged: (registry: string, repo: string, tag: string) => void = () => undefined;
   readonly #context: StoreContext;
   readonly #evictor: Evictor;
   readonly #unlock: () => void;
-  readonly #disk = new WorkerThread('disk-worker', import.meta.url);
+  readonly #disk: WorkerThread;
   readonly #buffers = new Buffers();
   readonly #writes = new Slots(maxWritesAtOnce);
   readonly #memory = new LRUCache<Digest, Held>({
@@ -151,6 +151,10 @@ export class BlobStore {
       this.catalog.close();
       throw error;
     }
+    const onDeath = (error: Error): void =>
+      context.log.error({ err: error }, 'a worker thread has ended: it is started again');
+    this.verifier = new Verifier(onDeath);
+    this.#disk = new WorkerThread('disk-worker', import.meta.url, onDeath);
     this.catalog.onChange = (registry, repo, tag) => this.pins.changed(registry, repo, tag);
     this.health = new Health(this.#root, context.lockedFile, context.log);
     this.#partials = new Partials(ingestPath(this.#root), { ...context, catalog: this.catalog });
@@ -418,6 +422,7 @@ export class BlobStore {
       blobsAfter: (digest, count) => this.catalog.blobsAfter(digest, count),
       storedBytes: () => this.bytes,
       pathOf: (digest) => this.pathOf(digest),
+      verifier: this.verifier,
       isBusy: () => this.#ingests.size > 0 || this.#leases.size > 0,
       onDamaged: (digest, why) => this.quarantine(digest, why),
       load: () => this.catalog.note('scrub'),

@@ -1,15 +1,16 @@
-import { createHash } from 'node:crypto';
 import { open, stat } from 'node:fs/promises';
-import { algorithmOf, hexOf, type Digest } from '../oci/digest.ts';
+import type { Digest } from '../oci/digest.ts';
 import { errorCode } from '../util/errors.ts';
+import type { Verifier } from './verifier.ts';
 
 const stepBytes = 4 * 1024 * 1024;
 
 /**
- * Reads a stored file to its end. Resolves to what is wrong with it, or undefined. `pace` is told of every step, and waits
- * as long as the reading is to wait.
+ * Reads a stored file to its end, in the verifier's thread. Resolves to what is wrong with it, or undefined. `pace` is told of
+ * every step, and waits as long as the reading is to wait.
  */
 export async function findDamage(
+  verifier: Verifier,
   path: string,
   { digest, size }: { digest: Digest; size: number },
   pace: (bytes: number) => Promise<void> | void,
@@ -21,27 +22,27 @@ export async function findDamage(
     if (errorCode(error) === 'ENOENT') return 'its file is missing';
     throw error;
   }
+  const verification = verifier.start(digest, handle.fd);
   try {
-    const hash = createHash(algorithmOf(digest));
-    const buffer = Buffer.allocUnsafe(Math.min(stepBytes, size + 1));
-    let length = 0;
-    for (;;) {
-      const { bytesRead } = await handle.read(buffer, 0, buffer.length, length);
-      if (bytesRead === 0) break;
-      hash.update(buffer.subarray(0, bytesRead));
-      length += bytesRead;
-      await pace(bytesRead);
+    const { size: length, ino } = await handle.stat();
+    for (let at = 0; at < Math.min(length, size);) {
+      const step = Math.min(stepBytes, length - at);
+      at += step;
+      verification.advance(at);
+      await verification.reached();
+      await pace(step);
     }
+    const isRight = length === size && (await verification.matches());
     // It may have been replaced while it was read.
     const now = await stat(path).catch(() => undefined);
-    if (now?.ino !== (await handle.stat()).ino) return undefined;
-    if (length !== size) return `its file has ${length} bytes, expected ${size}`;
-    return hash.digest('hex') === hexOf(digest) ? undefined : 'its bytes do not hash to it';
+    if (isRight || now?.ino !== ino) return undefined;
+    return length === size ? 'its bytes do not hash to it' : `its file has ${length} bytes, expected ${size}`;
   } catch (error) {
     // A sector that cannot be read is damage too.
     if (errorCode(error) === 'EIO') return 'its file cannot be read (EIO)';
     throw error;
   } finally {
+    await verification.end().catch(() => undefined);
     await handle.close();
   }
 }

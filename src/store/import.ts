@@ -76,7 +76,7 @@ async function takeOver(store: BlobStore, digest: Digest, from: string): Promise
   const { size } = entry;
   await store.adopt(digest, size, async (path) => {
     await link(from, path).catch(() => copyFile(from, path));
-    const why = await findDamage(path, { digest, size }, () => undefined);
+    const why = await findDamage(store.verifier, path, { digest, size }, () => undefined);
     if (why !== undefined) throw new Error(why);
     return contentOf(path, size);
   });

@@ -34,7 +34,8 @@ export function storeOperations(store: BlobStore, registries: () => readonly str
       for (const digest of digests) {
         const held = isDigest(digest) ? store.describe(digest) : undefined;
         // It may have been fetched again since it was found.
-        const why = held && (await findDamage(store.pathOf(held.digest), held, () => undefined));
+        const why =
+          held && (await findDamage(store.verifier, store.pathOf(held.digest), held, () => undefined));
         if (!held || why === undefined) continue;
         await store.quarantine(held.digest, why);
         quarantined += 1;

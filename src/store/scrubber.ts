@@ -2,12 +2,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Digest } from '../oci/digest.ts';
 import type { Logger } from '../util/log.ts';
 import { findDamage } from './check.ts';
+import type { Verifier } from './verifier.ts';
 
 export interface ScrubContext {
   /** In the order of digests, after one that was given before. */
   readonly blobsAfter: (digest: string, count: number) => { digest: Digest; size: number }[];
   readonly storedBytes: () => number;
   readonly pathOf: (digest: Digest) => string;
+  readonly verifier: Verifier;
   /** Somebody reads or writes: it waits. */
   readonly isBusy: () => boolean;
   readonly onDamaged: (digest: Digest, why: string) => Promise<void>;
@@ -69,8 +71,8 @@ export class Scrubber {
   }
 
   async #look(blob: { digest: Digest; size: number }, signal: AbortSignal): Promise<void> {
-    const { pathOf, onDamaged } = this.#context;
-    const why = await findDamage(pathOf(blob.digest), blob, (bytes) => this.#pace(bytes, signal));
+    const { verifier, pathOf, onDamaged } = this.#context;
+    const why = await findDamage(verifier, pathOf(blob.digest), blob, (bytes) => this.#pace(bytes, signal));
     if (why !== undefined) await onDamaged(blob.digest, why);
   }
 

@@ -76,6 +76,9 @@ answerCalls({
   feed({ id, bytes }: { id: number; bytes: Uint8Array }) {
     jobs.get(id)?.hash.update(bytes);
   },
+  async reached({ id }: { id: number }) {
+    await caughtUp(id);
+  },
   async digest({ id }: { id: number }) {
     return (await caughtUp(id)).hash.digest('hex');
   },

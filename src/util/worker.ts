@@ -8,57 +8,82 @@ interface Reply {
   code?: string;
 }
 
-/** A worker thread that answers calls. It never keeps the process alive by itself. */
+/**
+ * A worker thread that answers calls. It never keeps the process alive by itself. One that dies takes the calls that are
+ * under way with it, and is started again by the next.
+ */
 export class WorkerThread {
-  readonly #worker: Worker;
+  readonly #url: URL;
+  readonly #name: string;
+  readonly #onDeath: (error: Error) => void;
   readonly #calls = new Map<number, { resolve: (value: unknown) => void; reject: (error: Error) => void }>();
+  #worker: Worker | undefined;
   #next = 1;
-  #dead: Error | undefined;
+  #starts = 0;
+  #isClosed = false;
 
   /**
    * `name` is a module beside `from` (an `import.meta.url`) without its ending: `.ts` when run from source,
-   * `.js` when built.
+   * `.js` when built. `onDeath` is told when the thread has ended by itself.
    */
-  constructor(name: string, from: string) {
+  constructor(name: string, from: string, onDeath: (error: Error) => void = () => undefined) {
     const ending = from.endsWith('.ts') ? '.ts' : '.js';
-    this.#worker = new Worker(new URL(`./${name}${ending}`, from), { name });
-    this.#worker.on('message', (reply: Reply) => this.#settle(reply));
-    this.#worker.on('error', (error) => this.#die(error as Error));
-    this.#worker.on('exit', () => this.#die(new Error(`worker ${name} has ended`)));
-    this.#worker.unref();
+    this.#url = new URL(`./${name}${ending}`, from);
+    this.#name = name;
+    this.#onDeath = onDeath;
+    this.start();
+  }
+
+  /** Makes sure that there is a thread. Returns the how-manieth it is: an earlier one's state is gone. */
+  start(): number {
+    if (this.#worker || this.#isClosed) return this.#starts;
+    const worker = new Worker(this.#url, { name: this.#name });
+    worker.on('message', (reply: Reply) => this.#settle(worker, reply));
+    worker.on('error', (error) => this.#died(worker, error as Error));
+    worker.on('exit', () => this.#died(worker, new Error(`worker ${this.#name} has ended`)));
+    worker.unref();
+    this.#worker = worker;
+    this.#starts += 1;
+    return this.#starts;
   }
 
   call<T>(method: string, args: unknown, transfer: Transferable[] = []): Promise<T> {
-    if (this.#dead) return Promise.reject(this.#dead);
+    this.start();
+    const worker = this.#worker;
+    if (!worker) return Promise.reject(new Error(`worker ${this.#name} is closed`));
     const id = this.#next++;
     const answer = new Promise<unknown>((resolve, reject) => this.#calls.set(id, { resolve, reject }));
-    this.#worker.ref();
-    this.#worker.postMessage({ id, method, args }, transfer);
+    worker.ref();
+    worker.postMessage({ id, method, args }, transfer);
     return answer as Promise<T>;
   }
 
   /** A message that wants no answer. */
   tell(method: string, args: unknown): void {
-    if (!this.#dead) this.#worker.postMessage({ id: 0, method, args });
+    this.start();
+    this.#worker?.postMessage({ id: 0, method, args });
   }
 
   async close(): Promise<void> {
-    await this.#worker.terminate();
+    this.#isClosed = true;
+    await this.#worker?.terminate();
   }
 
-  #settle(reply: Reply): void {
+  #settle(worker: Worker, reply: Reply): void {
     const call = this.#calls.get(reply.id);
     this.#calls.delete(reply.id);
-    if (this.#calls.size === 0) this.#worker.unref();
+    if (this.#calls.size === 0) worker.unref();
     if (reply.error)
       call?.reject(Object.assign(reply.error, reply.code !== undefined && { code: reply.code }));
     else call?.resolve(reply.value);
   }
 
-  #die(error: Error): void {
-    this.#dead ??= error;
-    for (const call of this.#calls.values()) call.reject(this.#dead);
+  #died(worker: Worker, error: Error): void {
+    if (this.#worker !== worker) return;
+    this.#worker = undefined;
+    for (const call of this.#calls.values()) call.reject(error);
     this.#calls.clear();
+    if (!this.#isClosed) this.#onDeath(error);
   }
 }
 
