@@ -369,7 +369,7 @@ export class Service {
       );
     metrics.ledger.read = () =>
       this.#ledger.totals().map(([registry, item, total]) => [registry, snakeCase(item), total]);
-    metrics.buildInfo.add(1, version, process.version);
+    metrics.buildInfo.read = () => [[version, process.version, 1]];
     metrics.fillsActive.read = () => this.#fills.active;
     metrics.fillBytesPending.read = () => this.#store.pendingBytes;
     metrics.storeBytes.read = () => this.#store.bytes;

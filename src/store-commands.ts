@@ -5,12 +5,15 @@ import pino from 'pino';
 import { request } from 'undici';
 import type { Config } from './config.ts';
 import { BlobStore } from './store/blob-store.ts';
+import { Catalog } from './store/catalog.ts';
 import { findDamage } from './store/check.ts';
 import { Inventory, type StoredBlob } from './store/inventory.ts';
-import { blobPath, blobsPath } from './store/layout.ts';
+import { blobPath, blobsPath, catalogPath } from './store/layout.ts';
 import { LockedError } from './store/lock.ts';
 import { OperationError, patternOf } from './store/operation-error.ts';
 import { storeOperations, type StoreOperations } from './store/operations.ts';
+import { listPins } from './store/pins.ts';
+import { previewPurge } from './store/purge.ts';
 import { rebuildCatalog } from './store/rebuild.ts';
 import { Verifier } from './store/verifier.ts';
 import { secretReader } from './upstream/credentials.ts';
@@ -108,9 +111,9 @@ export function addStoreCommands(
     .option('--dry-run', 'only say what would go')
     .action(
       withConfig(async (config, pattern: string, { json, dryRun }: Output & { dryRun?: boolean }) => {
-        const purged = await withOperations(config, (operations) =>
-          operations.purge(pattern, dryRun === true),
-        );
+        const purged = await (dryRun
+          ? withCatalog(config, (catalog) => previewPurge(catalog, patternOf(pattern)))
+          : withOperations(config, (operations) => operations.purge(pattern, false)));
         if (json) print(purged);
         else {
           const { tags, blobs, bytes, kept } = purged;
@@ -140,7 +143,8 @@ export function addStoreCommands(
 
   command('pins', 'the patterns that are pinned').action(
     withConfig(async (config, { json }: Output) => {
-      const pins = await withOperations(config, (operations) => operations.pins());
+      const added = await withInventory(config, (inventory) => inventory.pins());
+      const pins = listPins(config.store.pins, added);
       if (json) print(pins);
       else
         table(
@@ -245,20 +249,30 @@ async function verify(
   return { damaged, blobs, bytes };
 }
 
-async function withInventory<T>(
-  { store }: Config,
-  work: (inventory: Inventory) => T | Promise<T>,
+function withInventory<T>({ store }: Config, work: (inventory: Inventory) => T | Promise<T>): Promise<T> {
+  return withReader(store.path, () => new Inventory(store.path), work);
+}
+
+function withCatalog<T>({ store }: Config, work: (catalog: Catalog) => Promise<T>): Promise<T> {
+  return withReader(store.path, () => new Catalog(catalogPath(store.path), { readonly: true }), work);
+}
+
+/** What lists or shows reads the catalog beside whoever works on it, and changes nothing. */
+async function withReader<R extends { close(): void }, T>(
+  path: string,
+  open: () => R,
+  work: (reader: R) => T | Promise<T>,
 ): Promise<T> {
-  let inventory: Inventory;
+  let reader: R;
   try {
-    inventory = new Inventory(store.path);
+    reader = open();
   } catch (cause) {
-    throw new Error(`${store.path}: no store that can be read (${(cause as Error).message})`, { cause });
+    throw new Error(`${path}: no store that can be read (${(cause as Error).message})`, { cause });
   }
   try {
-    return await work(inventory);
+    return await work(reader);
   } finally {
-    inventory.close();
+    reader.close();
   }
 }
 
@@ -271,7 +285,8 @@ async function withOperations<T>(
   const { maxIdle, ...rest } = config.store;
   mustExist(rest.path);
   const maxBytes = needsRoom ? rest.maxBytes : Infinity;
-  const options = { ...rest, maxBytes, maxIdleMs: maxIdle, scrubEveryMs: 0 };
+  // Only what was asked for is changed: nothing is tidied up beside it.
+  const options = { ...rest, maxBytes, maxIdleMs: maxIdle, scrubEveryMs: 0, upkeep: false };
   const log = pino({ level: 'warn' }, pino.destination(2));
   let store: BlobStore;
   try {

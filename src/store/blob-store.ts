@@ -42,6 +42,8 @@ export interface StoreOptions extends EvictorOptions {
   pins: readonly string[];
   /** As often everything is read again; 0: never. */
   scrubEveryMs: number;
+  /** `false`: nothing is evicted for being idle, written behind or backed up by itself. Default: true. */
+  upkeep?: boolean;
 }
 
 export interface StoreContext {
@@ -99,7 +101,7 @@ export class BlobStore {
   readonly #quarantine: Quarantine;
   /** Work that a close must wait for. */
   readonly #pending = new Set<Promise<unknown>>();
-  readonly #timer: NodeJS.Timeout;
+  readonly #timer: NodeJS.Timeout | undefined;
   readonly #closing = new AbortController();
   /** By the file system's clock, whatever the injected one says. */
   readonly #startedAt = Date.now();
@@ -128,7 +130,7 @@ export class BlobStore {
           throw error;
         },
       );
-      store.#tidy();
+      if (options.upkeep !== false) store.#tidy();
       return store;
     } catch (error) {
       unlock();
@@ -197,9 +199,9 @@ export class BlobStore {
       },
       this.catalog.footprint(),
     );
-    this.#timer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
+    if (options.upkeep !== false) this.#timer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
     if (options.scrubEveryMs > 0)
-      void this.#track(this.#scrubber(options.scrubEveryMs).run(this.#closing.signal));
+      this.#behind(this.#scrubber(options.scrubEveryMs).run(this.#closing.signal), 'the scrub');
   }
 
   /** Bytes on disk, with what is set aside for what is arriving. */
@@ -568,7 +570,14 @@ export class BlobStore {
   }
 
   #damaged({ digest }: Descriptor): void {
-    void this.#track(this.quarantine(digest, 'found when it was opened'));
+    this.#behind(this.quarantine(digest, 'found when it was opened'), 'taking out a damaged blob');
+  }
+
+  /** Work that nobody waits for: what goes wrong with it is in the log. */
+  #behind(work: Promise<unknown>, what: string): void {
+    this.#track(work).catch((error: unknown) => {
+      if (!this.#closing.signal.aborted) this.#context.log.error({ err: error }, `${what} failed`);
+    });
   }
 
   #track<T>(work: Promise<T>): Promise<T> {
@@ -589,15 +598,15 @@ export class BlobStore {
   }
 
   #writeBehind(): void {
-    void this.#track(this.#flushAllUses());
-    void this.#track(this.#partials.sweep());
+    this.#behind(this.#flushAllUses(), 'writing use-times');
+    this.#behind(this.#partials.sweep(), 'sweeping what unfinished fills have left');
     this.#tidy();
-    void this.#track(this.health.probe());
-    if (this.#dirty) void this.#track(this.#checkpoint());
+    this.#behind(this.health.probe(), 'looking after the data directory');
+    if (this.#dirty) this.#behind(this.#checkpoint(), 'the checkpoint');
     const now = Date.now();
     if (now - this.#backedUpAt >= backupEveryMs) {
       this.#backedUpAt = now;
-      void this.#track(this.#backup());
+      this.#behind(this.#backup(), 'the backup');
     }
   }
 
@@ -614,7 +623,7 @@ export class BlobStore {
       // Who needs room says it louder.
       this.#context.log.debug({ err: error }, 'room could not be made ahead');
     });
-    void this.#track(tidied);
+    this.#behind(tidied, 'making room ahead');
   }
 
   async #flushAllUses(): Promise<void> {

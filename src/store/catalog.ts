@@ -6,7 +6,7 @@ import type { RepoName } from '../oci/repo.ts';
 import { errorCode } from '../util/errors.ts';
 import type { Counts, LedgerRow, LedgerStore } from '../util/ledger.ts';
 import type { QuotaState } from '../util/quota-state.ts';
-import { migrate } from './schema.ts';
+import { expectVersion, migrate } from './schema.ts';
 import { mostUses, worthOf } from './worth.ts';
 
 export interface TagRow extends Descriptor {
@@ -99,15 +99,18 @@ export class Catalog implements LedgerStore {
   /** Is told of every tag that points elsewhere from now on. */
   onChange: (registry: string, repo: string, tag: string) => void = () => undefined;
 
-  /** Throws when it is damaged, in use by something else, or a newer program's. */
-  constructor(file: string) {
-    this.#db = new Database(file);
+  /** `readonly`: it changes nothing. Throws when it is damaged, in use by something else, or another version's. */
+  constructor(file: string, { readonly = false } = {}) {
+    this.#db = new Database(file, { readonly, fileMustExist: readonly });
     try {
-      this.#db.pragma('journal_mode = WAL');
-      this.#db.pragma('synchronous = NORMAL');
-      // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
-      this.#db.pragma('wal_autocheckpoint = 0');
-      migrate(this.#db, file);
+      if (readonly) expectVersion(this.#db);
+      else {
+        this.#db.pragma('journal_mode = WAL');
+        this.#db.pragma('synchronous = NORMAL');
+        // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
+        this.#db.pragma('wal_autocheckpoint = 0');
+        migrate(this.#db, file);
+      }
       this.#statements = prepareStatements(this.#db);
     } catch (error) {
       this.#db.close();

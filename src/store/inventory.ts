@@ -4,9 +4,12 @@ import type { Pattern } from '../oci/pattern.ts';
 import { footprintOfSize } from './catalog.ts';
 import { readIntervals } from './journal.ts';
 import { catalogPath } from './layout.ts';
-import { schemaVersion } from './schema.ts';
+import { expectVersion } from './schema.ts';
 
-/** What one repo has in the store, in bytes on disk. What several repos share counts in each of them. */
+/**
+ * What one repo has in the store, in bytes on disk: what its tags and its upstream's word lead to, and all parts of that. What
+ * several repos share counts in each of them; purging one frees the rest of its bytes, less what is pinned.
+ */
 export interface RepoUsage {
   readonly registry: string;
   readonly repo: string;
@@ -58,14 +61,20 @@ export class Inventory {
   /** Throws when there is no catalog. */
   constructor(path: string) {
     this.#db = new Database(catalogPath(path), { readonly: true, fileMustExist: true });
-    const version = this.#db.pragma('user_version', { simple: true }) as number;
-    if (version === schemaVersion) return;
-    this.#db.close();
-    throw new Error(
-      version < schemaVersion
-        ? 'its catalog is an older one: start the mirror once'
-        : 'a newer layercache wrote it',
-    );
+    try {
+      expectVersion(this.#db);
+    } catch (error) {
+      this.#db.close();
+      throw error;
+    }
+  }
+
+  /** Patterns that were pinned by command. */
+  pins(): string[] {
+    return this.#db
+      .prepare<[], { pattern: string }>('SELECT pattern FROM pins ORDER BY pattern')
+      .all()
+      .map(({ pattern }) => pattern);
   }
 
   totals(): Pick<Usage, 'blobs' | 'bytes' | 'pinnedBytes'> {
@@ -84,11 +93,15 @@ export class Inventory {
     const [day, week, month] = [now - dayMs, now - 7 * dayMs, now - 30 * dayMs];
     const repos = this.#db
       .prepare<[object], RepoUsage>(
-        `WITH several AS MATERIALIZED (
-           SELECT digest FROM links WHERE repo <> '' GROUP BY digest HAVING count(*) > 1
+        `WITH RECURSIVE reach (registry, repo, digest) AS (
+           SELECT registry, repo, digest FROM links WHERE repo <> ''
+           UNION SELECT registry, repo, digest FROM tags
+           UNION SELECT registry, repo, children.digest FROM reach JOIN children ON children.parent = reach.digest
+         ), counted AS MATERIALIZED (
+           SELECT registry, repo, digest, count(*) OVER (PARTITION BY digest) AS repos FROM reach
          ), owned AS (
-           SELECT registry, repo, pinned, used_at, ${footprintOfSize} AS bytes, digest IN several AS shared
-           FROM links JOIN blobs USING (digest) WHERE repo <> ''
+           SELECT registry, repo, pinned, used_at, ${footprintOfSize} AS bytes, repos > 1 AS shared
+           FROM counted JOIN blobs USING (digest)
          )
          SELECT registry, repo, count(*) AS blobs, sum(bytes) AS bytes, sum(bytes * shared) AS sharedBytes,
            sum(bytes * pinned) AS pinnedBytes,

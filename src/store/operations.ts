@@ -4,7 +4,7 @@ import { findDamage } from './check.ts';
 import { importRegistry, type Imported } from './import.ts';
 import { OperationError, patternOf } from './operation-error.ts';
 import type { Pin } from './pins.ts';
-import { purge, type Purged } from './purge.ts';
+import { previewPurge, purge, type Purged } from './purge.ts';
 
 /** What an operator may ask of a store, of a running mirror or of the files alone. */
 export interface StoreOperations {
@@ -27,7 +27,8 @@ export function storeOperations(store: BlobStore, registries: () => readonly str
     pin: (pattern) => pinning(() => store.pins.pin(pattern)),
     unpin: (pattern) => pinning(() => store.pins.unpin(pattern)),
     async purge(pattern, dryRun) {
-      return purge(store, patternOf(pattern), dryRun);
+      const parsed = patternOf(pattern);
+      return dryRun ? previewPurge(store.catalog, parsed) : purge(store, parsed);
     },
     async quarantine(digests) {
       let quarantined = 0;

@@ -52,9 +52,7 @@ export class Pins {
   }
 
   list(): Pin[] {
-    const configured = this.#configured.map((pattern) => ({ pattern, isConfigured: true }));
-    const added = this.#catalog.pins().filter((pattern) => !this.#configured.includes(pattern));
-    return [...configured, ...added.map((pattern) => ({ pattern, isConfigured: false }))];
+    return listPins(this.#configured, this.#catalog.pins());
   }
 
   /** Throws `OperationError`. Returns the bytes that are pinned then. */
@@ -174,6 +172,16 @@ export class Pins {
   #tooMuch(bytes: number): string {
     return `what is pinned takes ${formatSize(bytes)}, store.maxBytes is ${formatSize(this.#maxBytes)}: pin less, or raise it`;
   }
+}
+
+/** Those of the configuration, and those that were pinned by command. */
+export function listPins(configured: readonly string[], added: readonly string[]): Pin[] {
+  return [
+    ...configured.map((pattern) => ({ pattern, isConfigured: true })),
+    ...added
+      .filter((pattern) => !configured.includes(pattern))
+      .map((pattern) => ({ pattern, isConfigured: false })),
+  ];
 }
 
 function parsed(texts: readonly string[]): Pattern[] {

@@ -2,7 +2,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Digest } from '../oci/digest.ts';
 import type { Pattern } from '../oci/pattern.ts';
 import type { BlobStore } from './blob-store.ts';
-import type { Root } from './catalog.ts';
+import { footprint, type Catalog, type Root } from './catalog.ts';
 
 const rootsAtOnce = 20;
 
@@ -14,18 +14,50 @@ export interface Purged {
   readonly kept: number;
 }
 
+interface Plan {
+  readonly tags: readonly Root[];
+  /** Blobs that nothing else refers to, and their sizes. */
+  readonly victims: ReadonlyMap<Digest, number>;
+  /** Pinned ones. */
+  readonly kept: number;
+}
+
 /**
- * Forgets the tags that a pattern names, and puts out what of these repos nothing else refers to: a layer that other images
- * share stays. `dryRun` only says what would go.
+ * Forgets the tags that a pattern names, and removes what of these repos nothing else refers to: a layer that other images
+ * share stays.
  */
-export async function purge(store: BlobStore, pattern: Pattern, dryRun: boolean): Promise<Purged> {
+export async function purge(store: BlobStore, pattern: Pattern): Promise<Purged> {
   const { catalog } = store;
+  const { tags, victims, kept } = await plan(catalog, pattern);
+  catalog.removeListsOf(pattern.glob);
+  for (const { registry, repo, tag } of tags) {
+    if (tag === undefined) continue;
+    catalog.removeTag({ registry, name: repo }, tag);
+    store.onTagChanged(registry, repo, tag);
+  }
+  const gone = await store.remove(victims.keys());
+  return {
+    tags: tags.length,
+    blobs: gone.length,
+    bytes: gone.reduce((sum, digest) => sum + (victims.get(digest) ?? 0), 0),
+    kept: kept + victims.size - gone.length,
+  };
+}
+
+/** What `purge` would do, but for what is in use then; nothing is changed. */
+export async function previewPurge(catalog: Catalog, pattern: Pattern): Promise<Purged> {
+  const { tags, victims, kept } = await plan(catalog, pattern);
+  const bytes = [...victims.values()].reduce((sum, size) => sum + size, 0);
+  return { tags: tags.length, blobs: victims.size, bytes, kept };
+}
+
+async function plan(catalog: Catalog, pattern: Pattern): Promise<Plan> {
   const isMeant = ({ registry, repo, tag }: Root): boolean => pattern.matches({ registry, name: repo }, tag);
   // What is pinned keeps its tag.
   const tags = catalog.tagged(pattern.glob).filter((root) => isMeant(root) && !catalog.isPinned(root.digest));
   const owned = catalog.blobsOf(pattern.glob).filter(isMeant);
   const victims = new Map<Digest, number>();
-  let kept = 0;
+  const pinned = new Set<Digest>();
   const visit = (digest: Digest): void => {
     const blob = catalog.blob(digest);
     if (!blob || victims.has(digest)) return;
@@ -36,10 +68,10 @@ export async function purge(store: BlobStore, pattern: Pattern, dryRun: boolean)
       .some(({ registry, repo }) => !pattern.matchesRepo({ registry, name: repo }));
     if (isTagged || isShared || catalog.parents(digest).some((parent) => !victims.has(parent))) return;
     if (catalog.isPinned(digest)) {
-      kept += 1;
+      pinned.add(digest);
       return;
     }
-    victims.set(digest, blob.size);
+    victims.set(digest, footprint(blob.size));
     for (const child of catalog.children(digest)) visit(child.digest);
   };
   let looked = 0;
@@ -48,19 +80,5 @@ export async function purge(store: BlobStore, pattern: Pattern, dryRun: boolean)
     // A running mirror answers in between.
     if (++looked % rootsAtOnce === 0) await nextTurn();
   }
-  if (!dryRun) {
-    catalog.removeListsOf(pattern.glob);
-    for (const { registry, repo, tag } of tags) {
-      if (tag === undefined) continue;
-      catalog.removeTag({ registry, name: repo }, tag);
-      store.onTagChanged(registry, repo, tag);
-    }
-  }
-  const gone = dryRun ? [...victims.keys()] : await store.remove(victims.keys());
-  return {
-    tags: tags.length,
-    blobs: gone.length,
-    bytes: gone.reduce((sum, digest) => sum + (victims.get(digest) ?? 0), 0),
-    kept: kept + victims.size - gone.length,
-  };
+  return { tags, victims, kept: pinned.size };
 }

@@ -153,7 +153,18 @@ const migrations: readonly string[] = [
 ];
 
 /** What this program reads and writes. */
-export const schemaVersion = migrations.length;
+const schemaVersion = migrations.length;
+
+/** Throws when another version of the program has written it. */
+export function expectVersion(db: Database): void {
+  const version = db.pragma('user_version', { simple: true }) as number;
+  if (version === schemaVersion) return;
+  throw new Error(
+    version < schemaVersion
+      ? 'its catalog is an older one: start the mirror once'
+      : 'a newer layercache wrote it',
+  );
+}
 
 /** Brings the catalog to this program's version. Throws when it is a newer program's. */
 export function migrate(db: Database, file: string): void {

@@ -24,6 +24,7 @@ export type Secret = string | { readonly file: string };
 
 const helperTimeoutMs = 10_000;
 const maxHelperOutput = 64 * 1024;
+const maxComplaint = 500;
 /** That there is no login is believed so long: somebody may log in. */
 const withoutLoginMs = 60_000;
 /** Cloud logins that expire, by the user name that their helpers give; renewed before they do. */
@@ -173,11 +174,11 @@ const helperAnswer = z.looseObject({ Username: z.string(), Secret: z.string().mi
 async function runHelper(helper: string, server: string): Promise<Login | undefined> {
   const program = `docker-credential-${helper}`;
   if (!/^[\w.-]+$/.test(helper)) throw new Error(`credential helper ${JSON.stringify(helper)}: not a name`);
-  const { code, output } = await runProgram(program, ['get'], `${server}\n`);
+  const { code, output, complaint } = await runProgram(program, ['get'], `${server}\n`);
   if (code !== 0) {
     // By the protocol this is said on standard output.
     if (/credentials not found/i.test(output)) return undefined;
-    throw new Error(`${program} ended with ${code ?? 'a signal'}`);
+    throw new Error(`${program} ended with ${code ?? 'a signal'}${complaint === '' ? '' : `: ${complaint}`}`);
   }
   let json: unknown;
   try {
@@ -194,10 +195,10 @@ function runProgram(
   program: string,
   args: readonly string[],
   input: string,
-): Promise<{ code: number | null; output: string }> {
+): Promise<{ code: number | null; output: string; complaint: string }> {
   return new Promise((resolve, reject) => {
     // In a group of its own: what it has started holds its output open, and must go with it.
-    const child: ChildProcess = spawn(program, args, { stdio: ['pipe', 'pipe', 'ignore'], detached: true });
+    const child: ChildProcess = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true });
     // First of all: without descriptors there are no pipes, and an error that nobody hears ends the process.
     child.on('error', (cause) => {
       clearTimeout(timer);
@@ -206,6 +207,7 @@ function runProgram(
     const end = (why: string): void => {
       reject(new Error(`${program} ${why}`));
       child.stdout?.destroy();
+      child.stderr?.destroy();
       try {
         if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL');
       } catch {
@@ -218,9 +220,14 @@ function runProgram(
       output += text;
       if (output.length > maxHelperOutput) end('answers with too much');
     });
+    // For the log alone, where a password has no place: helpers say there what went wrong.
+    let complaint = '';
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      complaint = (complaint + text).slice(0, maxComplaint);
+    });
     child.on('close', (code) => {
       clearTimeout(timer);
-      resolve({ code, output });
+      resolve({ code, output, complaint: complaint.replace(/[^\x20-\x7e]+/g, ' ').trim() });
     });
     child.stdin?.on('error', () => undefined);
     child.stdin?.end(input);

@@ -252,7 +252,7 @@ export class Metrics {
   );
   readonly ledger = new Gauges<[registry: string, item: string]>(
     this.#r,
-    'layercache_ledger_total',
+    'layercache_ledger',
     'What pulls have cost and saved in the last year, over restarts: see docs/quota.md.',
     ['registry', 'item'],
   );
@@ -276,12 +276,12 @@ export class Metrics {
   readonly storePinnedBytes = new Gauge(
     this.#r,
     'layercache_store_pinned_bytes',
-    'What pins keep from being evicted, held or not.',
+    'Bytes of stored blobs that pins keep from being evicted.',
   );
   readonly faults = new Counter<[fault: string]>(this.#r, 'layercache_faults_total', 'Faults, by name.', [
     'fault',
   ]);
-  readonly buildInfo = new Counter<[version: string, node: string]>(
+  readonly buildInfo = new Gauges<[version: string, node: string]>(
     this.#r,
     'layercache_build_info',
     'Always 1; the labels say what runs.',
@@ -299,6 +299,9 @@ export class Metrics {
 
   constructor() {
     collectDefaultMetrics({ register: this.#r });
+    // Gauges by the names of counters; the same figures are there by type.
+    for (const what of ['handles', 'requests', 'resources'])
+      this.#r.removeSingleMetric(`nodejs_active_${what}_total`);
   }
 
   /** Counts an answer to a client: on the path of every hit, so its series are looked up once. */

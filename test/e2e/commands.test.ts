@@ -85,6 +85,36 @@ describe('store commands', () => {
       () => false,
     );
 
+  test('what lists or shows changes nothing, though much could be tidied up', async () => {
+    const blobs = async (): Promise<string[]> => (await mirror.files('blobs')).map(({ path }) => path).sort();
+    await mirror.stop();
+    const file = join(mirror.directory, 'mirror.config.json');
+    const config = JSON.parse(await readFile(file, 'utf8')) as { store: object };
+    await writeFile(file, JSON.stringify({ ...config, store: { ...config.store, maxIdle: '1ms' } }));
+    const held = await blobs();
+    assert.equal(held.length, 10);
+    const commands = [['pins'], ['purge', 'docker.io/**', '--dry-run'], ['list'], ['usage'], ['verify']];
+    for (const command of commands) assert.equal((await layercache(command)).code, 0, command.join(' '));
+    assert.deepEqual(await blobs(), held);
+    assert.equal((await layercache(['pin', 'docker.io/acme/y:1'])).code, 0);
+    assert.deepEqual(await blobs(), held, 'nor is anything else done beside what was asked for');
+  });
+
+  test('what repos share is told, and the rest is what purging frees', async () => {
+    upstream.addImage('acme/z', imageOf([shared, randomBlob(50_000)]), '1');
+    const image = (await mirror.get('/v2/acme/z/manifests/1')).body.toString();
+    const { config, layers } = JSON.parse(image) as Record<'config', Blob> & { layers: Blob[] };
+    for (const { digest } of [config, ...layers]) await mirror.get(`/v2/acme/z/blobs/${digest}`);
+    await until(async () => (await mirror.files('blobs')).length === 13, 'all is stored');
+    const { repos } = await json<{ repos: { repo: string; bytes: number; sharedBytes: number }[] }>('usage');
+    for (const repo of ['acme/z', 'library/x', 'acme/y']) {
+      const { bytes, sharedBytes } = repos.find((each) => each.repo === repo)!;
+      assert.equal(sharedBytes, repo === 'acme/y' ? 0 : 49 * 4096, repo);
+      const purged = await json<{ bytes: number }>('purge', `docker.io/${repo}`, '--dry-run');
+      assert.equal(purged.bytes, bytes - sharedBytes, repo);
+    }
+  });
+
   for (const state of ['running', 'stopped'] as const) {
     test(`usage, list, pins and purge, with the mirror ${state}`, async () => {
       if (state === 'stopped') await mirror.stop();
@@ -144,7 +174,7 @@ describe('store commands', () => {
       assert.equal(code, 1);
       assert.match(err, why);
     }
-    const { err } = await layercache(['pins'], { LAYERCACHE_ADMIN_LISTEN: 'off' });
+    const { err } = await layercache(['unpin', 'docker.io/**'], { LAYERCACHE_ADMIN_LISTEN: 'off' });
     assert.match(err, /a mirror is running on this store, and its adminListen is off/);
   });
 

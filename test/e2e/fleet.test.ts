@@ -103,9 +103,9 @@ test('a day of 500 nodes that pull 300 moving tags through one anonymous account
   assert.equal(cachedFailures, 0);
   hub.refused.forEach((refused) => assert.ok(refused <= 1));
   assert.equal(hub.given.length, new Set(hub.given).size, 'no manifest is fetched twice');
-  const spent = await mirror.metric('layercache_ledger_total{registry="docker.io",item="upstream_pulls"}');
+  const spent = await mirror.metric('layercache_ledger{registry="docker.io",item="upstream_pulls"}');
   assert.equal(spent, hub.given.length);
-  const asked = await mirror.metric('layercache_ledger_total{registry="docker.io",item="client_pulls"}');
+  const asked = await mirror.metric('layercache_ledger{registry="docker.io",item="client_pulls"}');
   assert.equal(asked, served);
   // The same day through a mirror that asks for each pull.
   assert.ok(askingEach.refused > 0.9 * askingEach.pulls);

@@ -218,7 +218,7 @@ describe('an ill upstream', () => {
       mirror.clock.advance(20_000);
     }
     const item = (name: string): Promise<number> =>
-      mirror.metric(`layercache_ledger_total{registry="docker.io",item="${name}"}`);
+      mirror.metric(`layercache_ledger{registry="docker.io",item="${name}"}`);
     const check = async (): Promise<void> => {
       assert.equal(await item('client_pulls'), 4);
       assert.equal(await item('upstream_pulls'), 1);
