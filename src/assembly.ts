@@ -194,14 +194,13 @@ export function adminOf(
   config: Config,
   store: BlobStore,
   current: () => Config,
-): Omit<AdminContext, 'metrics' | 'log' | 'isDraining'> {
+): Omit<AdminContext, 'metrics' | 'log' | 'isDraining' | 'readiness'> {
   const { adminToken, adminListen } = config;
   const readToken = adminToken === undefined ? undefined : secretReader(adminToken);
   const registries = (): string[] => current().upstreams.map(({ registry }) => registry);
   const operations = storeOperations(store, registries);
   const text = (value: unknown): string => (typeof value === 'string' ? value : '');
   return {
-    trouble: () => store.trouble,
     isLoopback: isLoopback(adminListen?.host ?? ''),
     token: async () => readToken?.(),
     operations: {

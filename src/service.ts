@@ -23,7 +23,7 @@ import { Prefetch } from './mirror/prefetch.ts';
 import { Tags } from './mirror/tags.ts';
 import { Upstreams } from './mirror/upstreams.ts';
 import { blobMediaType } from './oci/content.ts';
-import { createAdminApp } from './server/admin.ts';
+import { createAdminApp, type Readiness } from './server/admin.ts';
 import { createRegistryApp } from './server/app.ts';
 import { Clients } from './server/clients.ts';
 import { closeHttpServer, createHttpServer } from './server/http-server.ts';
@@ -187,6 +187,7 @@ export class Service {
           metrics,
           log: log.events,
           isDraining,
+          readiness: () => this.#readiness(),
         }) as RequestListener,
       );
     }
@@ -263,6 +264,13 @@ export class Service {
     await this.#store.close();
     this.log.events.info('stopped');
     await this.log.close();
+  }
+
+  /** What of the mirror does not work now. */
+  #readiness(): Readiness {
+    const obstacles = this.#upstreams.all.map(({ obstacle }) => obstacle);
+    const reasons = [this.#store.trouble, ...obstacles].filter((each) => each !== undefined);
+    return { reasons, canServe: !this.#store.health.isGone || obstacles.includes(undefined) };
   }
 
   /** What is public in the catalog may have come from an upstream that is private by now. */

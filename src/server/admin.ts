@@ -13,12 +13,18 @@ import { createApp } from './app.ts';
 /** What may be asked of the running mirror: a name, and what answers it. A thrown `OperationError` is 409. */
 export type AdminOperations = Readonly<Record<string, (args: Record<string, unknown>) => Promise<unknown>>>;
 
+export interface Readiness {
+  /** What does not work, in words for everybody. */
+  readonly reasons: readonly string[];
+  /** Something can be served: what is held, or what is passed on. */
+  readonly canServe: boolean;
+}
+
 export interface AdminContext {
   readonly metrics: Metrics;
   readonly log: Logger;
   readonly isDraining: () => boolean;
-  /** Why the store cannot be written; undefined: it can. */
-  readonly trouble: () => string | undefined;
+  readonly readiness: () => Readiness;
   readonly operations: AdminOperations;
   /** Whether whoever reaches the address may use the operations; else they need the token. */
   readonly isLoopback: boolean;
@@ -28,19 +34,20 @@ export interface AdminContext {
 
 /** What operators and Prometheus ask: on an address of its own, never beside the registry API. */
 export function createAdminApp(context: AdminContext): Express {
-  const { metrics, log, isDraining, trouble, operations } = context;
+  const { metrics, log, isDraining, readiness, operations } = context;
   const app = createApp();
   app.get('/healthz', (_req, res) => {
     res.type('text/plain').send('ok\n');
   });
   app.get('/readyz', (_req, res) => {
-    const why = trouble();
-    // What cannot be stored is passed through: it serves.
-    const state = isDraining() ? 'draining' : why === undefined ? 'ok' : `degraded: ${why}`;
+    const { reasons, canServe } = readiness();
+    // What is held is served though nothing else can be had, and what cannot be stored is passed through.
+    const state = reasons.length === 0 ? 'ok' : `${canServe ? 'degraded' : 'down'}: ${reasons.join('; ')}`;
+    const isReady = canServe && !isDraining();
     res
-      .status(isDraining() ? 503 : 200)
+      .status(isReady ? 200 : 503)
       .type('text/plain')
-      .send(`${state}\n`);
+      .send(`${isDraining() ? 'draining' : state}\n`);
   });
   app.get('/metrics', async (_req, res) => {
     const text = await metrics.render();

@@ -13,6 +13,8 @@ export class Health {
   readonly #lockedFile: number;
   readonly #log: Logger;
   #trouble: string | undefined;
+  /** The data directory is not there any more: nothing of it can be served. */
+  isGone = false;
 
   /** `lockedFile`: the inode of the lock, which shows whether the directory is still the one that was opened. */
   constructor(root: string, lockedFile: number, log: Logger) {
@@ -33,7 +35,8 @@ export class Health {
   /** Looks whether the directory is still there, and, while there is trouble, whether it can be written. */
   async probe(): Promise<void> {
     const lock = await stat(lockPath(this.#root)).catch(() => undefined);
-    if (lock?.ino !== this.#lockedFile) {
+    this.isGone = lock?.ino !== this.#lockedFile;
+    if (this.isGone) {
       this.#note('the data directory was removed or replaced while it was in use: restart layercache');
       return;
     }

@@ -37,6 +37,7 @@ export class Account {
   #inARow = 0;
   /** How often it was set aside so. */
   #times = 0;
+  #isSpentTold = false;
 
   constructor(source: CredentialSource, quota: Quota, context: AccountContext) {
     this.name = source.name;
@@ -114,6 +115,21 @@ export class Account {
       },
       () => undefined,
     );
+  }
+
+  /** Tells once that its pulls are spent, and once that they are back. */
+  tellOfQuota(): void {
+    const { isSpent, limit, backInMs } = this.quota;
+    if (isSpent === this.#isSpentTold) return;
+    this.#isSpentTold = isSpent;
+    const { registry, clock, log } = this.#context;
+    const about = { registry, account: this.name, limit };
+    if (!isSpent) {
+      log.info(about, 'pulls are back');
+      return;
+    }
+    const backAt = new Date(clock.now() + (backInMs ?? 0)).toISOString();
+    log.warn({ ...about, backAt }, `pulls are spent: what is held is served, more may be back at ${backAt}`);
   }
 
   #isAside(): boolean {

@@ -53,6 +53,7 @@ export class Admission {
   readonly #name: string;
   readonly #gates: Gates;
   readonly #metrics: Metrics;
+  readonly #clock: Clock;
   readonly #reserve: () => number;
   /** Who was given something of a repo last. */
   readonly #seers: LRUCache<string, Account>;
@@ -64,6 +65,7 @@ export class Admission {
     this.registry = registry;
     this.#name = name;
     this.#metrics = metrics;
+    this.#clock = clock;
     this.#reserve = reserve;
     const sources = credentials.length > 0 ? credentials : [anonymous];
     this.accounts = sources.map((source) => {
@@ -88,6 +90,23 @@ export class Admission {
       this.notAsked((error as MirrorError).fault);
       throw error;
     }
+  }
+
+  isUnanswered(origin: string): boolean {
+    return this.#gates.unanswered(origin) !== undefined;
+  }
+
+  /** Why no cold pull can work now, for everybody to see: it names no account. Undefined: as far as is known it can. */
+  obstacle(registryOrigin: string): string | undefined {
+    const { registry } = this;
+    const fault = this.#gates.unanswered(registryOrigin);
+    if (fault === 'upstream-limited') return `${registry} limits all requests`;
+    if (fault) return `${registry} cannot be reached or fails`;
+    const usable = this.accounts.filter(({ aside }) => !aside);
+    if (usable.length === 0) return `${registry} refuses the configured credentials, or they cannot be had`;
+    if (usable.some(({ quota }) => quota.left > 0)) return undefined;
+    const backInMs = Math.min(...usable.map(({ quota }) => quota.backInMs ?? 0));
+    return `the pulls of ${registry} are spent, more may be back at ${new Date(this.#clock.now() + backInMs).toISOString()}`;
   }
 
   /** How many hosts are shut: whether the registry itself is, and its token servers and CDNs. */
@@ -172,7 +191,9 @@ export class Admission {
 
   /** What has changed since it was saved last. Throws as `write` does; then it is still to be saved. */
   save(write: (account: string, state: QuotaState | undefined) => void): void {
-    for (const { name, quota } of this.accounts) {
+    for (const account of this.accounts) {
+      const { name, quota } = account;
+      account.tellOfQuota();
       if (!quota.dirty) continue;
       write(name, quota.state);
       quota.dirty = false;
@@ -266,6 +287,7 @@ export class Turn {
   answered(status: number, headers: Headers | undefined, isSpent: boolean): void {
     if (headers) this.account.quota.isTold = true;
     this.account.quota.answered(this.#ticket, status, headers ?? {}, isSpent);
+    this.account.tellOfQuota();
   }
 
   /** It was not asked, or has not answered. */

@@ -88,6 +88,11 @@ export class Gate {
     return this.#shut !== undefined && this.#clock.monotonic() < this.#shut.until + shownMs;
   }
 
+  /** What became of the last calls, if none of them was answered well. */
+  get unanswered(): GateFault | undefined {
+    return this.#shut?.fault ?? (this.#failures + this.#ill.size > 0 ? 'upstream-down' : undefined);
+  }
+
   /**
    * Throws the fault that shuts it. `insists`: a download that has begun tries again at a pace of its own, and is stopped
    * by a limit alone.
@@ -239,6 +244,11 @@ export class Gates {
       this.#gates.set(origin, gate);
     }
     return gate;
+  }
+
+  /** Why this host does not answer, if it is known that it does not. */
+  unanswered(origin: string): GateFault | undefined {
+    return this.#gates.peek(origin)?.unanswered;
   }
 
   /** How many are shut, of those that `match`. */

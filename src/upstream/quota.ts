@@ -108,6 +108,11 @@ export class Quota {
     return isTime && this.#underWay === 0 ? 1 : 0;
   }
 
+  /** None are left, or it is not known that there are: one pull is to show it. */
+  get isSpent(): boolean {
+    return this.left === 0 || (this.#limit === undefined && this.#refusal !== undefined);
+  }
+
   /** How long until pulls may be back; undefined while there are some. */
   get backInMs(): number | undefined {
     if (this.left > 0) return undefined;

@@ -88,6 +88,7 @@ const unknown = {
   ping: 'repo-unknown',
 } as const;
 const maxRedirects = 5;
+const lookAgainMs = 10_000;
 const redirects = new Set([301, 302, 303, 307, 308]);
 // What servers answer that do not let HEAD through; the same question as a GET then decides.
 const headRefusals = new Set([400, 403, 405, 501]);
@@ -106,6 +107,7 @@ export class RegistryClient {
   readonly #policy: NetworkPolicy;
   readonly #transport: Transport;
   readonly #tokens: Tokens;
+  #lookedAt = -Infinity;
   readonly #firstLook = new Flight<'first', undefined>();
 
   constructor(options: UpstreamOptions, { clock, metrics, ledger, admission }: UpstreamContext) {
@@ -130,6 +132,20 @@ export class RegistryClient {
   /** How many hosts are not asked now: the registry itself, and others that it leads to. */
   get shut(): { own: number; others: number } {
     return this.admission.shut(this.#base.origin);
+  }
+
+  /**
+   * Why no cold pull can work now; undefined: as far as is known it can. Where it does not answer, it is asked behind this
+   * whether it does again, at most every 10 s: nobody else may ask.
+   */
+  get obstacle(): string | undefined {
+    const { origin } = this.#base;
+    const now = this.#clock.monotonic();
+    if (this.admission.isUnanswered(origin) && now - this.#lookedAt >= lookAgainMs) {
+      this.#lookedAt = now;
+      this.#tokens.look(AbortSignal.timeout(lookAgainMs)).catch(() => undefined);
+    }
+    return this.admission.obstacle(origin);
   }
 
   /** What a reference points to now. Undefined when the upstream will not say it to a HEAD. Throws `manifest-unknown`. */

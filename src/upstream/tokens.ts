@@ -167,6 +167,11 @@ export class Tokens {
     throw error;
   }
 
+  /** Whether the registry answers at all: its gate is told. */
+  async look(signal: AbortSignal): Promise<void> {
+    await this.#askPing({}, signal);
+  }
+
   /** Undefined: it does not tell now; the answer to the question itself will. */
   async #ping(signal: AbortSignal): Promise<Scheme | undefined> {
     const response = await this.#askPing({}, signal);
