@@ -34,7 +34,7 @@ async function serve(file: string | undefined): Promise<void> {
   try {
     service = await Service.start(config);
   } catch (error) {
-    fail((error as Error).message);
+    fail(explainFailure(error));
     return;
   }
   stopOnSignals(service);
@@ -75,6 +75,16 @@ function reload(service: Service, file: string | undefined): void {
       'the configuration cannot be used: it stays as it was',
     );
   }
+}
+
+/** What happened, and what led to it; of a bug also where. */
+function explainFailure(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const lines = [error.message];
+  for (let { cause } = error; cause instanceof Error; { cause } = cause)
+    if (!lines.join(' ').includes(cause.message)) lines.push(`  caused by: ${cause.message}`);
+  const isBug = [TypeError, ReferenceError, RangeError].some((kind) => error instanceof kind);
+  return [...lines, ...(isBug ? [error.stack ?? ''] : [])].join('\n');
 }
 
 function fail(message: string): void {

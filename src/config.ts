@@ -1,14 +1,15 @@
-import { existsSync, readFileSync } from 'node:fs';
+import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
-import { dirname, resolve } from 'node:path';
+import { delimiter, dirname, join, resolve } from 'node:path';
 import { createSecureContext } from 'node:tls';
+import { closest, distance } from 'fastest-levenshtein';
 import { z } from 'zod';
 import { ConfigError, describe, isObject, isPlainValue, kindOf, show, unwrap } from './config-problems.ts';
 import { isProxy, schema, type Address, type Parsed, type SecretConfig } from './config-schema.ts';
 import { RegistryPattern } from './mirror/registry-pattern.ts';
 import { problemOfHtpasswd } from './server/htpasswd.ts';
 import { checkCertificates, readTls, showPath, type TlsFiles } from './server/tls.ts';
-import type { Secret } from './upstream/credentials.ts';
+import { helperProgram, type Secret } from './upstream/credentials.ts';
 import { NetworkPolicy } from './upstream/network-policy.ts';
 import { presetOf } from './upstream/presets.ts';
 import type { ProxyOptions } from './upstream/proxy.ts';
@@ -78,7 +79,7 @@ export function loadConfig({ file, env, directory }: ConfigSource): Config {
   const path = resolve(directory, file ?? defaultFile);
   const source = file ?? defaultFile;
   const raw = readJson(path, source, file !== undefined);
-  const ignoredVariables = applyVariables(raw, env);
+  const ignoredVariables = applyVariables(raw, env, source);
   const parsed = schema.safeParse(raw, { reportInput: true });
   if (!parsed.success) throw new ConfigError(source, parsed.error.issues.flatMap(describe));
   const problems: string[] = [];
@@ -135,7 +136,7 @@ function complete(
       }),
       ...(rest.dockerConfig !== undefined && { dockerConfig: resolvePath(directory, rest.dockerConfig) }),
     };
-    checkAccounts(completed, at, problems);
+    checkAccounts(completed, env, at, problems);
     const pattern = RegistryPattern.parse(rest.registry);
     if (pattern) {
       families.push({ ...completed, pattern });
@@ -346,6 +347,7 @@ function problemsOfFamily(
 
 function checkAccounts(
   { accounts, dockerConfig, credentialHelper }: AnyUpstreamConfig,
+  env: ConfigSource['env'],
   at: string,
   problems: string[],
 ): void {
@@ -360,6 +362,23 @@ function checkAccounts(
     problems.push(`${at}.accounts: found ${show(twice)} a second time, expected each account once`);
   if (dockerConfig !== undefined && !existsSync(dockerConfig))
     problems.push(`${at}.dockerConfig: the file ${showPath(dockerConfig)} does not exist`);
+  if (credentialHelper !== undefined && !isOnPath(helperProgram(credentialHelper), env)) {
+    const program = helperProgram(credentialHelper);
+    problems.push(
+      `${at}.credentialHelper: the program ${program} is not on the PATH: install it, or name another helper`,
+    );
+  }
+}
+
+function isOnPath(program: string, { PATH = process.env['PATH'] }: ConfigSource['env']): boolean {
+  return (PATH ?? '').split(delimiter).some((directory) => {
+    try {
+      accessSync(join(directory, program), constants.X_OK);
+      return true;
+    } catch {
+      return false;
+    }
+  });
 }
 
 function resolvePath(directory: string, path: string): string {
@@ -392,19 +411,62 @@ function readSecret(
   return { file };
 }
 
+/** What Kubernetes sets for each service of our name (its documentation, "Environment variables" of services). */
+const kubernetesVariable =
+  /_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT$|_PORT_\d+_(TCP|UDP|SCTP)(_ADDR|_PORT|_PROTO)?$/;
+/** So many letters may be wrong in a name that is meant for another. */
+const nearestVariable = 3;
+
 /**
  * Puts the values of `LAYERCACHE_STORE_MAX_BYTES` and the like over those of the file. Returns the variables that name no
- * key: not an error, since Kubernetes sets such ones for a service of our name.
+ * key. Throws `ConfigError` for one that nearly names a key.
  */
-function applyVariables(raw: Record<string, unknown>, env: ConfigSource['env']): string[] {
+function applyVariables(raw: Record<string, unknown>, env: ConfigSource['env'], source: string): string[] {
   const ignored: string[] = [];
+  const problems: string[] = [];
   for (const [name, value] of Object.entries(env)) {
     if (!name.startsWith(variablePrefix) || name === fileVariable || value === undefined) continue;
     const path = pathOf(schema, name.slice(variablePrefix.length));
     if (path) setAt(raw, path, value);
-    else ignored.push(name);
+    else if (!kubernetesVariable.test(name)) {
+      const meant = nearestVariableTo(name);
+      if (meant === undefined) ignored.push(name);
+      else
+        problems.push(
+          `the environment variable ${name} names no key: did you mean ${meant}? Rename or unset it`,
+        );
+    }
   }
+  if (problems.length > 0) throw new ConfigError(source, problems);
   return ignored;
+}
+
+function nearestVariableTo(name: string): string | undefined {
+  // Of an entry of a list the same number is meant.
+  const numbers = [...name.matchAll(/_(\d+)_/g)].map(([, digits]) => digits ?? '');
+  const names = variablesOf(schema, variablePrefix.slice(0, -1)).map((each) => {
+    const left = [...numbers];
+    return each.replace(/_0(?=_)/g, () => `_${left.shift() ?? '0'}`);
+  });
+  const plain = (text: string): string => text.replaceAll('_', '');
+  const same = names.find((each) => plain(each) === plain(name));
+  if (same !== undefined) return same;
+  const nearest = closest(name, names);
+  return distance(name, nearest) <= nearestVariable ? nearest : undefined;
+}
+
+/** All variables that name a scalar; of a list the first entry's. */
+function variablesOf(type: z.core.$ZodType, name: string): string[] {
+  const inner = unwrap(type);
+  if (inner instanceof z.ZodArray) {
+    return isObject(unwrap(inner.element)) ? variablesOf(inner.element, `${name}_0`) : [];
+  }
+  if (!isObject(inner)) return [name];
+  return Object.entries(inner.shape).flatMap(([key, child]) => variablesOf(child, `${name}_${spelt(key)}`));
+}
+
+function spelt(key: string): string {
+  return key.replace(/[A-Z]/g, '_$&').toUpperCase();
 }
 
 /** The path that the rest of a variable's name spells, of scalars only. */
@@ -417,11 +479,11 @@ function pathOf(type: z.core.$ZodType, rest: string): (string | number)[] | unde
   }
   if (!isObject(inner)) return undefined;
   for (const [key, child] of Object.entries(inner.shape)) {
-    const spelt = key.replace(/[A-Z]/g, '_$&').toUpperCase();
     const nested = unwrap(child);
     const isScalar = !isObject(nested) && !(nested instanceof z.ZodArray);
-    if (rest === spelt && isScalar) return [key];
-    const path = rest.startsWith(`${spelt}_`) ? pathOf(child, rest.slice(spelt.length + 1)) : undefined;
+    const name = spelt(key);
+    if (rest === name && isScalar) return [key];
+    const path = rest.startsWith(`${name}_`) ? pathOf(child, rest.slice(name.length + 1)) : undefined;
     if (path) return [key, ...path];
   }
   return undefined;

@@ -30,6 +30,7 @@ import { closeHttpServer, createHttpServer } from './server/http-server.ts';
 import { followTls, readTls } from './server/tls.ts';
 import { BlobStore, type Damaged } from './store/blob-store.ts';
 import { systemClock, type Clock } from './util/clock.ts';
+import { errorCode } from './util/errors.ts';
 import { Ledger } from './util/ledger.ts';
 import { createLog, type LineSink, type Log } from './util/log.ts';
 import { Metrics } from './util/metrics.ts';
@@ -396,8 +397,21 @@ async function listen(server: Server, { host, port }: Address): Promise<void> {
   try {
     await once(server, 'listening');
   } catch (cause) {
-    throw new Error(`cannot listen on ${host}:${port}: ${(cause as Error).message}`, { cause });
+    throw new Error(
+      `cannot listen on ${showAddress({ host, port })}: ${listenRemedy(errorCode(cause) ?? '')}`,
+      {
+        cause,
+      },
+    );
   }
+}
+
+function listenRemedy(code: string): string {
+  if (code === 'EADDRINUSE') return 'another program listens there: stop it, or choose another address';
+  if (code === 'EACCES') return 'this user may not use that port: choose one above 1023';
+  if (code === 'EADDRNOTAVAIL' || code === 'ENOTFOUND')
+    return 'this machine has no such address: use 0.0.0.0 for all of its addresses';
+  return code;
 }
 
 function boundAddress(server: Server): Address {

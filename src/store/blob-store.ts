@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { mkdir, stat, statfs, unlink, writeFile } from 'node:fs/promises';
+import { stat, statfs, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { LRUCache } from 'lru-cache';
@@ -29,7 +29,7 @@ import { lockDirectory } from './lock.ts';
 import { Partials } from './partials.ts';
 import { Pins } from './pins.ts';
 import { Quarantine } from './quarantine.ts';
-import { refuseToBeginAnew, warnOfNetwork } from './precautions.ts';
+import { prepareDirectory, refuseToBeginAnew, warnOfNetwork, warnOfRoom } from './precautions.ts';
 import { reconcile } from './recovery.ts';
 import { Scrubber } from './scrubber.ts';
 import { MemoryContent, SharedFile, SmallContent, StoredContent, type Held } from './stored-content.ts';
@@ -111,10 +111,9 @@ export class BlobStore {
 
   /** Throws when the directory cannot be used, is in use, or is a newer program's. */
   static async open(options: StoreOptions, context: StoreContext): Promise<BlobStore> {
-    await mkdir(blobsPath(options.path), { recursive: true });
+    await prepareDirectory(options.path);
     const unlock = lockDirectory(lockPath(options.path));
     try {
-      await mkdir(ingestPath(options.path), { recursive: true });
       await warnOfNetwork(options.path, context.log);
       await refuseToBeginAnew(options.path);
       const lockedFile = (await stat(lockPath(options.path))).ino;
@@ -130,7 +129,10 @@ export class BlobStore {
           throw error;
         },
       );
-      if (options.upkeep !== false) store.#tidy();
+      if (options.upkeep !== false) {
+        await warnOfRoom(options.path, options, store.bytes, context.log);
+        store.#tidy();
+      }
       return store;
     } catch (error) {
       unlock();

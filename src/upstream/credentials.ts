@@ -169,10 +169,15 @@ function isServer(server: string, registry: string): boolean {
   return bare === registry || (hub.includes(registry) && hub.includes(bare));
 }
 
+/** The program of a helper, as the docker-credential-helpers protocol names it. */
+export function helperProgram(helper: string): string {
+  return `docker-credential-${helper}`;
+}
+
 const helperAnswer = z.looseObject({ Username: z.string(), Secret: z.string().min(1) });
 
 async function runHelper(helper: string, server: string): Promise<Login | undefined> {
-  const program = `docker-credential-${helper}`;
+  const program = helperProgram(helper);
   if (!/^[\w.-]+$/.test(helper)) throw new Error(`credential helper ${JSON.stringify(helper)}: not a name`);
   const { code, output, complaint } = await runProgram(program, ['get'], `${server}\n`);
   if (code !== 0) {

@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
-import { writeFile } from 'node:fs/promises';
+import { chmod, mkdir, writeFile } from 'node:fs/promises';
 import { Agent } from 'node:http';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { ask, sameBytes } from '../support/http.ts';
 import { imageOf, largeBlob, randomBlob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
-import { inDirectory, Program } from '../support/programs.ts';
+import { canRunAs, inDirectory, Program } from '../support/programs.ts';
 import { Upstream } from '../support/upstream.ts';
 
 const loopback = { listen: '127.0.0.1:0', adminListen: 'off', store: { minFreeBytes: 0 } };
@@ -106,6 +106,72 @@ describe('the program', () => {
       );
       assert.equal(program.output, '');
     });
+  });
+
+  test('a data directory that cannot be used is refused, with what to do', async (t) => {
+    await inDirectory({ ...loopback, store: { path: '/proc/1/layercache' } }, async (directory) => {
+      const program = new Program(['serve'], directory);
+      await program.exited;
+      assert.equal(program.child.exitCode, 1);
+      assert.match(program.errors, /store\.path: \/proc\/1\/layercache lies in a proc file system/);
+    });
+    if (!canRunAs(12345)) {
+      t.diagnostic('another user’s directory: needs root, and a checkout that others can read');
+      return;
+    }
+    await inDirectory(loopback, async (directory) => {
+      await mkdir(join(directory, 'data'), { mode: 0o755 });
+      // Whoever runs it can reach the program and the configuration, and not write the data.
+      await chmod(directory, 0o755);
+      const program = new Program(['serve'], directory, { uid: 12345, gid: 12345 });
+      await program.exited;
+      assert.equal(program.child.exitCode, 1);
+      assert.match(
+        program.errors,
+        /store\.path: \S+data belongs to user 0, group 0 \(mode 755\), and layercache runs as user 12345/,
+      );
+      assert.match(program.errors, /chown -R 12345:12345 \S+data.*fsGroup/);
+      assert.match(program.errors, /caused by: EACCES/);
+    });
+  });
+
+  test('an address that is taken is told with what to do', async () => {
+    await inDirectory(loopback, async (directory) => {
+      const first = new Program(['serve'], directory);
+      const port = await first.port();
+      await inDirectory({ ...loopback, listen: `127.0.0.1:${port}` }, async (other) => {
+        const second = new Program(['serve'], other);
+        await second.exited;
+        assert.equal(second.child.exitCode, 1);
+        assert.match(
+          second.errors,
+          /cannot listen on 127\.0\.0\.1:\d+: another program listens there: stop it/,
+        );
+      });
+      first.child.kill('SIGTERM');
+      await first.exited;
+    });
+  });
+
+  test('limits that the disk does not have are told with figures, and /readyz says so', async (t) => {
+    const upstream = await Upstream.start();
+    const mirror = await TestMirror.start({
+      upstream: upstream.url,
+      config: { store: { minFreeBytes: '900TB' } },
+    });
+    t.after(() => Promise.all([mirror.close(), upstream.stop()]));
+    await until(() => mirror.log.includes('store.minFreeBytes is 900.0 TB'), 'it is told');
+    await until(
+      async () =>
+        (await ask(`${mirror.adminUrl}/readyz`)).body.toString().startsWith('degraded: the file system'),
+      'it is degraded',
+    );
+    await mirror.stop();
+    mirror.log = '';
+    mirror.reconfigure({ config: { store: { maxBytes: '900TB' } } });
+    await mirror.start();
+    await until(() => mirror.log.includes('store.maxBytes is 900.0 TB'), 'it is told');
+    assert.equal((await ask(`${mirror.adminUrl}/readyz`)).body.toString(), 'ok\n');
   });
 
   test('--version and --help', async () => {

@@ -1,4 +1,4 @@
-import { execFile, spawn, type ChildProcess } from 'node:child_process';
+import { execFile, spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { accessSync, constants } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -124,6 +124,13 @@ export class DockerRegistry {
 
 const main = join(import.meta.dirname, '../../src/main.js');
 
+/** Whether another user could run the program where it lies. */
+export function canRunAs(uid: number): boolean {
+  if (process.getuid?.() !== 0) return false;
+  const look = `require('node:fs').accessSync(${JSON.stringify(main)})`;
+  return spawnSync(process.execPath, ['-e', look], { uid, gid: uid, cwd: '/' }).status === 0;
+}
+
 /** The program as a process of its own, told what to do by a configuration file. */
 export class Program {
   readonly child: ChildProcess;
@@ -131,8 +138,10 @@ export class Program {
   output = '';
   errors = '';
 
-  constructor(args: string[], cwd: string) {
-    this.child = spawn(process.execPath, [main, ...args], { cwd, stdio: ['ignore', 'pipe', 'pipe'] });
+  /** `as`: another user than this one. */
+  constructor(args: string[], cwd: string, as: { uid?: number; gid?: number } = {}) {
+    const options = { cwd, stdio: ['ignore' as const, 'pipe' as const, 'pipe' as const], ...as };
+    this.child = spawn(process.execPath, [main, ...args], options);
     this.exited = once(this.child, 'close');
     this.child.stdout?.on('data', (chunk: Buffer) => (this.output += chunk.toString()));
     this.child.stderr?.on('data', (chunk: Buffer) => (this.errors += chunk.toString()));

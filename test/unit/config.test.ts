@@ -89,7 +89,15 @@ describe('configuration', () => {
       LAYERCACHE_ADMIN_LISTEN: 'off',
       LAYERCACHE_UPSTREAMS_0_URL: 'https://hub.example',
       LAYERCACHE_FETCH_MAX_CONNECTIONS: '3',
+      // What Kubernetes sets for services of our name.
       LAYERCACHE_SERVICE_HOST: '10.0.0.1',
+      LAYERCACHE_SERVICE_PORT: '5000',
+      LAYERCACHE_SERVICE_PORT_REGISTRY: '5000',
+      LAYERCACHE_PORT: 'tcp://10.0.0.1:5000',
+      LAYERCACHE_PORT_5000_TCP: 'tcp://10.0.0.1:5000',
+      LAYERCACHE_PORT_5000_TCP_ADDR: '10.0.0.1',
+      LAYERCACHE_ADMIN_SERVICE_HOST: '10.0.0.1',
+      LAYERCACHE_ADMIN_PORT_5001_TCP_PROTO: 'tcp',
       LAYERCACHE_STORE: 'x',
       LAYERCACHE_CONFIG: 'c.json',
     };
@@ -102,7 +110,26 @@ describe('configuration', () => {
     assert.equal(config.adminListen, null);
     assert.equal(config.fetch.maxConnections, 3);
     assert.equal(config.upstreams[0]?.url.href, 'https://hub.example/');
-    assert.deepEqual(config.ignoredVariables, ['LAYERCACHE_SERVICE_HOST', 'LAYERCACHE_STORE']);
+    assert.deepEqual(config.ignoredVariables, ['LAYERCACHE_STORE']);
+  });
+
+  test('a variable that nearly names a key is refused, with the one that it may mean', () => {
+    for (const [name, meant] of [
+      ['LAYERCACHE_STORE_MAXBYTES', 'LAYERCACHE_STORE_MAX_BYTES'],
+      ['LAYERCACHE_STORE_MAX_BYTE', 'LAYERCACHE_STORE_MAX_BYTES'],
+      ['LAYERCACHE_ADMINLISTEN', 'LAYERCACHE_ADMIN_LISTEN'],
+      ['LAYERCACHE_UPSTREAMS_2_URLS', 'LAYERCACHE_UPSTREAMS_2_URL'],
+    ] as const)
+      assert.deepEqual(problems({}, { [name]: 'x' }), [
+        `the environment variable ${name} names no key: did you mean ${meant}? Rename or unset it`,
+      ]);
+  });
+
+  test('a credential helper that is not there is refused', () => {
+    const config = { upstreams: [{ registry: 'x.io', credentialHelper: 'not-here' }] };
+    assert.deepEqual(problems(config), [
+      'upstreams[0].credentialHelper: the program docker-credential-not-here is not on the PATH: install it, or name another helper',
+    ]);
   });
 
   test('secrets from file and environment', () => {
@@ -129,7 +156,8 @@ describe('configuration', () => {
 
   test('several accounts, anonymous among them', () => {
     writeFileSync(join(directory, 'docker.json'), '{}');
-    const { upstreams } = load({
+    writeFileSync(join(directory, 'docker-credential-ecr-login'), '', { mode: 0o755 });
+    const content = {
       upstreams: [
         {
           registry: 'x.io',
@@ -138,7 +166,8 @@ describe('configuration', () => {
           credentialHelper: 'ecr-login',
         },
       ],
-    });
+    };
+    const { upstreams } = load(content, { PATH: `/nowhere:${directory}` });
     assert.deepEqual(upstreams[0]?.accounts, [{ username: 'a', password: 'b' }, { anonymous: true }]);
     assert.equal(upstreams[0].dockerConfig, join(directory, 'docker.json'));
   });
