@@ -74,9 +74,10 @@ export class Service {
 
   /** Throws when the data directory or an address cannot be used. Whether an upstream can be reached does not matter. */
   static async start(config: Config, options: ServiceOptions = {}): Promise<Service> {
-    const log = createLog(config.log, options.logSink);
-    const clock = options.clock ?? systemClock;
     const metrics = new Metrics();
+    const onDropped = (lines: number): void => metrics.logLinesDropped.add(lines);
+    const log = createLog(config.log, { sink: options.logSink, onDropped });
+    const clock = options.clock ?? systemClock;
     const { maxIdle, scrubEvery, ...rest } = config.store;
     const storeOptions = { ...rest, maxIdleMs: maxIdle, scrubEveryMs: scrubEvery };
     // It comes after the store that tells it.
@@ -85,6 +86,7 @@ export class Service {
       clock,
       log: log.events,
       onEvicted: (reason) => metrics.evictions.add(1, reason),
+      onPruned: (table, rows) => metrics.catalogPruned.add(rows, table),
       onDamaged: (damaged) => {
         metrics.damagedBlobs.add(1);
         built.service?.restore(damaged);
@@ -142,6 +144,7 @@ export class Service {
         store,
         fills: this.#fills,
         receivedBytes: () => metrics.upstreamBytes.total,
+        onSkipped: (layers) => metrics.prefetchSkipped.add(layers),
         onOutcome: (bytes, used) => metrics.prefetchedBytes.add(bytes, used ? 'yes' : 'no'),
       });
     }

@@ -294,6 +294,7 @@ async function withOperations<T>(
       clock: systemClock,
       log,
       onEvicted: () => undefined,
+      onPruned: () => undefined,
       onDamaged: () => undefined,
     });
   } catch (error) {

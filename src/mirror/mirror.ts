@@ -335,8 +335,7 @@ export class Mirror {
     // Blobs can still be had while it is the pulls alone that are spent.
     const what = error.fault === 'quota-spent' ? 'manifests' : 'all';
     const parts = {
-      has: (part: Digest) =>
-        this.#store.describe(part) !== undefined && this.#context.access.grantedOnce(repo, part),
+      has: (part: Digest) => this.#has(part, repo) && this.#context.access.grantedOnce(repo, part),
       children: (manifest: Digest) => this.#store.children(manifest),
     };
     let digest: Digest | undefined;
@@ -351,6 +350,13 @@ export class Mirror {
   /** Whether what is held may still be served after this fault. */
   #mayKeep({ stale, definite }: MirrorError['row']): boolean {
     return stale === true || (definite === true && this.#options.tags.whenGone === 'keep');
+  }
+
+  /** It is stored, or all of it has come and is on its way into the store. */
+  #has(digest: Digest, repo: Repo): boolean {
+    return (
+      this.#store.describe(digest) !== undefined || this.#context.fills.of(repo, digest)?.isVerified === true
+    );
   }
 
   #holdsManifest(digest: Digest): boolean {

@@ -11,6 +11,8 @@ export interface PrefetchContext {
   /** Bytes that have come from upstreams so far. */
   readonly receivedBytes: () => number;
   /** Bytes that were fetched ahead, and whether somebody then asked for them in time. */
+  /** So many layers were not queued, since too many are. */
+  readonly onSkipped: (layers: number) => void;
   readonly onOutcome: (bytes: number, used: boolean) => void;
 }
 
@@ -23,6 +25,10 @@ interface Layer {
 /** A client that has got a manifest asks for its layers soon, or not at all. */
 const chainForMs = 5 * 60_000;
 const maxChains = 10_000;
+/** Of one manifest, and in all. */
+const maxLayers = 1000;
+const maxLayersOfChains = 200_000;
+const maxQueued = 10_000;
 const maxAhead = 10_000;
 const stepMs = 100;
 const firstLimit = 2;
@@ -37,7 +43,12 @@ const growth = 1.05;
 export class Prefetch {
   readonly #context: PrefetchContext;
   /** The layers of the manifest that a client was served last, by client and repo. */
-  readonly #chains = new LRUCache<string, readonly Child[]>({ max: maxChains, ttl: chainForMs });
+  readonly #chains = new LRUCache<string, readonly Child[]>({
+    max: maxChains,
+    maxSize: maxLayersOfChains,
+    sizeCalculation: (layers) => layers.length,
+    ttl: chainForMs,
+  });
   /** What was fetched ahead and not asked for yet. */
   readonly #ahead: LRUCache<Digest, number>;
   readonly #queue = new Map<Digest, Layer>();
@@ -63,7 +74,8 @@ export class Prefetch {
   served(client: string, repo: Repo, manifest: Digest): void {
     this.#ahead.purgeStale();
     const layers = this.#context.store.children(manifest).filter((child) => child.kind === 'layer');
-    if (layers.length > 0) this.#chains.set(`${client} ${repo.key}`, layers);
+    if (layers.length > maxLayers) this.#context.onSkipped(layers.length - maxLayers);
+    if (layers.length > 0) this.#chains.set(`${client} ${repo.key}`, layers.slice(0, maxLayers));
   }
 
   /** A client wants the whole of a blob; `missed`: it was neither here nor on its way. Never throws. */
@@ -89,7 +101,8 @@ export class Prefetch {
     const position = chain?.findIndex((layer) => layer.digest === digest) ?? -1;
     if (!chain || position < 0) return;
     for (const layer of chain.slice(position + 1)) {
-      if (!layer.foreign) this.#queue.set(layer.digest, { ...layer, repo });
+      if (this.#queue.size >= maxQueued) this.#context.onSkipped(1);
+      else if (!layer.foreign) this.#queue.set(layer.digest, { ...layer, repo });
     }
     this.#start();
   }

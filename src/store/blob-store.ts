@@ -28,6 +28,7 @@ import {
 import { lockDirectory } from './lock.ts';
 import { Partials } from './partials.ts';
 import { Pins } from './pins.ts';
+import type { Prune, Pruned } from './prune.ts';
 import { Quarantine } from './quarantine.ts';
 import { prepareDirectory, refuseToBeginAnew, warnOfNetwork, warnOfRoom } from './precautions.ts';
 import { reconcile } from './recovery.ts';
@@ -50,6 +51,8 @@ export interface StoreContext {
   readonly clock: Clock;
   readonly log: Logger;
   readonly onEvicted: (reason: EvictionReason) => void;
+  /** Rows of the catalog were removed, since they serve nobody. */
+  readonly onPruned: (table: 'links' | 'tags', rows: number) => void;
   /** A stored blob was found wrong, and is gone from the store. */
   readonly onDamaged: (damaged: Damaged) => void;
 }
@@ -66,6 +69,11 @@ const memoryEntryBytes = 1024 * 1024;
 const maxWritesAtOnce = 8;
 const writeBehindMs = 5000;
 const backupEveryMs = 60 * 60_000;
+const pruneEveryMs = 60 * 60_000;
+/** Sooner, when so many tags have come. */
+const pruneAfterTags = 20_000;
+const maxTags = 200_000;
+const linksWithoutContentMs = 24 * 60 * 60_000;
 
 /**
  * The content-addressed store on local disk: files named by their digest, catalogued in SQLite. Nothing is visible
@@ -106,6 +114,7 @@ export class BlobStore {
   /** By the file system's clock, whatever the injected one says. */
   readonly #startedAt = Date.now();
   #dirty = false;
+  #prunedAt = -Infinity;
   /** By the file system's clock. */
   #backedUpAt = 0;
 
@@ -605,11 +614,33 @@ export class BlobStore {
     this.#tidy();
     this.#behind(this.health.probe(), 'looking after the data directory');
     if (this.#dirty) this.#behind(this.#checkpoint(), 'the checkpoint');
+    this.#pruneSometimes();
     const now = Date.now();
     if (now - this.#backedUpAt >= backupEveryMs) {
       this.#backedUpAt = now;
       this.#behind(this.#backup(), 'the backup');
     }
+  }
+
+  #pruneSometimes(): void {
+    const { clock } = this.#context;
+    const at = clock.monotonic();
+    if (at - this.#prunedAt < pruneEveryMs && this.catalog.movedTags < pruneAfterTags) return;
+    this.#prunedAt = at;
+    this.catalog.movedTags = 0;
+    this.#behind(this.#prune(clock.now()), 'pruning the catalog');
+  }
+
+  async #prune(now: number): Promise<void> {
+    const { log, onPruned } = this.#context;
+    const file = catalogPath(this.#root);
+    const pruned = await this.#disk.call<Pruned>('prune', {
+      file,
+      maxTags,
+      linksBefore: now - linksWithoutContentMs,
+    } satisfies Prune);
+    for (const table of ['links', 'tags'] as const) if (pruned[table] > 0) onPruned(table, pruned[table]);
+    if (pruned.links + pruned.tags > 0) log.info(pruned, 'rows of the catalog were pruned');
   }
 
   /** Why what is pulled cannot be stored; undefined: it can. */

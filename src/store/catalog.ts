@@ -90,6 +90,8 @@ export const footprintOfSize = '(size + 4095) / 4096 * 4096';
  */
 export class Catalog implements LedgerStore {
   readonly #db: Database.Database;
+  /** Tags that were new or have moved since it was last set to 0. */
+  movedTags = 0;
   /** Uses that are not written down yet. */
   readonly #used = new Map<Digest, { at: number; count: number }>();
   #lists: { count: number; bytes: number } | undefined;
@@ -274,7 +276,10 @@ export class Catalog implements LedgerStore {
 
   /** `isMoved`: it has not pointed there before. */
   setTag(repo: RepoName, tag: string, row: TagRow, isMoved: boolean): void {
-    if (isMoved) this.onChange(repo.registry, repo.name, tag);
+    if (isMoved) {
+      this.onChange(repo.registry, repo.name, tag);
+      this.movedTags += 1;
+    }
     const { digest, size, mediaType, checkedAt, previous } = row;
     this.#statements.setTag.run(repo.registry, repo.name, tag, digest, size, mediaType, checkedAt, previous);
   }

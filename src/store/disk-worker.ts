@@ -2,6 +2,7 @@ import { closeSync, fdatasyncSync, fsyncSync, mkdirSync, openSync, renameSync } 
 import { dirname } from 'node:path';
 import Database from 'better-sqlite3';
 import { answerCalls } from '../util/worker.ts';
+import { prune, type Prune } from './prune.ts';
 
 /** What waits for the disk: done synchronously on a thread of its own, so that nothing else waits with it. */
 
@@ -16,6 +17,12 @@ function sync(path: string, how: (fd: number) => void): void {
 
 const mostPages = 2 ** 31 - 1;
 const catalogs = new Map<string, Database.Database>();
+
+function catalogOf(file: string): Database.Database {
+  const db = catalogs.get(file) ?? new Database(file);
+  catalogs.set(file, db);
+  return db;
+}
 
 answerCalls({
   /** Makes a whole file visible under its final name, for good. */
@@ -43,13 +50,11 @@ answerCalls({
     sync(`${to}.new`, fdatasyncSync);
     renameSync(`${to}.new`, to);
   },
+  prune(what: Prune) {
+    return prune(catalogOf(what.file), what);
+  },
   /** Passive: it waits for no reader, and no writer waits for it. */
   checkpoint({ file }: { file: string }) {
-    let db = catalogs.get(file);
-    if (!db) {
-      db = new Database(file);
-      catalogs.set(file, db);
-    }
-    db.pragma('wal_checkpoint(PASSIVE)');
+    catalogOf(file).pragma('wal_checkpoint(PASSIVE)');
   },
 });

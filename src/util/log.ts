@@ -1,6 +1,7 @@
 import { once } from 'node:events';
+import { setTimeout as sleep } from 'node:timers/promises';
 import pino, { type Logger } from 'pino';
-import pretty from 'pino-pretty';
+import { prettyFactory } from 'pino-pretty';
 
 export type { Logger };
 
@@ -52,32 +53,67 @@ export interface Log {
   close(): Promise<void>;
 }
 
-/** Standard output: JSON lines, or readable ones where a person is watching. */
-function standardOutput(): { sink: LineSink; close: () => Promise<void> } {
-  if (process.stdout.isTTY) {
-    const sink = pretty({
-      destination: 1,
-      sync: true,
-      ignore: 'pid,hostname',
-      translateTime: 'SYS:HH:MM:ss.l',
-      singleLine: true,
-    });
-    return { sink, close: () => Promise.resolve() };
-  }
-  const sink = pino.destination({ fd: 1, sync: false });
+/** So much waits for whoever reads our output; what comes while it does not is dropped. */
+const maxWaitingBytes = 8 * 1024 * 1024;
+const closeWithinMs = 1000;
+
+/**
+ * Standard output: JSON lines, or readable ones where a person is watching. Nothing waits for its reader. `onDropped` is told
+ * how many lines nobody took.
+ */
+function standardOutput(onDropped: (lines: number) => void): {
+  sink: LineSink;
+  close: () => Promise<void>;
+} {
+  const out = pino.destination({ fd: 1, sync: false, maxLength: maxWaitingBytes });
   // A reader of our output that has gone must not take the mirror with it.
-  sink.on('error', () => undefined);
+  out.on('error', () => undefined);
+  let dropped = 0;
+  out.on('drop', (text: string) => {
+    const lines = text.split('\n').length - 1;
+    dropped += lines;
+    onDropped(lines);
+  });
+  const write = process.stdout.isTTY ? prettily(out) : (lines: string) => out.write(lines);
+  out.on('drain', () => {
+    if (dropped === 0) return;
+    const msg = 'lines of this log were dropped, since nobody read it';
+    write(`${JSON.stringify({ level: 40, time: Date.now(), lines: dropped, msg })}\n`);
+    dropped = 0;
+  });
   const close = async (): Promise<void> => {
-    const closed = once(sink, 'close');
-    sink.end();
-    await closed;
+    const closed = once(out, 'close');
+    out.end();
+    await Promise.race([closed, sleep(closeWithinMs, undefined, { ref: false })]);
   };
-  return { sink, close };
+  return { sink: { write }, close };
 }
 
-/** `sink` replaces standard output (tests). */
-export function createLog(options: LogOptions, sink?: LineSink): Log {
-  const out = sink ? { sink, close: () => Promise.resolve() } : standardOutput();
+function prettily(out: LineSink): (lines: string) => unknown {
+  const format = prettyFactory({
+    colorize: true,
+    ignore: 'pid,hostname',
+    translateTime: 'SYS:HH:MM:ss.l',
+    singleLine: true,
+  });
+  return (lines) =>
+    out.write(
+      lines
+        .split('\n')
+        .map((line) => (line === '' ? '' : format(line)))
+        .join(''),
+    );
+}
+
+export interface LogOutput {
+  /** In place of standard output (tests). */
+  readonly sink?: LineSink | undefined;
+  /** Lines were dropped, since nobody read them in time. */
+  readonly onDropped?: (lines: number) => void;
+}
+
+export function createLog(options: LogOptions, { sink, onDropped = () => undefined }: LogOutput = {}): Log {
+  const out = sink ? { sink, close: () => Promise.resolve() } : standardOutput(onDropped);
   const batch = new LineBatch(out.sink);
   const events = pino(
     { level: options.level, base: null, serializers: { err: (error: unknown) => serializeError(error) } },

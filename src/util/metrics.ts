@@ -278,6 +278,24 @@ export class Metrics {
     'layercache_store_pinned_bytes',
     'Bytes of stored blobs that pins keep from being evicted.',
   );
+  readonly logLinesDropped = new Counter<[]>(
+    this.#r,
+    'layercache_log_dropped_lines_total',
+    'Lines of the log that nobody took in time.',
+    [],
+  );
+  readonly catalogPruned = new Counter<[table: string]>(
+    this.#r,
+    'layercache_catalog_pruned_total',
+    'Rows that were removed from the catalog for being too many or of no more use, by table.',
+    ['table'],
+  );
+  readonly prefetchSkipped = new Counter<[]>(
+    this.#r,
+    'layercache_prefetch_skipped_total',
+    'Layers that were not fetched ahead, since too many were waiting for it.',
+    [],
+  );
   readonly faults = new Counter<[fault: string]>(this.#r, 'layercache_faults_total', 'Faults, by name.', [
     'fault',
   ]);

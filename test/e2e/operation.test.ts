@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { chmod, mkdir, writeFile } from 'node:fs/promises';
 import { Agent } from 'node:http';
 import { join } from 'node:path';
@@ -6,7 +7,7 @@ import { describe, test } from 'node:test';
 import { ask, sameBytes } from '../support/http.ts';
 import { imageOf, largeBlob, randomBlob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
-import { canRunAs, inDirectory, Program } from '../support/programs.ts';
+import { canRunAs, inDirectory, missing, Program } from '../support/programs.ts';
 import { Upstream } from '../support/upstream.ts';
 
 const loopback = { listen: '127.0.0.1:0', adminListen: 'off', store: { minFreeBytes: 0 } };
@@ -174,6 +175,36 @@ describe('the program', () => {
     assert.equal((await ask(`${mirror.adminUrl}/readyz`)).body.toString(), 'ok\n');
   });
 
+  test('a log that nobody reads is bounded: lines are dropped, counted, and told of', async () => {
+    await inDirectory({ ...loopback, adminListen: '127.0.0.1:0' }, async (directory) => {
+      const program = new Program(['serve'], directory);
+      const port = await program.port();
+      const admin = Number(/"admin":"127\.0\.0\.1:(\d+)"/.exec(program.output)?.[1]);
+      program.child.stdout?.pause();
+      const dropped = async (): Promise<number> => {
+        const text = (await ask(`http://127.0.0.1:${admin}/metrics`)).body.toString();
+        return Number(/^layercache_log_dropped_lines_total (\d+)$/m.exec(text)?.[1] ?? 0);
+      };
+      const agent = new Agent({ keepAlive: true, maxSockets: 16 });
+      const headers = { 'user-agent': 'x'.repeat(190) };
+      for (let round = 0; round < 60 && (await dropped()) === 0; round++)
+        await Promise.all(
+          Array.from({ length: 1000 }, () =>
+            ask(`http://127.0.0.1:${port}/v2/${'y'.repeat(190)}/z`, { agent, headers }),
+          ),
+        );
+      agent.destroy();
+      assert.ok((await dropped()) > 0);
+      program.child.stdout?.resume();
+      await until(() => program.output.includes('lines of this log were dropped'), 'it is told');
+      program.child.stdout?.pause();
+      program.child.kill('SIGTERM');
+      program.child.stdout?.resume();
+      await program.exited;
+      assert.equal(program.child.exitCode, 0);
+    });
+  });
+
   test('--version and --help', async () => {
     await inDirectory({}, async (directory) => {
       for (const [arg, expected] of [
@@ -242,6 +273,19 @@ describe('what the operator sees', () => {
       assert.match(text, /layercache_build_info\{version="[\d.]+",node="v\d+/);
       assert.match(text, /process_resident_memory_bytes \d+/);
     });
+  });
+
+  test('promtool finds nothing wrong with them', { skip: missing('promtool') ?? false }, async () => {
+    const upstream = await Upstream.start({ auth: 'bearer', pulls: 5 });
+    upstream.addImage('library/x', imageOf([randomBlob(1000)]), '1');
+    const mirror = await TestMirror.start({ upstream: upstream.url });
+    for (const path of ['manifests/1', 'manifests/2', 'tags/list', `blobs/sha256:${'0'.repeat(64)}`])
+      await mirror.get(`/v2/x/${path}`);
+    const checked = spawnSync('promtool', ['check', 'metrics'], { input: await mirror.metrics() });
+    await mirror.close();
+    await upstream.stop();
+    assert.equal(`${checked.stdout.toString()}${checked.stderr.toString()}`, '');
+    assert.equal(checked.status, 0);
   });
 
   test('health and readiness on the admin address alone', async () => {

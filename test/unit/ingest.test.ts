@@ -75,6 +75,7 @@ class Model {
         clock: new TestClock(),
         log: pino({ level: 'silent' }),
         onEvicted: () => undefined,
+        onPruned: () => undefined,
         onDamaged: () => undefined,
       },
     );

@@ -20,7 +20,7 @@ const noLedgerStore = {
 test('requests beyond what the process can hold get 503 and when to come again', async () => {
   const { promise: held, resolve: go } = Promise.withResolvers<undefined>();
   let asked = 0;
-  const log = createLog({ level: 'info' }, { write: () => true });
+  const log = createLog({ level: 'info' }, { sink: { write: () => true } });
   const clock = new TestClock();
   const context = {
     mirror: {
