@@ -43,6 +43,8 @@ export interface UpstreamsContext {
   readonly metrics: Metrics;
   readonly ledger: Ledger;
   readonly catalog: Catalog;
+  /** By which other mirrors know this one. */
+  readonly pseudonym: string;
   /** The configuration as it is now. */
   readonly current: () => Config;
 }
@@ -101,7 +103,7 @@ function buildUpstream(
   upstream: Omit<UpstreamConfig, 'aliases'>,
   scale: { readonly name: string; readonly remembers: number },
   config: Config,
-  { clock, log, metrics, ledger, catalog, current }: UpstreamsContext,
+  { clock, log, metrics, ledger, catalog, current, pseudonym }: UpstreamsContext,
 ): Upstream {
   const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
   const { registry, maxConnections } = upstream;
@@ -121,7 +123,7 @@ function buildUpstream(
       maxManifestBytes,
       firstByteTimeoutMs: config.fetch.firstByteTimeout,
     },
-    { clock, metrics, admission, ledger },
+    { clock, metrics, admission, ledger, pseudonym },
   );
   return {
     client,
@@ -253,6 +255,6 @@ function ttlOf(
       });
     }
     const ttl = rules.find(({ pattern }) => pattern.matches(repo, tag))?.ttl ?? tags.ttl ?? now.ttl;
-    return subjectOf(tag) ? Math.min(ttl, longestTtlOfSignaturesMs) : ttl;
+    return subjectOf(tag) !== undefined ? Math.min(ttl, longestTtlOfSignaturesMs) : ttl;
   };
 }

@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import type { RequestListener, Server } from 'node:http';
 import { hostname } from 'node:os';
@@ -109,12 +110,14 @@ export class Service {
     this.log = log;
     this.#store = store;
     this.#ledger = new Ledger(clock, store.catalog, (error) => this.#notWritten(error));
+    const pseudonym = `layercache-${randomBytes(8).toString('hex')}`;
     this.#upstreamsContext = {
       clock,
       metrics,
       log: log.events,
       ledger: this.#ledger,
       catalog: store.catalog,
+      pseudonym,
       current: () => this.#config,
     };
     this.#upstreams = new Upstreams(buildUpstreams(config, this.#upstreamsContext));
@@ -148,7 +151,7 @@ export class Service {
         onOutcome: (bytes, used) => metrics.prefetchedBytes.add(bytes, used ? 'yes' : 'no'),
       });
     }
-    const tags = new Tags(store.catalog, clock, log.events, (digest) => store.describe(digest) !== undefined);
+    const tags = new Tags(store.catalog, clock, log.events, (prefix) => store.holds(prefix));
     store.onTagChanged = (registry, repo, tag) => tags.forget(`${registry}/${repo}:${tag}`);
     this.#mirror = new Mirror(
       { firstByteTimeoutMs, tags: policy },
@@ -179,6 +182,7 @@ export class Service {
       ledger: this.#ledger,
       isDraining,
       maxRequests,
+      pseudonym,
       whenSpent: () => this.#config.quota.whenSpent,
     };
     this.#registry = createHttpServer(createRegistryApp(context), { tls: config.tls });

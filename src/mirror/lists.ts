@@ -83,7 +83,8 @@ export class Lists {
     const known = this.#known(repo, page);
     const respond = (row: ListRow, result: Result, reason?: string): ListAnswer =>
       this.#respond(repo, page, row, method, { result, ...(reason !== undefined && { reason }) });
-    if (known && isFresh(known.checkedAt, clock.now(), this.#ttlOf(repo, of))) return respond(known, 'hit');
+    if (known && isFresh(known.checkedAt, clock.now(), this.#lifeOf(repo, page, known)))
+      return respond(known, 'hit');
     const key = `${repo.key}/${page.name}`;
     this.#negatives.check(key);
     try {
@@ -195,11 +196,28 @@ export class Lists {
     }
   }
 
+  /** That there is nothing is believed as long as any absence: what is pushed now is looked for at once. */
+  #lifeOf(repo: Repo, { of, name }: Page, row: ListRow): number {
+    const ttlMs = this.#ttlOf(repo, of);
+    const isEmpty =
+      row.digest === null || (row.size <= mostOfEmpty && isEmptyList(this.#body(repo, name, row.digest)));
+    return isEmpty ? Math.min(ttlMs, this.#options.tags.negativeTtlMs) : ttlMs;
+  }
+
   /** As long as a tag; what refers to a manifest as long as the tag that would say it where there are no lists. */
   #ttlOf(repo: Repo, of: ListOf): number {
     const tag = of.kind === 'tags' ? '' : of.digest.replace(':', '-').slice(0, 71);
     return this.#context.upstreams.of(repo).ttlOf(repo, tag);
   }
+}
+
+/** Larger lists have something in them. */
+const mostOfEmpty = 1024;
+
+function isEmptyList(body: Buffer): boolean {
+  const { tags, manifests } = JSON.parse(body.toString()) as { tags?: unknown; manifests?: unknown };
+  const entries = tags ?? manifests;
+  return !Array.isArray(entries) || entries.length === 0;
 }
 
 /** Throws `page-invalid`. */

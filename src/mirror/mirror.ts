@@ -197,7 +197,8 @@ export class Mirror {
         if (behind) return behind;
       }
       const row = fresh ? known : await this.#askTag(repo, tag, question.deadline);
-      const ageMs = clock.now() - row.checkedAt;
+      const ageMs = clock.now() - row.saidAt;
+      const upstreamStale = row.isUpstreamStale && ({ reason: 'upstream-stale' } as const);
       if (wantsNoBytes(question, row.digest) && !this.#holdsManifest(row.digest)) {
         // Whoever is told of what cannot be pulled now would not take what is held.
         const spent = this.#upstreamOf(repo).admission.spent(repo, `${repo.key}:${tag}`);
@@ -205,13 +206,14 @@ export class Mirror {
         if (stale) return stale;
         // The row has all that a HEAD wants, and a pull is spent only on who asks for the bytes.
         const { digest, mediaType, size } = row;
-        return { digest, mediaType, size, result: fresh ? 'hit' : 'miss', ageMs };
+        return { digest, mediaType, size, result: fresh ? 'hit' : 'miss', ageMs, ...upstreamStale };
       }
       const found = await this.#manifest(repo, row.digest, question).catch((error: unknown) =>
         this.#refetch(repo, tag, error, question),
       );
-      if (found.result !== 'hit') return { ageMs, ...found };
-      return fresh ? { ...found, reason: 'tag-fresh', ageMs } : { ...found, result: 'revalidated', ageMs };
+      if (found.result !== 'hit') return { ageMs, ...upstreamStale, ...found };
+      const result = fresh ? 'hit' : 'revalidated';
+      return { ...found, ...(fresh && { reason: 'tag-fresh' }), ...upstreamStale, result, ageMs };
     } catch (error) {
       const row = tags.get(repo, tag);
       const fault = toMirrorError(error);
@@ -242,7 +244,7 @@ export class Mirror {
     if (!held || !(await isReadable(held))) return undefined;
     if (!isRunning) void this.#refresh(repo, tag);
     const reason = fresh && digest === known.digest ? 'tag-fresh' : 'revalidated-behind';
-    return { ...answer(held, 'hit'), reason, ageMs: clock.now() - known.checkedAt };
+    return { ...answer(held, 'hit'), reason, ageMs: clock.now() - known.saidAt };
   }
 
   /** Behind the answer: what the tag points to now, and that manifest, if a pull can be spared. */
@@ -331,7 +333,7 @@ export class Mirror {
     const now = this.#context.clock.now();
     const isGone = error.row.definite === true;
     if (!this.#mayKeep(error.row)) return undefined;
-    if (!isGone && !isServableStale(row.checkedAt, now, this.#options.tags)) return undefined;
+    if (!isGone && !isServableStale(row.saidAt, now, this.#options.tags)) return undefined;
     // Blobs can still be had while it is the pulls alone that are spent.
     const what = error.fault === 'quota-spent' ? 'manifests' : 'all';
     const parts = {
@@ -344,7 +346,7 @@ export class Mirror {
     const held = digest && this.#lease(digest, question);
     if (!held || !(await isReadable(held))) return undefined;
     const reason = isGone ? 'tag-gone' : error.fault;
-    return { ...answer(held, 'stale'), reason, ageMs: now - row.checkedAt };
+    return { ...answer(held, 'stale'), reason, ageMs: now - row.saidAt };
   }
 
   /** Whether what is held may still be served after this fault. */

@@ -1,9 +1,9 @@
 import { LRUCache } from 'lru-cache';
 import type { Descriptor } from '../oci/content.ts';
-import type { Digest } from '../oci/digest.ts';
 import type { Repo } from '../oci/repo.ts';
 import { subjectOf } from '../oci/signatures.ts';
 import type { Catalog, TagRow } from '../store/catalog.ts';
+import type { Aged } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
 import type { Logger } from '../util/log.ts';
 
@@ -12,15 +12,15 @@ const maxRemembered = 20_000;
 /** What the tags point to, as the upstream last said: in memory for those in use, in the catalog for all. */
 export class Tags {
   readonly #catalog: Catalog;
-  readonly #isHeld: (digest: Digest) => boolean;
+  readonly #holds: (prefix: string) => boolean;
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #rows = new LRUCache<string, TagRow>({ max: maxRemembered });
 
-  /** `isHeld`: whether that manifest can be served. */
-  constructor(catalog: Catalog, clock: Clock, log: Logger, isHeld: (digest: Digest) => boolean) {
+  /** `holds`: whether a manifest can be served whose digest begins so. */
+  constructor(catalog: Catalog, clock: Clock, log: Logger, holds: (prefix: string) => boolean) {
     this.#catalog = catalog;
-    this.#isHeld = isHeld;
+    this.#holds = holds;
     this.#clock = clock;
     this.#log = log;
   }
@@ -35,12 +35,17 @@ export class Tags {
   }
 
   /** The upstream says now that the tag points there. */
-  set(repo: Repo, tag: string, { digest, size, mediaType }: Descriptor): TagRow {
+  set(repo: Repo, tag: string, { digest, size, mediaType, ageMs, isStale }: Descriptor & Aged): TagRow {
     const before = this.get(repo, tag);
     // The last one that can be served, however often the tag has moved since.
-    const isNews = before !== undefined && before.digest !== digest && this.#holds(before.digest);
+    const isNews = before !== undefined && before.digest !== digest && this.#isHeld(before.digest);
     const previous = isNews ? before.digest : (before?.previous ?? null);
-    const row = { digest, size, mediaType, checkedAt: this.#clock.now(), previous };
+    const checkedAt = this.#clock.now();
+    const row = {
+      ...{ digest, size, mediaType, checkedAt, previous },
+      saidAt: checkedAt - ageMs,
+      isUpstreamStale: isStale,
+    };
     this.#rows.set(`${repo.key}:${tag}`, row);
     this.#write(repo, tag, () => this.#catalog.setTag(repo, tag, row, before?.digest !== digest));
     return row;
@@ -62,19 +67,19 @@ export class Tags {
    */
   absent(repo: Repo, tag: string): void {
     const subject = subjectOf(tag);
-    if (!subject || !this.#holds(subject)) return;
+    if (subject === undefined || !this.#isHeld(subject)) return;
     this.#write(repo, tag, () => this.#catalog.setNoList(repo, pageOf(tag), this.#clock.now()));
   }
 
   /** When the upstream last said so of a tag that it has not given since. */
   absentSince(repo: Repo, tag: string): number | undefined {
-    if (!subjectOf(tag) || this.get(repo, tag)) return undefined;
+    if (subjectOf(tag) === undefined || this.get(repo, tag)) return undefined;
     return this.#catalog.list(repo, pageOf(tag))?.checkedAt;
   }
 
-  #holds(digest: Digest): boolean {
+  #isHeld(prefix: string): boolean {
     try {
-      return this.#isHeld(digest);
+      return this.#holds(prefix);
     } catch {
       // A catalog that cannot be read is told of by those who need it.
       return false;

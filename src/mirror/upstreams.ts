@@ -1,6 +1,7 @@
 import { LRUCache } from 'lru-cache';
 import { createRepo, type Repo } from '../oci/repo.ts';
 import type { Place } from '../oci/route.ts';
+import type { PullFigures } from '../upstream/admission.ts';
 import type { RegistryClient } from '../upstream/registry-client.ts';
 import { MirrorError } from '../util/errors.ts';
 import type { Slots } from '../util/slots.ts';
@@ -131,6 +132,11 @@ export class Upstreams {
     const named = this.#byName.get(registry);
     if (named) return named.isPrivate;
     return [...this.#families.keys()].find(({ pattern }) => pattern.matches(registry))?.isPrivate ?? false;
+  }
+
+  /** The pulls that are left for a repo, as its upstream's headers would say it to one client for all of ours. */
+  pullsLeft(repo: Repo): PullFigures | undefined {
+    return this.of(repo).client.admission.pool;
   }
 
   named(registry: string): NamedUpstream | undefined {

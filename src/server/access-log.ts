@@ -7,6 +7,7 @@ import type { Trace } from '../util/trace.ts';
 /** What is known of one request when it has been answered. */
 export class AccessRecord implements Trace {
   upstreamCalls = 0;
+  mirrors: readonly string[] = [];
   kind: Kind | 'ping' | undefined;
   repo: Repo | undefined;
   /** The registry that was named by a parameter, and is known. */

@@ -1,19 +1,29 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Lists } from '../mirror/lists.ts';
-import type { Asked, Mirror } from '../mirror/mirror.ts';
+import type { Answer, Asked, Mirror } from '../mirror/mirror.ts';
 import type { Upstreams } from '../mirror/upstreams.ts';
 import type { Repo } from '../oci/repo.ts';
 import { parseRoute, splitAbsolute, type Route } from '../oci/route.ts';
 import type { Clock } from '../util/clock.ts';
-import { MirrorError, toMirrorError } from '../util/errors.ts';
+import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import type { Ledger } from '../util/ledger.ts';
 import type { Log } from '../util/log.ts';
 import type { Metrics } from '../util/metrics.ts';
 import { trace } from '../util/trace.ts';
 import { AccessRecord, finishAccess } from './access-log.ts';
 import type { Clients } from './clients.ts';
-import { knownTo, sendAnswer, sendFault, sendList, sendPing, wantOf, type Exchange } from './send.ts';
+import {
+  knownTo,
+  pullHeadersOf,
+  sendAnswer,
+  sendFault,
+  sendList,
+  sendPing,
+  wantOf,
+  type Exchange,
+} from './send.ts';
 import { nextTurn, turnOf } from './turns.ts';
+import { mirrorsOf } from './via.ts';
 
 export interface RegistryContext {
   readonly clients: Clients;
@@ -27,6 +37,8 @@ export interface RegistryContext {
   readonly isDraining: () => boolean;
   /** At once; what is more gets 503. */
   readonly maxRequests: number;
+  /** By which other mirrors know this one. */
+  readonly pseudonym: string;
   /** How the end of the pulls is told: 503 sends some clients on to their next mirror sooner. */
   readonly whenSpent: () => 429 | 503;
 }
@@ -74,9 +86,10 @@ export function createRegistryHandler(
 
 async function serve(exchange: Exchange, context: RegistryContext): Promise<void> {
   const { req, record } = exchange;
-  const { upstreams, clients, isDraining } = context;
+  const { upstreams, clients, isDraining, pseudonym } = context;
   if (hasTwoHosts(req)) throw new MirrorError('request-invalid', 'headers: Host is given more than once');
   if (isDraining()) throw new MirrorError('draining', 'this mirror is shutting down');
+  record.mirrors = mirrorsOf(req, pseudonym);
   const client = await clients.admit(req, exchange.res, record.client);
   record.user = client.user;
   const absolute = splitAbsolute(req.url ?? '');
@@ -103,8 +116,9 @@ async function answer(
   route: Exclude<Route, { kind: 'ping' }>,
   repo: Repo,
   asked: Asked,
-  { mirror, lists }: RegistryContext,
+  context: RegistryContext,
 ): Promise<void> {
+  const { mirror, lists } = context;
   const { req, record } = exchange;
   if (route.kind === 'tags' || route.kind === 'referrers') {
     const list = await lists.answer(repo, route, route.query, asked.method);
@@ -118,7 +132,7 @@ async function answer(
   }
   const found =
     route.kind === 'manifest'
-      ? await mirror.manifest(repo, route.reference, asked)
+      ? await manifest(exchange, route, repo, asked, context)
       : await mirror.blob(
           repo,
           route.digest,
@@ -130,6 +144,28 @@ async function answer(
     await sendAnswer(exchange, found, route.kind, route.ns);
   } finally {
     found.content?.release();
+  }
+}
+
+/** With what is left of the pulls, where it costs one or would have: for a HEAD of a tag that is what it is asked for. */
+async function manifest(
+  exchange: Exchange,
+  { reference }: Extract<Route, { kind: 'manifest' }>,
+  repo: Repo,
+  asked: Asked,
+  { mirror, upstreams }: RegistryContext,
+): Promise<Answer> {
+  const tell = (): void => {
+    const figures = upstreams.pullsLeft(repo);
+    if (figures) exchange.pullHeaders = pullHeadersOf(figures);
+  };
+  try {
+    const found = await mirror.manifest(repo, reference, asked);
+    if (found.result === 'miss' || (asked.method === 'HEAD' && 'tag' in reference)) tell();
+    return found;
+  } catch (error) {
+    if (isFault(error, 'quota-spent')) tell();
+    throw error;
   }
 }
 

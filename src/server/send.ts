@@ -29,6 +29,8 @@ export interface Exchange {
   /** By the monotonic clock. */
   readonly now: () => number;
   readonly whenSpent: 429 | 503;
+  /** Headers that tell how many pulls are left, where the answer cost one, or would have. */
+  pullHeaders?: Headers;
 }
 
 export function sendPing({ req, res, record }: Exchange, ns: string | undefined): void {
@@ -51,6 +53,7 @@ export async function sendAnswer(
   record.result = answer.result;
   record.reason = answer.reason;
   const headers = headersOf(answer, kind, ns);
+  if (exchange.pullHeaders) headers.push(...exchange.pullHeaders);
   if (sendNotModified(exchange, digest, headers)) return;
   const part = kind === 'blob' ? partOf(req, content) : undefined;
   if (part instanceof Multipart) {
@@ -94,7 +97,8 @@ export function sendList(exchange: Exchange, answer: ListAnswer, { kind, ns, pat
 }
 
 /** Writes a fault as OCI JSON; once headers are out, a broken connection is the only truth left. */
-export function sendFault({ req, res, record, now, whenSpent }: Exchange, fault: MirrorError): void {
+export function sendFault(exchange: Exchange, fault: MirrorError): void {
+  const { req, res, record, now, whenSpent, pullHeaders } = exchange;
   const { status, code } =
     fault.fault === 'quota-spent' && whenSpent === 503 ? faults['upstream-down'] : fault.row;
   record.fault = fault.fault;
@@ -109,6 +113,7 @@ export function sendFault({ req, res, record, now, whenSpent }: Exchange, fault:
   );
   const all = [...commonHeaders, 'Content-Type', 'application/json', 'Content-Length', String(body.length)];
   if (fault.retryAfterMs !== undefined) all.push('Retry-After', String(Math.ceil(fault.retryAfterMs / 1000)));
+  if (fault.fault === 'quota-spent' && pullHeaders) all.push(...pullHeaders);
   if (fault.fault === 'method-unsupported') all.push('Allow', 'GET, HEAD', 'Connection', 'close');
   if (fault.fault === 'unauthorized')
     all.push('WWW-Authenticate', 'Basic realm="layercache", charset="UTF-8"');
@@ -119,6 +124,15 @@ export function sendFault({ req, res, record, now, whenSpent }: Exchange, fault:
   record.headersAt = now();
   res.writeHead(status, all);
   res.end(req.method === 'HEAD' ? undefined : body);
+}
+
+/** As Docker Hub says it (docs.docker.com, "Pull usage and limits"), so that a mirror of a mirror counts by it. */
+export function pullHeadersOf(figures: { limit: number; remaining: number; windowMs: number }): Headers {
+  const window = `w=${Math.round(figures.windowMs / 1000)}`;
+  return [
+    ...['ratelimit-limit', `${figures.limit};${window}`],
+    ...['ratelimit-remaining', `${figures.remaining};${window}`],
+  ];
 }
 
 /** What the client says that it has already. */

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { LRUCache } from 'lru-cache';
 import { blobMediaType, smallSize, type Content, type Descriptor } from '../oci/content.ts';
-import { hexOf, type Digest } from '../oci/digest.ts';
+import { hexOf, isDigest, type Digest } from '../oci/digest.ts';
 import { recognise, type Child } from '../oci/manifest.ts';
 import type { Clock } from '../util/clock.ts';
 import { errorCode, isFault, MirrorError } from '../util/errors.ts';
@@ -229,6 +229,13 @@ export class BlobStore {
 
   describe(digest: Digest): Descriptor | undefined {
     return this.#held(digest) ?? this.#row(digest);
+  }
+
+  /** Whether there is something whose digest begins so. */
+  holds(prefix: string): boolean {
+    if (isDigest(prefix)) return this.describe(prefix) !== undefined;
+    const known = [...this.#settling.keys(), ...this.catalog.digestsWithPrefix(prefix)];
+    return known.some((digest) => digest.startsWith(prefix) && this.describe(digest) !== undefined);
   }
 
   /** The parts of a held manifest. */

@@ -12,6 +12,10 @@ import { mostUses, worthOf } from './worth.ts';
 export interface TagRow extends Descriptor {
   /** When the upstream last said so (ms since the epoch). */
   readonly checkedAt: number;
+  /** When the registry at the end of a chain of mirrors said so, as far as is known (ms since the epoch). */
+  readonly saidAt: number;
+  /** The upstream is a mirror that could not ask anybody. */
+  readonly isUpstreamStale: boolean;
   /** What the tag pointed to before. */
   readonly previous: Digest | null;
 }
@@ -271,7 +275,8 @@ export class Catalog implements LedgerStore {
   }
 
   tag(repo: RepoName, tag: string): TagRow | undefined {
-    return this.#statements.tag.get(repo.registry, repo.name, tag);
+    const row = this.#statements.tag.get(repo.registry, repo.name, tag);
+    return row && { ...row, isUpstreamStale: row.isUpstreamStale === 1 };
   }
 
   /** `isMoved`: it has not pointed there before. */
@@ -280,8 +285,11 @@ export class Catalog implements LedgerStore {
       this.onChange(repo.registry, repo.name, tag);
       this.movedTags += 1;
     }
-    const { digest, size, mediaType, checkedAt, previous } = row;
-    this.#statements.setTag.run(repo.registry, repo.name, tag, digest, size, mediaType, checkedAt, previous);
+    const { digest, size, mediaType, checkedAt, saidAt, isUpstreamStale, previous } = row;
+    this.#statements.setTag.run(
+      ...[repo.registry, repo.name, tag, digest, size, mediaType],
+      ...[checkedAt, saidAt, isUpstreamStale ? 1 : 0, previous],
+    );
   }
 
   removeTag(repo: RepoName, tag: string): void {
@@ -532,11 +540,15 @@ function prepareStatements(db: Database.Database) {
     ),
     removePublicLinks: db.prepare<[string]>(`DELETE FROM links WHERE registry = ? AND repo = ''`),
     removeLinks: db.prepare<[Digest]>('DELETE FROM links WHERE digest = ?'),
-    tag: db.prepare<[string, string, string], TagRow>(
-      `SELECT digest, size, media_type AS mediaType, checked_at AS checkedAt, previous FROM tags
+    tag: db.prepare<[string, string, string], Omit<TagRow, 'isUpstreamStale'> & { isUpstreamStale: number }>(
+      `SELECT digest, size, media_type AS mediaType, checked_at AS checkedAt,
+         coalesce(said_at, checked_at) AS saidAt, upstream_stale AS isUpstreamStale, previous FROM tags
        WHERE registry = ? AND repo = ? AND tag = ?`,
     ),
-    setTag: db.prepare('INSERT OR REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?, ?)'),
+    setTag: db.prepare(
+      `INSERT OR REPLACE INTO tags (registry, repo, tag, digest, size, media_type, checked_at, said_at, upstream_stale, previous)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+    ),
     removeTag: db.prepare('DELETE FROM tags WHERE registry = ? AND repo = ? AND tag = ?'),
     list: db.prepare<[string, string, string], ListRow>(
       `SELECT digest, size, next, filters, checked_at AS checkedAt FROM lists

@@ -108,7 +108,12 @@ async function takeNames(store: BlobStore, registry: string, name: string, path:
     if (!held || held.mediaType === blobMediaType || !isTag(tag) || catalog.tag(repo, tag)) continue;
     const checkedAt = Math.floor((await stat(file)).mtimeMs);
     const mediaType = held.mediaType || usualType(store.children(held.digest));
-    catalog.setTag(repo, tag, { ...held, mediaType, checkedAt, previous: null }, true);
+    catalog.setTag(
+      repo,
+      tag,
+      { ...held, mediaType, checkedAt, saidAt: checkedAt, isUpstreamStale: false, previous: null },
+      true,
+    );
     store.onTagChanged(registry, repo.name, tag);
     tags += 1;
   }

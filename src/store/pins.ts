@@ -161,7 +161,8 @@ export class Pins {
     // A signature belongs to what its tag names.
     return this.#catalog.tagsOf(digest).some(({ tag }) => {
       const subject = tag === undefined ? undefined : subjectOf(tag);
-      return subject !== undefined && this.#catalog.isPinned(subject);
+      if (subject === undefined) return false;
+      return this.#catalog.digestsWithPrefix(subject).some((digest) => this.#catalog.isPinned(digest));
     });
   }
 

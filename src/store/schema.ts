@@ -150,6 +150,11 @@ const migrations: readonly string[] = [
   -- A manifest that names no type of its own is what each repo's upstream has given it as.
   ALTER TABLE links ADD COLUMN media_type TEXT;
   `,
+  `
+  -- When the registry at the end of a chain of mirrors said it; absent: when we were told.
+  ALTER TABLE tags ADD COLUMN said_at INTEGER;
+  ALTER TABLE tags ADD COLUMN upstream_stale INTEGER NOT NULL DEFAULT 0;
+  `,
 ];
 
 /** What this program reads and writes. */

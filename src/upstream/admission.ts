@@ -31,6 +31,12 @@ export interface AdmissionContext {
   readonly savedQuota: (account: string) => QuotaState | undefined;
 }
 
+export interface PullFigures {
+  readonly limit: number;
+  readonly remaining: number;
+  readonly windowMs: number;
+}
+
 /** How a connection fails over which nothing was sent. */
 const unsent = new Set([
   'ECONNREFUSED',
@@ -90,6 +96,17 @@ export class Admission {
       this.notAsked((error as MirrorError).fault);
       throw error;
     }
+  }
+
+  /** Pulls in a window and pulls that are left, of all accounts together; undefined where nobody counts. */
+  get pool(): PullFigures | undefined {
+    const counted = this.accounts.filter(({ quota }) => quota.limit !== undefined);
+    if (counted.length === 0) return undefined;
+    return {
+      limit: counted.reduce((sum, { quota }) => sum + (quota.limit ?? 0), 0),
+      remaining: counted.reduce((sum, { quota }) => sum + (quota.remaining ?? 0), 0),
+      windowMs: Math.min(...counted.map(({ quota }) => quota.windowMs)),
+    };
   }
 
   isUnanswered(origin: string): boolean {

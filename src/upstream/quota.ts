@@ -20,6 +20,7 @@ const firstDoubtMs = 60_000;
 /** Where nobody has ever counted, a refusal may be of another kind. */
 const firstDoubtUncountedMs = 1000;
 const longestDoubtMs = 60 * 60_000;
+const longestUncountedMs = 60_000;
 const rateOverMs = 15 * 60_000;
 
 /**
@@ -235,9 +236,12 @@ export class Quota {
     if (startedAt <= (this.#refusal?.at ?? -Infinity)) return;
     const now = this.#clock.monotonic();
     const firstMs = this.#limit === undefined ? firstDoubtUncountedMs : firstDoubtMs;
-    const doubtMs = Math.min(firstMs * 2 ** this.#refusals, longestDoubtMs);
+    const longestMs = this.#limit === undefined ? longestUncountedMs : longestDoubtMs;
+    const doubtMs = Math.min(firstMs * 2 ** this.#refusals, longestMs);
     this.#refusals += 1;
-    const saidMs = retryAfterOf(headers, this.#clock.now(), this.#windowMs);
+    // Where nobody counts, the other side may be a mirror that was refused once: one pull a minute shows how it is.
+    const mostMs = this.#limit === undefined ? longestUncountedMs : this.#windowMs;
+    const saidMs = retryAfterOf(headers, this.#clock.now(), mostMs);
     const windowEnd = this.#limit === undefined ? now : this.#risenAt + this.#windowMs;
     this.#refusal = {
       at: now,

@@ -53,9 +53,18 @@ export interface UpstreamContext {
   readonly metrics: Metrics;
   readonly ledger: Ledger;
   readonly admission: Admission;
+  /** By which other mirrors know this one. */
+  readonly pseudonym: string;
 }
 
-export interface UpstreamManifest extends Descriptor, Given {
+/** How old an answer about a tag was when it came: another mirror may have given it. */
+export interface Aged {
+  readonly ageMs: number;
+  /** It was served as it was, since nobody could be asked. */
+  readonly isStale: boolean;
+}
+
+export interface UpstreamManifest extends Descriptor, Given, Aged {
   readonly bytes: Buffer;
 }
 
@@ -110,7 +119,7 @@ export class RegistryClient {
   #lookedAt = -Infinity;
   readonly #firstLook = new Flight<'first', undefined>();
 
-  constructor(options: UpstreamOptions, { clock, metrics, ledger, admission }: UpstreamContext) {
+  constructor(options: UpstreamOptions, { clock, metrics, ledger, admission, pseudonym }: UpstreamContext) {
     this.registry = options.registry;
     this.admission = admission;
     this.#base = options.url;
@@ -119,7 +128,14 @@ export class RegistryClient {
     this.#clock = clock;
     this.#policy = new NetworkPolicy(options);
     const policy = this.#policy;
-    this.#transport = new Transport(options.name, options, { admission, policy, metrics, ledger, clock });
+    this.#transport = new Transport(options.name, options, {
+      admission,
+      policy,
+      metrics,
+      ledger,
+      clock,
+      pseudonym,
+    });
     this.#tokens = new Tokens(options.registry, options.url, {
       transport: this.#transport,
       policy,
@@ -149,7 +165,11 @@ export class RegistryClient {
   }
 
   /** What a reference points to now. Undefined when the upstream will not say it to a HEAD. Throws `manifest-unknown`. */
-  async head(repo: Repo, reference: string, signal: AbortSignal): Promise<(Descriptor & Given) | undefined> {
+  async head(
+    repo: Repo,
+    reference: string,
+    signal: AbortSignal,
+  ): Promise<(Descriptor & Given & Aged) | undefined> {
     const response = await this.#fetch(askManifest('HEAD', repo, reference, signal));
     response.body.discard();
     if (response.status !== 200) return undefined;
@@ -161,7 +181,7 @@ export class RegistryClient {
     refuseSchema1(mediaType, what);
     // Nobody is to be told of what cannot be had.
     if (size > this.#maxManifestBytes) throw tooLarge(what, this.#maxManifestBytes);
-    return { digest, size, mediaType, isPublic: response.isPublic };
+    return { digest, size, mediaType, isPublic: response.isPublic, ...ageOf(response) };
   }
 
   /**
@@ -182,7 +202,8 @@ export class RegistryClient {
       if (!hashesTo(bytes, expected)) {
         throw new MirrorError('digest-mismatch', `${ask.what}: the bytes do not hash to ${expected}`);
       }
-      return { digest: expected, size: bytes.length, mediaType, bytes, isPublic: response.isPublic };
+      const { isPublic } = response;
+      return { digest: expected, size: bytes.length, mediaType, bytes, isPublic, ...ageOf(response) };
     });
   }
 
@@ -422,6 +443,16 @@ export class RegistryClient {
     if (limit === this.#maxManifestBytes) throw tooLarge(what, limit);
     throw new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes`);
   }
+}
+
+const longestAgeMs = 365 * 24 * 60 * 60_000;
+
+function ageOf({ headers }: Response): Aged {
+  const seconds = /^\d{1,12}$/.exec(one(headers, 'age') ?? '')?.[0] ?? '0';
+  return {
+    ageMs: Math.min(Number(seconds) * 1000, longestAgeMs),
+    isStale: one(headers, 'x-cache') === 'stale',
+  };
 }
 
 /** A host that does not even accept a connection would only cost the same time again. */

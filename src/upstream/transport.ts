@@ -29,6 +29,8 @@ export interface TransportContext {
   readonly clock: Clock;
   readonly admission: Admission;
   readonly policy: NetworkPolicy;
+  /** By which other mirrors know this one. */
+  readonly pseudonym: string;
   readonly metrics: Metrics;
   readonly ledger: Ledger;
 }
@@ -187,7 +189,7 @@ export class Transport {
           path: url.pathname + url.search,
           method,
           ...(form !== undefined && { body: form }),
-          headers: { ...headers, 'user-agent': userAgent, 'accept-encoding': 'identity' },
+          headers: { ...headers, ...this.#via(call), 'user-agent': userAgent, 'accept-encoding': 'identity' },
           headersTimeout: this.#options.headersTimeoutMs,
           bodyTimeout: this.#options.idleTimeoutMs,
         },
@@ -217,6 +219,13 @@ export class Transport {
         },
       );
     });
+  }
+
+  /** What the registry itself is asked may come back to us. */
+  #via({ kind, redirected }: Call): { via?: string } {
+    if (redirected || kind === 'token') return {};
+    const mirrors = [...(trace.getStore()?.mirrors ?? []), this.#context.pseudonym];
+    return { via: mirrors.map((each) => `1.1 ${each}`).join(', ') };
   }
 
   #count({ kind, repo }: Call, bytes: number): void {
@@ -252,8 +261,8 @@ function outcomeOf(call: Call, response: Response, now: number): Outcome {
   if (status === 429 && !isPullLimit(call, response)) {
     return { retryAfterMs: retryAfterOf(headers, now) };
   }
-  // 501 says that it does not know the method.
-  if (status < 500 || status === 501) return 'answered';
+  // 501 says that it does not know the method, 508 that we ask ourselves.
+  if (status < 500 || status === 501 || status === 508) return 'answered';
   // A registry may fail over one image; what serves all of them fails as a whole.
   return call.kind === 'token' || call.kind === 'ping' ? 'failed' : 'ill';
 }
@@ -290,6 +299,8 @@ export function statusFault({ status, headers }: Response, message: string, now:
     const retryAfterMs = retryAfterOf(headers, now) ?? 1000;
     return new MirrorError('upstream-limited', `${message}: its rate limit is reached`, { retryAfterMs });
   }
+  if (status === 508)
+    return new MirrorError('loop', `${message}: it leads back to this mirror, check its url`);
   return new MirrorError(status >= 500 ? 'upstream-down' : 'upstream-invalid', message);
 }
 

@@ -44,6 +44,8 @@ export const faults = {
   'upstream-invalid': { status: 502, code: 'UNKNOWN', level: 'error', stale: true, resume: true },
   /** A signed link, or the answer behind a redirect, was refused: a fresh one may do. */
   'redirect-refused': { status: 502, code: 'UNKNOWN', level: 'warn', retry: true, stale: true, resume: true },
+  /** The upstream is this mirror itself, or leads back to it. */
+  loop: { status: 508, code: 'UNSUPPORTED', level: 'error', stale: true },
   /** All connections to the upstream stayed busy until the deadline. */
   'upstream-busy': { status: 503, code: 'UNAVAILABLE', level: 'warn', stale: true, resume: true },
   /** The token server refuses the account that the configuration names. */

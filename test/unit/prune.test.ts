@@ -38,7 +38,15 @@ test('links to nothing and tags that are too many are removed, while somebody el
       updatedAt: 1,
     });
     digests.forEach((digest, i) => {
-      const row = { digest, size: 1, mediaType: 'a/b', checkedAt: i, previous: null };
+      const row = {
+        digest,
+        size: 1,
+        mediaType: 'a/b',
+        checkedAt: i,
+        saidAt: i,
+        isUpstreamStale: false,
+        previous: null,
+      };
       catalog.setTag(repo, `t${i}`, row, true);
     });
   });

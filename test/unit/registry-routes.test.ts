@@ -30,7 +30,10 @@ test('requests beyond what the process can hold get 503 and when to come again',
         return { digest: `sha256:${'0'.repeat(64)}`, mediaType: 'x/y', size: 1, result: 'hit' };
       },
     },
-    upstreams: { repo: (name: string) => createRepo('docker.io', name, 'docker.io') },
+    upstreams: {
+      repo: (name: string) => createRepo('docker.io', name, 'docker.io'),
+      pullsLeft: () => undefined,
+    },
     clock,
     log,
     metrics: new Metrics(),
