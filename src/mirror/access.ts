@@ -50,7 +50,7 @@ export class Access {
   }
 
   revoke(repo: Repo, digest: Digest): void {
-    this.#links.delete(keyOf(repo, digest));
+    this.#links.set(keyOf(repo, digest), noLink);
     this.#write(repo, digest, () => this.#catalog.removeLink(digest, repo.registry, repo.name));
   }
 

@@ -1,7 +1,7 @@
 import { LRUCache } from 'lru-cache';
 import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
-import { parseManifest, unnamedType, usualType } from '../oci/manifest.ts';
+import { parseManifest, unnamedType, usualType, type Child } from '../oci/manifest.ts';
 import type { Want } from '../oci/range.ts';
 import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { Reference } from '../oci/route.ts';
@@ -339,6 +339,8 @@ export class Mirror {
     const parts = {
       has: (part: Digest) => this.#has(part, repo) && this.#context.access.grantedOnce(repo, part),
       children: (manifest: Digest) => this.#store.children(manifest),
+      // Clients of some artifacts (cosign, oras) never ask for the config.
+      isUnused: ({ kind, digest }: Child) => kind === 'config' && !this.#store.catalog.wasHeld(digest),
     };
     let digest: Digest | undefined;
     for (const each of [row.digest, row.previous])

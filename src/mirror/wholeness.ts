@@ -6,6 +6,8 @@ import type { Child } from '../oci/manifest.ts';
 export interface Parts {
   /** It is held, and the repo may have it. */
   has(digest: Digest): boolean;
+  /** Nobody who has pulled the image has ever asked for this part. */
+  isUnused(child: Child): boolean;
   /** Of a manifest that is held. */
   children(digest: Digest): readonly Child[];
 }
@@ -16,7 +18,7 @@ const digestsAtOnce = 100;
 
 /**
  * Whether an image can be pulled from the store alone: its manifest, config and layers (`manifests`: only the first), foreign
- * layers excepted; of an index at least one child. Each digest is looked at once, some at a time.
+ * layers and what nobody uses excepted; of an index at least one child. Each digest is looked at once, some at a time.
  */
 export async function isWhole(root: Digest, parts: Parts, what: 'all' | 'manifests'): Promise<boolean> {
   const known = new Map<Digest, boolean>();
@@ -41,7 +43,8 @@ export async function isWhole(root: Digest, parts: Parts, what: 'all' | 'manifes
     }
     if (images.length > 0) return false;
     if (what === 'all')
-      for (const child of children) if (!child.foreign && !(await has(child.digest))) return false;
+      for (const child of children)
+        if (!child.foreign && !(await has(child.digest)) && !parts.isUnused(child)) return false;
     return true;
   };
   return visit(root);

@@ -24,6 +24,7 @@ import {
   ingestPath,
   lockPath,
   quarantinePath,
+  walPath,
 } from './layout.ts';
 import { lockDirectory } from './lock.ts';
 import { Partials } from './partials.ts';
@@ -68,6 +69,12 @@ const memoryBytes = 64 * 1024 * 1024;
 const memoryEntryBytes = 1024 * 1024;
 const maxWritesAtOnce = 8;
 const writeBehindMs = 5000;
+/** The catalog's files stand beside the cap up to this share of it, and count against it above that. */
+const catalogShareOfCap = 0.05;
+const leastCatalogBytes = 32 * 1024 * 1024;
+const watchLogMs = 500;
+/** A write-ahead log of this size is cut. */
+const cutLogBytes = 4 * 1024 * 1024;
 const backupEveryMs = 60 * 60_000;
 const pruneEveryMs = 60 * 60_000;
 /** Sooner, when so many tags have come. */
@@ -110,11 +117,15 @@ export class BlobStore {
   /** Work that a close must wait for. */
   readonly #pending = new Set<Promise<unknown>>();
   readonly #timer: NodeJS.Timeout | undefined;
+  readonly #logTimer: NodeJS.Timeout | undefined;
   readonly #closing = new AbortController();
   /** By the file system's clock, whatever the injected one says. */
   readonly #startedAt = Date.now();
   #dirty = false;
   #prunedAt = -Infinity;
+  #isWatching = false;
+  /** Of the catalog, its log and its backup. */
+  #otherBytes = 0;
   /** By the file system's clock. */
   #backedUpAt = 0;
 
@@ -157,7 +168,10 @@ export class BlobStore {
     this.#root = options.path;
     this.#context = context;
     this.#unlock = unlock;
-    this.catalog = new Catalog(catalogPath(this.#root));
+    this.catalog = new Catalog(catalogPath(this.#root), {
+      onLostWrite: (error) =>
+        context.log.warn({ err: error }, 'something could not be written to the catalog'),
+    });
     try {
       this.pins = new Pins(options, { ...context, catalog: this.catalog });
     } catch (error) {
@@ -173,6 +187,9 @@ export class BlobStore {
     this.#partials = new Partials(ingestPath(this.#root), { ...context, catalog: this.catalog });
     this.#quarantine = new Quarantine(quarantinePath(this.#root));
     const { pins } = this;
+    // The getters are the evictor's; `this` in them is not the store.
+    const otherBytes = (): number => this.#otherBytes;
+    const catalogShare = Math.max(leastCatalogBytes, catalogShareOfCap * options.maxBytes);
     const partials = this.#partials;
     const quarantine = this.#quarantine;
     this.#evictor = new Evictor(
@@ -181,17 +198,13 @@ export class BlobStore {
         get partialBytes() {
           return partials.bytes + quarantine.bytes;
         },
-        leastWorthy: (count, after) => {
-          // Once a scan, so that what is in use does not run ahead of it.
-          if (!after) this.#flushUses();
-          return this.catalog.leastWorthy(count, after);
-        },
+        leastWorthy: (count, after) => this.catalog.leastWorthy(count, after),
         idle: (count) => {
           while (this.#flushUses());
           const before = context.clock.now() - options.maxIdleMs;
           return this.catalog.idleSince(before, count);
         },
-        mayLeave: (digest) => this.#mayLeave(digest),
+        mayLeave: (digest) => this.#mayLeave(digest) && !this.#wasJustUsed(digest),
         dropPartial: async () => (await quarantine.dropOldest()) || partials.dropOldest(),
         evict: async (victim, reason) => {
           const isGone = await this.#delete(victim);
@@ -199,6 +212,9 @@ export class BlobStore {
           this.#context.onEvicted(reason);
           if (reason !== 'idle') this.catalog.evicted(victim);
           return true;
+        },
+        get otherBytes() {
+          return Math.max(0, otherBytes() - catalogShare);
         },
         get pinnedBytes() {
           return pins.bytes;
@@ -210,7 +226,13 @@ export class BlobStore {
       },
       this.catalog.footprint(),
     );
-    if (options.upkeep !== false) this.#timer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
+    if (options.upkeep !== false) {
+      this.#timer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
+      this.#logTimer = setInterval(
+        () => this.#behind(this.#watchLog(), 'cutting the log of the catalog'),
+        watchLogMs,
+      ).unref();
+    }
     if (options.scrubEveryMs > 0)
       this.#behind(this.#scrubber(options.scrubEveryMs).run(this.#closing.signal), 'the scrub');
   }
@@ -275,7 +297,7 @@ export class BlobStore {
     const manifest = row.mediaType === blobMediaType ? undefined : recognise(bytes);
     const held = { ...row, children: this.catalog.children(digest), ...manifest, bytes };
     if (!this.catalog.blob(digest)) return held.mediaType;
-    if (held.mediaType !== row.mediaType)
+    if (held.mediaType !== row.mediaType && !this.catalog.queue.isPaused)
       this.catalog.addBlob(held, held.children, this.#context.clock.now());
     this.#memory.set(digest, held);
     return held.mediaType;
@@ -427,6 +449,7 @@ export class BlobStore {
 
   async close(): Promise<void> {
     clearInterval(this.#timer);
+    clearInterval(this.#logTimer);
     this.#closing.abort();
     this.pins.close();
     while (this.#pending.size > 0) await Promise.allSettled(this.#pending);
@@ -490,6 +513,16 @@ export class BlobStore {
     return this.#row(digest) !== undefined && !this.#isLeased(digest) && !this.catalog.isPinned(digest);
   }
 
+  /** What it was chosen by is older than that: it has its place by now, and something else is to go. */
+  #wasJustUsed(digest: Digest): boolean {
+    try {
+      return this.catalog.flushUse(digest);
+    } catch (error) {
+      this.#context.log.debug({ err: error, digest }, 'a use could not be written');
+      return true;
+    }
+  }
+
   #isLeased(digest: Digest): boolean {
     if (this.#leases.has(digest)) return true;
     for (const ingest of this.#ingests) if (ingest.digest === digest) return true;
@@ -500,6 +533,7 @@ export class BlobStore {
     const { digest, size, bytes } = held;
     const row = this.#row(digest);
     if (row) {
+      await this.catalog.queue.ready();
       this.catalog.addBlob(held, held.children, this.#context.clock.now());
       return;
     }
@@ -528,6 +562,7 @@ export class BlobStore {
       try {
         await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
         this.#dirty = true;
+        await this.catalog.queue.ready();
         const isNew = this.catalog.addBlob(descriptor, children, this.#context.clock.now());
         // A row that could not be removed has its blob again.
         const wasLost = this.#lost.delete(digest);
@@ -570,6 +605,7 @@ export class BlobStore {
           return false;
         }
       }
+      await this.catalog.queue.ready();
       try {
         this.catalog.removeBlob(digest);
         this.#lost.delete(digest);
@@ -677,10 +713,34 @@ export class BlobStore {
     });
   }
 
+  /** What the log holds goes into the catalog; a log that has grown is cut, in a moment in which nothing is written. */
   async #checkpoint(): Promise<void> {
     this.#dirty = false;
-    await this.#disk.call('checkpoint', { file: catalogPath(this.#root) }).catch((error: unknown) => {
+    const file = catalogPath(this.#root);
+    try {
+      await this.#disk.call('checkpoint', { file });
+      if ((await sizeOf(walPath(this.#root))) >= cutLogBytes)
+        await this.catalog.queue.during(() => this.#disk.call('truncate', { file }));
+    } catch (error) {
       this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
-    });
+    }
   }
+
+  /** The log may grow faster than it is looked after. */
+  async #watchLog(): Promise<void> {
+    const files = [catalogPath(this.#root), walPath(this.#root), backupPath(this.#root)];
+    const sizes = await Promise.all(files.map(sizeOf));
+    this.#otherBytes = sizes.reduce((sum, size) => sum + size, 0);
+    if (!this.#isWatching && (await sizeOf(walPath(this.#root))) >= cutLogBytes) {
+      this.#isWatching = true;
+      await this.#checkpoint().finally(() => (this.#isWatching = false));
+    }
+  }
+}
+
+async function sizeOf(file: string): Promise<number> {
+  return stat(file).then(
+    ({ size }) => size,
+    () => 0,
+  );
 }

@@ -8,6 +8,7 @@ import type { Counts, LedgerRow, LedgerStore } from '../util/ledger.ts';
 import type { QuotaState } from '../util/quota-state.ts';
 import { expectVersion, migrate } from './schema.ts';
 import { mostUses, worthOf } from './worth.ts';
+import { WriteQueue } from './write-queue.ts';
 
 export interface TagRow extends Descriptor {
   /** When the upstream last said so (ms since the epoch). */
@@ -69,10 +70,20 @@ export interface Root {
   readonly digest: Digest;
 }
 
+export interface CatalogOptions {
+  /** It changes nothing. */
+  readonly?: boolean;
+  /** A write that had to wait could not be done in the end. */
+  readonly onLostWrite?: (error: unknown) => void;
+}
+
 /** Lists are kept beside the cap. */
 const maxListBytes = 64 * 1024 * 1024;
 const maxLists = 50_000;
 const maxListsOfRepo = 500;
+
+/** The write-ahead log is cut to this when it is begun anew. */
+const walLimitBytes = 4 * 1024 * 1024;
 
 /** In one step, which nothing else can interrupt. */
 const usesAtOnce = 500;
@@ -93,6 +104,8 @@ export const footprintOfSize = '(size + 4095) / 4096 * 4096';
  * gathered and written in batches; everything else is written at once (WAL, without waiting for the disk).
  */
 export class Catalog implements LedgerStore {
+  /** Writes that return nothing wait in it while another connection has the write lock; others are to follow `ready()`. */
+  readonly queue: WriteQueue;
   readonly #db: Database.Database;
   /** Tags that were new or have moved since it was last set to 0. */
   movedTags = 0;
@@ -105,8 +118,9 @@ export class Catalog implements LedgerStore {
   /** Is told of every tag that points elsewhere from now on. */
   onChange: (registry: string, repo: string, tag: string) => void = () => undefined;
 
-  /** `readonly`: it changes nothing. Throws when it is damaged, in use by something else, or another version's. */
-  constructor(file: string, { readonly = false } = {}) {
+  /** Throws when it is damaged, in use by something else, or another version's. */
+  constructor(file: string, { readonly = false, onLostWrite = (): void => undefined }: CatalogOptions = {}) {
+    this.queue = new WriteQueue(onLostWrite);
     this.#db = new Database(file, { readonly, fileMustExist: readonly });
     try {
       if (readonly) expectVersion(this.#db);
@@ -115,6 +129,7 @@ export class Catalog implements LedgerStore {
         this.#db.pragma('synchronous = NORMAL');
         // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
         this.#db.pragma('wal_autocheckpoint = 0');
+        this.#db.pragma(`journal_size_limit = ${walLimitBytes}`);
         migrate(this.#db, file);
       }
       this.#statements = prepareStatements(this.#db);
@@ -142,12 +157,13 @@ export class Catalog implements LedgerStore {
    * those that its bytes name, and so the same whoever gives it.
    */
   addBlob({ digest, size, mediaType }: Descriptor, children: readonly Child[], now: number): boolean {
-    const { addBlob, setMediaType, addChild, removeChildren } = this.#statements;
+    const { addBlob, setMediaType, addChild, removeChildren, setHeld } = this.#statements;
     return this.#db.transaction(() => {
       const isManifest = mediaType !== blobMediaType;
       const worth = worthOf(size, isManifest);
       const priority = this.#inflation + worth;
       const isNew = addBlob.run(digest, size, mediaType, now, now, worth, priority).changes === 1;
+      if (isNew) setHeld.run(digest);
       if (!isManifest) return isNew;
       if (!isNew) {
         if (this.blob(digest)?.mediaType === mediaType) return false;
@@ -155,7 +171,8 @@ export class Catalog implements LedgerStore {
       }
       removeChildren.run(digest);
       children.forEach((child, i) => {
-        addChild.run(digest, i, child.digest, child.size, child.kind, child.foreign ? 1 : 0);
+        const { size: bytes, kind, foreign } = child;
+        addChild.run(digest, i, child.digest, bytes, kind, foreign ? 1 : 0, child.digest);
       });
       return isNew;
     })();
@@ -173,7 +190,7 @@ export class Catalog implements LedgerStore {
 
   /** Nobody has it any more; whoever gets it anew is linked anew. */
   removeLinksTo(digest: Digest): void {
-    this.#statements.removeLinks.run(digest);
+    this.queue.do(() => this.#statements.removeLinks.run(digest));
   }
 
   used(digest: Digest, now: number): void {
@@ -184,9 +201,19 @@ export class Catalog implements LedgerStore {
     } else this.#used.set(digest, { at: now, count: 1 });
   }
 
+  /** Writes down that it was used, if that is not written yet: what is chosen to leave is to be chosen rightly. Returns whether. */
+  flushUse(digest: Digest): boolean {
+    const use = this.#used.get(digest);
+    if (!use) return false;
+    this.#used.delete(digest);
+    const { at, count } = use;
+    this.#statements.use.run({ digest, at, count, inflation: this.#inflation, mostUses });
+    return true;
+  }
+
   /** Writes down some of them, since each takes its time in a large catalog. Returns whether there are more. */
   flushUses(): boolean {
-    if (this.#used.size === 0) return false;
+    if (this.#used.size === 0 || this.queue.isPaused) return false;
     const { use } = this.#statements;
     const inflation = this.#inflation;
     const some = [...this.#used].slice(0, usesAtOnce);
@@ -226,6 +253,11 @@ export class Catalog implements LedgerStore {
     return this.#statements.children.all(parent).map((row) => ({ ...row, foreign: row.foreign === 1 }));
   }
 
+  /** Whether it was ever stored, as a part of a manifest that is held. */
+  wasHeld(digest: Digest): boolean {
+    return this.#statements.wasHeld.get(digest) !== undefined;
+  }
+
   /** How large some manifest says that the digest is. */
   sizeOfChild(digest: Digest): number | undefined {
     return this.#statements.sizeOfChild.get(digest)?.size;
@@ -236,11 +268,15 @@ export class Catalog implements LedgerStore {
   }
 
   setIngest({ registry, digest, file, size, present, synced, boot, updatedAt }: IngestRow): void {
-    this.#statements.setIngest.run(registry, digest, file, size, present, synced, boot, updatedAt);
+    this.queue.do(() => {
+      this.#statements.setIngest.run(registry, digest, file, size, present, synced, boot, updatedAt);
+    });
   }
 
   removeIngest(registry: string, digest: Digest): void {
-    this.#statements.removeIngest.run(registry, digest);
+    this.queue.do(() => {
+      this.#statements.removeIngest.run(registry, digest);
+    });
   }
 
   /** What was last confirmed of the digest for the repo; an empty repo stands for the whole registry. */
@@ -254,15 +290,19 @@ export class Catalog implements LedgerStore {
     { registry, name }: RepoName,
     { isPublic, mediaType, now }: { isPublic: boolean; mediaType?: string | undefined; now: number },
   ): void {
-    const { addLink } = this.#statements;
-    this.#db.transaction(() => {
-      addLink.run(digest, registry, name, now, mediaType ?? null);
-      if (isPublic) addLink.run(digest, registry, everywhere, now, null);
-    })();
+    this.queue.do(() => {
+      const { addLink } = this.#statements;
+      this.#db.transaction(() => {
+        addLink.run(digest, registry, name, now, mediaType ?? null);
+        if (isPublic) addLink.run(digest, registry, everywhere, now, null);
+      })();
+    });
   }
 
   removeLink(digest: Digest, registry: string, repo: string): void {
-    this.#statements.removeLink.run(digest, registry, repo);
+    this.queue.do(() => {
+      this.#statements.removeLink.run(digest, registry, repo);
+    });
   }
 
   /** Registries of which something is public. */
@@ -271,7 +311,9 @@ export class Catalog implements LedgerStore {
   }
 
   removePublicLinks(registry: string): void {
-    this.#statements.removePublicLinks.run(registry);
+    this.queue.do(() => {
+      this.#statements.removePublicLinks.run(registry);
+    });
   }
 
   tag(repo: RepoName, tag: string): TagRow | undefined {
@@ -286,15 +328,17 @@ export class Catalog implements LedgerStore {
       this.movedTags += 1;
     }
     const { digest, size, mediaType, checkedAt, saidAt, isUpstreamStale, previous } = row;
-    this.#statements.setTag.run(
-      ...[repo.registry, repo.name, tag, digest, size, mediaType],
-      ...[checkedAt, saidAt, isUpstreamStale ? 1 : 0, previous],
+    this.queue.do(() =>
+      this.#statements.setTag.run(
+        ...[repo.registry, repo.name, tag, digest, size, mediaType],
+        ...[checkedAt, saidAt, isUpstreamStale ? 1 : 0, previous],
+      ),
     );
   }
 
   removeTag(repo: RepoName, tag: string): void {
     this.onChange(repo.registry, repo.name, tag);
-    this.#statements.removeTag.run(repo.registry, repo.name, tag);
+    this.queue.do(() => this.#statements.removeTag.run(repo.registry, repo.name, tag));
   }
 
   list(repo: RepoName, page: string): ListRow | undefined {
@@ -307,25 +351,27 @@ export class Catalog implements LedgerStore {
 
   /** Those that were asked about longest ago make room: first of the same repo, since clients choose the pages. */
   setList({ registry, name }: RepoName, page: string, row: ListRow, body: Buffer | null): void {
-    const { setList, listsOfRepo, removeOldestListOf, listsSize, removeOldestList } = this.#statements;
-    const { digest, size, next, filters, checkedAt } = row;
-    this.#db.transaction(() => {
-      setList.run(registry, name, page, digest, size, body, next, filters, checkedAt);
-      const excess = (listsOfRepo.get(registry, name)?.count ?? 0) - maxListsOfRepo;
-      if (excess > 0) removeOldestListOf.run(registry, name, excess);
-      this.#lists ??= listsSize.get() ?? { count: 0, bytes: 0 };
-      // What it replaces is counted too: more often than needed it is counted anew.
-      this.#lists.count += 1;
-      this.#lists.bytes += size;
-      if (this.#lists.count <= maxLists && this.#lists.bytes <= maxListBytes) return;
-      this.#lists = listsSize.get() ?? { count: 0, bytes: 0 };
-      while (this.#lists.count > maxLists * 0.9 || this.#lists.bytes > maxListBytes * 0.9) {
-        const removed = removeOldestList.get();
-        if (!removed) break;
-        this.#lists.count -= 1;
-        this.#lists.bytes -= removed.bytes;
-      }
-    })();
+    this.queue.do(() => {
+      const { setList, listsOfRepo, removeOldestListOf, listsSize, removeOldestList } = this.#statements;
+      const { digest, size, next, filters, checkedAt } = row;
+      this.#db.transaction(() => {
+        setList.run(registry, name, page, digest, size, body, next, filters, checkedAt);
+        const excess = (listsOfRepo.get(registry, name)?.count ?? 0) - maxListsOfRepo;
+        if (excess > 0) removeOldestListOf.run(registry, name, excess);
+        this.#lists ??= listsSize.get() ?? { count: 0, bytes: 0 };
+        // What it replaces is counted too: more often than needed it is counted anew.
+        this.#lists.count += 1;
+        this.#lists.bytes += size;
+        if (this.#lists.count <= maxLists && this.#lists.bytes <= maxListBytes) return;
+        this.#lists = listsSize.get() ?? { count: 0, bytes: 0 };
+        while (this.#lists.count > maxLists * 0.9 || this.#lists.bytes > maxListBytes * 0.9) {
+          const removed = removeOldestList.get();
+          if (!removed) break;
+          this.#lists.count -= 1;
+          this.#lists.bytes -= removed.bytes;
+        }
+      })();
+    });
   }
 
   /** The upstream keeps no such list. */
@@ -335,12 +381,16 @@ export class Catalog implements LedgerStore {
 
   /** All pages that begin so. */
   removeLists({ registry, name }: RepoName, begin: string): void {
-    this.#statements.removeLists.run(registry, name, `${begin}*`);
+    this.queue.do(() => {
+      this.#statements.removeLists.run(registry, name, `${begin}*`);
+    });
   }
 
   /** Of all repos that match a GLOB over `registry/repo`. */
   removeListsOf(glob: string): void {
-    this.#statements.removeListsOf.run(glob);
+    this.queue.do(() => {
+      this.#statements.removeListsOf.run(glob);
+    });
   }
 
   quota(registry: string, account: string): QuotaState | undefined {
@@ -348,13 +398,17 @@ export class Catalog implements LedgerStore {
   }
 
   setQuota(registry: string, account: string, row: QuotaState): void {
-    const { limit, remaining, windowMs, source, risenAt, observedAt, backAt } = row;
-    const { setQuota } = this.#statements;
-    setQuota.run(registry, account, limit, remaining, windowMs, source, risenAt, observedAt, backAt);
+    this.queue.do(() => {
+      const { limit, remaining, windowMs, source, risenAt, observedAt, backAt } = row;
+      const { setQuota } = this.#statements;
+      setQuota.run(registry, account, limit, remaining, windowMs, source, risenAt, observedAt, backAt);
+    });
   }
 
   removeQuota(registry: string, account: string): void {
-    this.#statements.removeQuota.run(registry, account);
+    this.queue.do(() => {
+      this.#statements.removeQuota.run(registry, account);
+    });
   }
 
   /** Where some slow work stands. */
@@ -363,7 +417,9 @@ export class Catalog implements LedgerStore {
   }
 
   setNote(name: string, value: string): void {
-    this.#statements.setNote.run(name, value);
+    this.queue.do(() => {
+      this.#statements.setNote.run(name, value);
+    });
   }
 
   /** In the order of digests, after one that was given before. */
@@ -414,12 +470,14 @@ export class Catalog implements LedgerStore {
   }
 
   setPinned(pinned: readonly Digest[], others: readonly Digest[]): void {
-    if (pinned.length + others.length === 0) return;
-    const { setPinned } = this.#statements;
-    this.#db.transaction(() => {
-      for (const digest of pinned) setPinned.run(1, digest);
-      for (const digest of others) setPinned.run(0, digest);
-    })();
+    this.queue.do(() => {
+      if (pinned.length + others.length === 0) return;
+      const { setPinned } = this.#statements;
+      this.#db.transaction(() => {
+        for (const digest of pinned) setPinned.run(1, digest);
+        for (const digest of others) setPinned.run(0, digest);
+      })();
+    });
   }
 
   /** Whether it is part of a manifest that is pinned. */
@@ -441,15 +499,19 @@ export class Catalog implements LedgerStore {
   }
 
   addToLedger(rows: readonly LedgerRow[]): void {
-    const { addToLedger } = this.#statements;
-    this.#db.transaction(() => {
-      for (const row of rows) addToLedger.run(row);
-    })();
+    this.queue.do(() => {
+      const { addToLedger } = this.#statements;
+      this.#db.transaction(() => {
+        for (const row of rows) addToLedger.run(row);
+      })();
+    });
   }
 
   /** By days that are in it, not by today's date: a clock that is wrong for a moment costs nothing. */
   pruneLedger(days: number): void {
-    this.#statements.pruneLedger.run(days);
+    this.queue.do(() => {
+      this.#statements.pruneLedger.run(days);
+    });
   }
 
   ledgerTotals(): ({ readonly registry: string } & Counts)[] {
@@ -457,6 +519,7 @@ export class Catalog implements LedgerStore {
   }
 
   close(): void {
+    this.queue.flush();
     this.#db.close();
   }
 }
@@ -517,7 +580,11 @@ function prepareStatements(db: Database.Database) {
     children: db.prepare<[Digest], Omit<Child, 'foreign'> & { foreign: number }>(
       'SELECT digest, size, kind, is_foreign AS "foreign" FROM children WHERE parent = ? ORDER BY position',
     ),
-    addChild: db.prepare('INSERT INTO children VALUES (?, ?, ?, ?, ?, ?)'),
+    addChild: db.prepare(
+      `INSERT INTO children VALUES (?, ?, ?, ?, ?, ?, EXISTS (SELECT 1 FROM blobs WHERE blobs.digest = ?))`,
+    ),
+    setHeld: db.prepare<[Digest]>('UPDATE children SET was_held = 1 WHERE digest = ? AND was_held = 0'),
+    wasHeld: db.prepare<[Digest], object>('SELECT 1 FROM children WHERE digest = ? AND was_held = 1 LIMIT 1'),
     removeChildren: db.prepare<[Digest]>('DELETE FROM children WHERE parent = ?'),
     sizeOfChild: db.prepare<[Digest], { size: number }>('SELECT size FROM children WHERE digest = ? LIMIT 1'),
     ingests: db.prepare<[], IngestRow>(

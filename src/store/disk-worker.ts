@@ -16,10 +16,15 @@ function sync(path: string, how: (fd: number) => void): void {
 }
 
 const mostPages = 2 ** 31 - 1;
+/** Others wait for what waits here. */
+const busyMs = 100;
 const catalogs = new Map<string, Database.Database>();
 
 function catalogOf(file: string): Database.Database {
-  const db = catalogs.get(file) ?? new Database(file);
+  const known = catalogs.get(file);
+  if (known) return known;
+  const db = new Database(file, { timeout: busyMs });
+  db.pragma('synchronous = NORMAL');
   catalogs.set(file, db);
   return db;
 }
@@ -56,5 +61,9 @@ answerCalls({
   /** Passive: it waits for no reader, and no writer waits for it. */
   checkpoint({ file }: { file: string }) {
     catalogOf(file).pragma('wal_checkpoint(PASSIVE)');
+  },
+  /** Copies what is left of the log, and cuts it to nothing: nobody may write meanwhile, and whoever reads is not waited for. */
+  truncate({ file }: { file: string }) {
+    catalogOf(file).pragma('wal_checkpoint(TRUNCATE)');
   },
 });

@@ -22,6 +22,8 @@ export interface Evictable {
   mayLeave(digest: Digest): boolean;
   /** Bytes that are pinned. */
   readonly pinnedBytes: number;
+  /** Bytes of other files of the data directory that count against the cap too. */
+  readonly otherBytes: number;
   /** What unfinished fills have left that nobody works on. */
   readonly partialBytes: number;
   /** Drops what an unfinished fill has left, if there is such: it goes first. Resolves to whether there was. */
@@ -210,8 +212,9 @@ export class Evictor {
     const free = freeBytes - this.#sum((reservation) => reservation.unwritten);
     const partial = this.#store.partialBytes;
     const evictable = Math.max(0, this.#stored - this.#store.pinnedBytes) + partial;
-    if (this.bytes + underCap > maxBytes) {
-      return { reason: 'max-bytes', isCurable: this.bytes - evictable + underCap <= maxBytes };
+    const used = this.bytes + this.#store.otherBytes;
+    if (used + underCap > maxBytes) {
+      return { reason: 'max-bytes', isCurable: used - evictable + underCap <= maxBytes };
     }
     if (free - underFree < minFreeBytes) {
       this.isShort = free + evictable < minFreeBytes;

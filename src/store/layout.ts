@@ -6,6 +6,11 @@ export function catalogPath(root: string): string {
   return join(root, 'catalog.db');
 }
 
+/** What was written to the catalog and is not in it yet. */
+export function walPath(root: string): string {
+  return `${catalogPath(root)}-wal`;
+}
+
 /** The last whole copy of the catalog. */
 export function backupPath(root: string): string {
   return join(root, 'catalog.backup.db');

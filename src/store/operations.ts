@@ -20,8 +20,10 @@ export interface StoreOperations {
 
 /** `registries`: the upstreams that are configured. */
 export function storeOperations(store: BlobStore, registries: () => readonly string[]): StoreOperations {
-  const pinning = (work: () => number): Promise<{ pinnedBytes: number }> =>
-    new Promise((resolve) => resolve({ pinnedBytes: work() }));
+  const pinning = async (work: () => number): Promise<{ pinnedBytes: number }> => {
+    await store.catalog.queue.ready();
+    return { pinnedBytes: work() };
+  };
   return {
     pins: () => Promise.resolve(store.pins.list()),
     pin: (pattern) => pinning(() => store.pins.pin(pattern)),

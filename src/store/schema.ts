@@ -154,6 +154,9 @@ const migrations: readonly string[] = [
   -- When the registry at the end of a chain of mirrors said it; absent: when we were told.
   ALTER TABLE tags ADD COLUMN said_at INTEGER;
   ALTER TABLE tags ADD COLUMN upstream_stale INTEGER NOT NULL DEFAULT 0;
+
+  -- Whether the part was ever stored: what nobody has asked for yet is not missed. Of older ones that is not known.
+  ALTER TABLE children ADD COLUMN was_held INTEGER NOT NULL DEFAULT 1;
   `,
 ];
 

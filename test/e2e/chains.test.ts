@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { digestOf } from '../../src/oci/digest.ts';
 import { errorOf, sameBytes } from '../support/http.ts';
@@ -170,6 +172,32 @@ describe('what belongs to an image', () => {
     mirror.clock.advance(30_000);
     assert.equal(await count(), 1);
     assert.equal(upstream.count('referrers'), 0, 'one with something in it as long as its tag');
+  });
+
+  test('an artifact of which nobody asks for the config is served in an outage; one that has lost it is not', async () => {
+    const artifact = imageOf([randomBlob(300)]);
+    const tag = `${image.manifest.digest.replace(':', '-')}.sig`;
+    upstream.addImage('library/x', artifact, tag);
+    const pull = async (): Promise<void> => {
+      assert.equal((await mirror.get(`/v2/library/x/manifests/${tag}`)).status, 200);
+      assert.equal((await mirror.get(`/v2/library/x/blobs/${artifact.layers[0]!.digest}`)).status, 200);
+    };
+    await pull();
+    await until(async () => (await mirror.files('blobs')).length === 3, 'it is stored');
+    await upstream.stop();
+    mirror.clock.advance(minute + 1);
+    const stale = await mirror.get(`/v2/library/x/manifests/${tag}`);
+    assert.equal(stale.headers['x-cache'], 'stale', stale.body.toString());
+    await upstream.resume();
+    const config = `/v2/library/x/blobs/${artifact.config.digest}`;
+    await until(async () => (await mirror.get(config)).headers['x-cache'] === 'hit', 'the config is stored');
+    const file = (await mirror.files()).find(({ path }) => path.endsWith(artifact.config.digest.slice(7)))!;
+    await mirror.restart();
+    await rm(join(mirror.dataDirectory, file.path));
+    await upstream.stop();
+    assert.equal((await mirror.get(config)).status, 503);
+    mirror.clock.advance(minute + 1);
+    assert.equal((await mirror.get(`/v2/library/x/manifests/${tag}`)).status, 503);
   });
 
   test('signatures of sha512 digests are known by the first half of it', async () => {

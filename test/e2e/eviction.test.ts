@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import type { Reply } from '../support/http.ts';
-import { imageOf, largeBlob, type Blob } from '../support/images.ts';
+import { imageOf, largeBlob, randomBlob, type Blob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream } from '../support/upstream.ts';
 
@@ -95,4 +95,44 @@ describe('what leaves', () => {
     await until(async () => (await mirror.metric('layercache_store_bytes')) <= 9 * MB, 'it is met');
     assert.equal((await mirror.files('blobs')).length, 4);
   });
+});
+
+test('the catalog’s log does not grow, and the directory keeps to the cap, however much is missed', async (t) => {
+  const upstream = await Upstream.start();
+  const mirror = await TestMirror.start({
+    upstream: upstream.url,
+    config: { store: { maxBytes: '4MB' }, log: { level: 'error' }, fetch: { prefetch: 'off' } },
+  });
+  t.after(() => Promise.all([mirror.close(), upstream.stop()]));
+  let largestLog = 0;
+  let largest = 0;
+  let pulled = 0;
+  const end = performance.now() + 8000;
+  const client = async (): Promise<void> => {
+    while (performance.now() < end) {
+      const blob = randomBlob(70_000);
+      upstream.addBlob('library/x', blob);
+      const reply = await mirror.get(`/v2/library/x/blobs/${blob.digest}`);
+      assert.equal(reply.status, 200);
+      pulled += 1;
+    }
+  };
+  const watch = async (): Promise<void> => {
+    while (performance.now() < end) {
+      const files = await mirror.files();
+      const log = files.find(({ path }) => path === 'catalog.db-wal')?.size ?? 0;
+      largestLog = Math.max(largestLog, log);
+      largest = Math.max(
+        largest,
+        files.reduce((sum, { size }) => sum + size, 0),
+      );
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  };
+  await Promise.all([watch(), ...Array.from({ length: 16 }, client)]);
+  t.diagnostic(`${pulled} misses, log at most ${largestLog} bytes, directory ${largest}`);
+  assert.ok(pulled > 200);
+  assert.ok(largestLog < 14e6, `${largestLog}`);
+  assert.ok(largest < 4e6 + 32e6, `${largest}`);
+  assert.match(await mirror.metrics(), /layercache_evictions_total\{reason="max-bytes"\}/);
 });

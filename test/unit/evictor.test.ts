@@ -25,6 +25,7 @@ class Disk {
         leastWorthy: (count, after) => this.#order(after).slice(0, count),
         idle: () => [],
         partialBytes: 0,
+        otherBytes: 0,
         dropPartial: () => Promise.resolve(false),
         mayLeave: (digest) => this.blobs.get(digest)?.leased === false,
         pinnedBytes: 0,

@@ -19,6 +19,7 @@ function graph(manifests: Record<string, Child[]>, missing: string[] = []) {
       looked += 1;
       return !missing.includes(digest);
     },
+    isUnused: ({ digest }: Child) => digest === 'unused',
     children: (digest: Digest) => manifests[digest] ?? [],
     looked: () => looked,
   };
@@ -32,6 +33,12 @@ describe('whether an image is whole', () => {
     assert.equal(await isWhole(d('i'), graph({ i: image }, ['l']), 'all'), false);
     assert.equal(await isWhole(d('i'), graph({ i: image }, ['l']), 'manifests'), true);
     assert.equal(await isWhole(d('i'), graph({ i: image }, ['i']), 'manifests'), false);
+  });
+
+  test('what nobody has ever asked for may be missing', async () => {
+    const artifact = [part('config', 'unused'), part('layer', 'l')];
+    assert.equal(await isWhole(d('i'), graph({ i: artifact }, ['unused']), 'all'), true);
+    assert.equal(await isWhole(d('i'), graph({ i: artifact }, ['unused', 'l']), 'all'), false);
   });
 
   test('of an index one child is enough, and none is not', async () => {
