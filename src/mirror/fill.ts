@@ -70,7 +70,7 @@ export class Fill {
   readonly #what: string;
   readonly #source: BlobSource;
   readonly #ingest: Ingest;
-  readonly #download: Download;
+  #download: Download;
   readonly #waiting: Waiter[] = [];
   readonly #settle: () => void;
   readonly #stop = new AbortController();
@@ -95,18 +95,22 @@ export class Fill {
     this.#what = `GET ${repo.key} blob ${digest}`;
     this.#source = upstream.client.blobSource(repo, digest);
     this.#ingest = context.store.ingest(repo.registry, digest);
-    this.#download = new Download(options, {
-      ...context,
-      what: this.#what,
-      ingest: this.#ingest,
-      source: this.#source,
-      pool: upstream.pool,
-      hasReaders: () => this.hasReaders,
-    });
+    this.#download = this.#newDownload();
     this.#ingest.onReaders = () => this.#download.proceed();
     const { promise, resolve } = Promise.withResolvers<undefined>();
     this.settled = promise;
     this.#settle = () => resolve(undefined);
+  }
+
+  #newDownload(): Download {
+    return new Download(this.#options, {
+      ...this.#context,
+      what: this.#what,
+      ingest: this.#ingest,
+      source: this.#source,
+      pool: this.#upstream.pool,
+      hasReaders: () => this.hasReaders,
+    });
   }
 
   get isOpen(): boolean {
@@ -180,10 +184,31 @@ export class Fill {
         return;
       }
     }
-    await this.#ingest.verify();
+    await this.#verify();
     if (isFromPattern(this.repo)) this.#confirm();
     await this.#context.store.commit(this.#ingest, blobMediaType);
     this.#leave();
+  }
+
+  /** What an earlier process has left may have been damaged since: then all of it comes again, once. */
+  async #verify(): Promise<void> {
+    try {
+      await this.#ingest.verify();
+      return;
+    } catch (error) {
+      if (!isFault(error, 'digest-mismatch') || !this.#ingest.isUnproven) throw error;
+      this.#context.log.warn(
+        { repo: this.repo.key, digest: this.#digest },
+        'what an earlier process had left of a blob is damaged: it starts over',
+      );
+    }
+    await this.#ingest.startOver();
+    this.#download = this.#newDownload();
+    this.#download.retries.progress();
+    this.askWhole();
+    this.#download.proceed();
+    await this.#download.outcome;
+    await this.#ingest.verify();
   }
 
   /** Until there is something to give. Resolves to whether more is to come. */
@@ -235,7 +260,8 @@ export class Fill {
     if (size === undefined || this.#waiting.length === 0 || !this.#isProven) return false;
     return this.#waiting.every(({ want }) => {
       const range = resolveWant(want, size);
-      return range !== undefined && present.has(range);
+      // A part of what is not proven has to come from the upstream.
+      return range !== undefined && present.has(range) && (isWhole(want) || !this.#ingest.isUnproven);
     });
   }
 

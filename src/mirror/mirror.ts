@@ -132,6 +132,7 @@ export class Mirror {
         const held = way === 'store' ? this.#lease(digest, question) : undefined;
         if (held) {
           this.#askedFor(repo, digest, asked, want, 'hit');
+          if (want === 'whole' && 'copyTo' in held) this.#store.taken(digest, asked.client);
           if (await isReadable(held)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
         } else if (wantsNoBytes(question, digest)) return await this.#headOfBlob(repo, digest, deadline);
         else {

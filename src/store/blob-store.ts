@@ -32,6 +32,7 @@ import { Pins } from './pins.ts';
 import type { Prune, Pruned } from './prune.ts';
 import { Quarantine } from './quarantine.ts';
 import { prepareDirectory, refuseToBeginAnew, warnOfNetwork, warnOfRoom } from './precautions.ts';
+import { Recheck } from './recheck.ts';
 import { reconcile } from './recovery.ts';
 import { Scrubber } from './scrubber.ts';
 import { MemoryContent, SharedFile, SmallContent, StoredContent, type Held } from './stored-content.ts';
@@ -114,6 +115,7 @@ export class BlobStore {
   readonly #ingests = new Set<Ingest>();
   readonly #partials: Partials;
   readonly #quarantine: Quarantine;
+  readonly #recheck: Recheck;
   /** Work that a close must wait for. */
   readonly #pending = new Set<Promise<unknown>>();
   readonly #timer: NodeJS.Timeout | undefined;
@@ -186,6 +188,15 @@ export class BlobStore {
     this.health = new Health(this.#root, context.lockedFile, context.log);
     this.#partials = new Partials(ingestPath(this.#root), { ...context, catalog: this.catalog });
     this.#quarantine = new Quarantine(quarantinePath(this.#root));
+    this.#recheck = new Recheck({
+      clock: context.clock,
+      log: context.log,
+      verifier: this.verifier,
+      pathOf: (digest) => this.pathOf(digest),
+      sizeOf: (digest) => this.#row(digest)?.size,
+      isBusy: () => this.#ingests.size > 0 || this.#leases.size > 0,
+      onDamaged: (digest, why) => this.quarantine(digest, why),
+    });
     const { pins } = this;
     // The getters are the evictor's; `this` in them is not the store.
     const otherBytes = (): number => this.#otherBytes;
@@ -301,6 +312,14 @@ export class BlobStore {
       this.catalog.addBlob(held, held.children, this.#context.clock.now());
     this.#memory.set(digest, held);
     return held.mediaType;
+  }
+
+  /** A client takes the whole of a stored blob: behind the answer it may be read again. */
+  taken(digest: Digest, client: string): void {
+    const file = this.#leases.get(digest);
+    if (!file) return;
+    this.#recheck.taken(digest, client, !file.wasTaken);
+    file.wasTaken = true;
   }
 
   /** An unfinished fill from the registry has left something of the digest. */
@@ -452,6 +471,7 @@ export class BlobStore {
     clearInterval(this.#logTimer);
     this.#closing.abort();
     this.pins.close();
+    await this.#recheck.close();
     while (this.#pending.size > 0) await Promise.allSettled(this.#pending);
     await this.#flushAllUses();
     await this.#checkpoint();

@@ -41,6 +41,8 @@ export interface IngestContext {
 export interface Kept extends Journalled {
   /** It is this process's: the file holds what it is said to. */
   readonly isOurs: boolean;
+  /** Of what this process has kept: what an earlier one had left. */
+  readonly unproven: Intervals;
 }
 
 /** Where a reader stands, and where it wants to stop; undefined while the size is not known. */
@@ -87,6 +89,8 @@ export class Ingest implements Journalled {
   readonly #readers = new Set<Reader>();
   readonly #waiting = new Set<() => void>();
   #present = new Intervals();
+  /** What an earlier process has left, and no digest has proven: until then nobody is shown it. */
+  #unproven = new Intervals();
   #synced = new Intervals();
   /** What is there or being written; a write that fails ends it all. */
   #claimed = new Intervals();
@@ -139,6 +143,15 @@ export class Ingest implements Journalled {
     return this.#present.total === this.#size;
   }
 
+  get unproven(): Intervals {
+    return this.#unproven;
+  }
+
+  /** What was left by an earlier process may be damaged: a digest that does not match may be its fault. */
+  get isUnproven(): boolean {
+    return !this.#verified && this.#unproven.total > 0;
+  }
+
   /** Bytes on disk that are not in the store yet. */
   get pendingBytes(): number {
     return this.#end === undefined ? this.#present.total : 0;
@@ -159,6 +172,7 @@ export class Ingest implements Journalled {
         ? new Intervals(kept.present.ranges)
         : await withoutHoles(handle, kept.present, kept.synced);
       this.#claimed = new Intervals(this.#present.ranges);
+      this.#unproven = new Intervals((kept.isOurs ? kept.unproven : this.#present).ranges);
     } catch {
       // Then it is as if there had been none.
       await this.#handle?.close();
@@ -179,10 +193,7 @@ export class Ingest implements Journalled {
    */
   async begin(size: number | undefined, room: number | undefined, signal?: AbortSignal): Promise<void> {
     if (this.#size !== undefined && size !== undefined && size !== this.#size) {
-      await this.#open.truncate(0);
-      this.#present = new Intervals();
-      this.#synced = new Intervals();
-      this.#claimed = new Intervals();
+      await this.#empty();
       this.#size = size;
       this.#journal();
     }
@@ -284,6 +295,16 @@ export class Ingest implements Journalled {
     this.#wake();
   }
 
+  /** What is there does not hash to the digest, and may have been damaged before: all of it is to come again. */
+  async startOver(): Promise<void> {
+    const verification = this.#verification;
+    this.#verification = undefined;
+    await verification?.end().catch(() => undefined);
+    await this.#empty();
+    this.reservation.shrinkTo(0);
+    this.#journal();
+  }
+
   /** Taken in this tick. */
   lease(range: ByteRange | undefined): IngestLease {
     this.#holders += 1;
@@ -302,6 +323,9 @@ export class Ingest implements Journalled {
         return source.offset;
       },
       prefix: async () => {
+        // The reader has been shown nothing of it, so it goes on from nothing.
+        if (this.isUnproven && reader.offset === 0)
+          return { length: 0, verification: this.#context.verifier.start(this.digest) };
         this.startVerifying();
         const length = this.#present.endOfRun(0);
         const verification = this.#verification?.fork();
@@ -375,7 +399,9 @@ export class Ingest implements Journalled {
     // The getters are the source's; `this` in them is not the ingest.
     const size = (): number | undefined => this.#size;
     const fault = (): MirrorError | undefined => this.#fault;
-    const isFull = (): boolean => this.#full;
+    // A part is not waited for until all of it is proven: it comes past the file.
+    const isFull = (offset: number): boolean =>
+      this.#full || (!whole && this.isUnproven && this.#unproven.endOfRun(offset) > offset);
     return {
       reads: this.#reads,
       offset: range?.start ?? 0,
@@ -386,10 +412,13 @@ export class Ingest implements Journalled {
         return fault();
       },
       get isFull() {
-        return isFull();
+        return isFull(this.offset);
       },
       readableTo: (offset) => {
-        const end = this.#present.endOfRun(offset);
+        const present = this.#present.endOfRun(offset);
+        const end = this.isUnproven
+          ? Math.min(present, Math.max(offset, this.#unproven.next(offset)))
+          : present;
         return this.#verified || !whole ? end : Math.min(end, (this.#size ?? end) - 1);
       },
       onChange: (wake) => {
@@ -441,6 +470,15 @@ export class Ingest implements Journalled {
       // Then less is sure to outlive a power cut.
     }
     this.#syncedAt = this.#context.now();
+  }
+
+  async #empty(): Promise<void> {
+    await this.#open.truncate(0);
+    this.#present = new Intervals();
+    this.#unproven = new Intervals();
+    this.#synced = new Intervals();
+    this.#claimed = new Intervals();
+    this.#journalledBytes = 0;
   }
 
   #wake(): void {

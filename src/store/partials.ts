@@ -65,7 +65,7 @@ export class Partials {
         const reservation = reserve();
         reservation.adopt(present.total);
         const path = join(this.#directory, row.file);
-        const kept = { registry, digest, path, size, present, synced, reservation };
+        const kept = { registry, digest, path, size, present, synced, reservation, unproven: present };
         this.#kept.set(keyOf(registry, digest), { ...kept, isOurs: false, keptAt: updatedAt });
       } else this.forget(row);
     }
@@ -83,10 +83,11 @@ export class Partials {
 
   /** Nobody works on it any more. */
   keep(left: Omit<Partial, 'keptAt' | 'isOurs'>): void {
-    const { registry, digest, path, size, present, synced, reservation } = left;
+    const { registry, digest, path, size, present, synced, reservation, unproven } = left;
     reservation.shrinkTo(present.total);
     const keptAt = this.#context.clock.now();
-    const partial = { registry, digest, path, size, present, synced, reservation, isOurs: true, keptAt };
+    const about = { registry, digest, path, size, present, synced, unproven };
+    const partial = { ...about, reservation, isOurs: true, keptAt };
     this.#kept.set(keyOf(registry, digest), partial);
     this.journal(partial);
   }

@@ -61,6 +61,8 @@ export interface SharedFileEvents {
 /** A stored blob's file: opened once for all who lease it, closed when the last has left. */
 export class SharedFile {
   readonly path: string;
+  /** Somebody takes the whole of it. */
+  wasTaken = false;
   readonly #row: Descriptor;
   readonly #events: SharedFileEvents;
   #handle: Promise<FileHandle> | undefined;
