@@ -1,4 +1,5 @@
 import { isDeepStrictEqual } from 'node:util';
+import { z } from 'zod';
 import type { Config, FamilyConfig, UpstreamConfig } from './config.ts';
 import { Pool } from './mirror/connections.ts';
 import type { TagPolicy } from './mirror/freshness.ts';
@@ -76,9 +77,11 @@ export function buildUpstreams(
     }),
     families: config.families.map((family) => {
       const { registry: name, pattern } = family;
+      // All of them together have as many connections as one upstream: anybody may rent one.
+      const pool = new Pool(family.maxConnections);
       const create = (registry: string): Upstream => {
         const member = { ...family, registry, url: new URL(`https://${registry}`) };
-        return buildUpstream(member, { name, remembers: 50 }, config, context);
+        return buildUpstream(member, { name, remembers: 50 }, config, context, pool);
       };
       return kept.family(family) ?? { name, pattern, isPrivate: family.private, create };
     }),
@@ -104,6 +107,7 @@ function buildUpstream(
   scale: { readonly name: string; readonly remembers: number },
   config: Config,
   { clock, log, metrics, ledger, catalog, current, pseudonym }: UpstreamsContext,
+  shared?: Pool,
 ): Upstream {
   const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
   const { registry, maxConnections } = upstream;
@@ -127,7 +131,7 @@ function buildUpstream(
   );
   return {
     client,
-    pool: new Pool(maxConnections),
+    pool: new Pool(maxConnections, shared),
     relaySlots: new Slots(maxConnections),
     isPrivate: upstream.private,
     ttlOf: ttlOf(upstream, current),
@@ -201,20 +205,35 @@ export function adminOf(
   const readToken = adminToken === undefined ? undefined : secretReader(adminToken);
   const registries = (): string[] => current().upstreams.map(({ registry }) => registry);
   const operations = storeOperations(store, registries);
-  const text = (value: unknown): string => (typeof value === 'string' ? value : '');
   return {
     isLoopback: isLoopback(adminListen?.host ?? ''),
     token: async () => readToken?.(),
     operations: {
-      pins: () => operations.pins(),
-      pin: ({ pattern }) => operations.pin(text(pattern)),
-      unpin: ({ pattern }) => operations.unpin(text(pattern)),
-      purge: ({ pattern, dryRun }) => operations.purge(text(pattern), dryRun === true),
-      quarantine: ({ digests }) => operations.quarantine(Array.isArray(digests) ? digests.map(String) : []),
-      import: ({ directory, registry }) => operations.import(text(directory), text(registry)),
+      pins: (args) => {
+        noArgs.parse(args);
+        return operations.pins();
+      },
+      pin: (args) => operations.pin(patternArgs.parse(args).pattern),
+      unpin: (args) => operations.unpin(patternArgs.parse(args).pattern),
+      purge: (args) => {
+        const { pattern, dryRun } = purgeArgs.parse(args);
+        return operations.purge(pattern, dryRun);
+      },
+      quarantine: (args) => operations.quarantine(quarantineArgs.parse(args).digests),
+      import: (args) => {
+        const { directory, registry } = importArgs.parse(args);
+        return operations.import(directory, registry);
+      },
     },
   };
 }
+
+/** What each operation takes: what is misspelt or of another kind must not be taken for its default. */
+const noArgs = z.strictObject({});
+const patternArgs = z.strictObject({ pattern: z.string() });
+const purgeArgs = z.strictObject({ pattern: z.string(), dryRun: z.boolean().default(false) });
+const quarantineArgs = z.strictObject({ digests: z.array(z.string()).max(10_000) });
+const importArgs = z.strictObject({ directory: z.string(), registry: z.string() });
 
 function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || /^127\./.test(host);

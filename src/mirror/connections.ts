@@ -6,13 +6,24 @@ export interface Claimant {
   yield(): boolean;
 }
 
-/** How many connections one upstream is good for. */
+/** How many connections one registry is good for; `parent`: and all registries under one pattern together. */
 export class Pool {
   readonly limit: number;
+  readonly parent: Pool | undefined;
   used = 0;
 
-  constructor(limit: number) {
+  constructor(limit: number, parent?: Pool) {
     this.limit = limit;
+    this.parent = parent;
+  }
+
+  get isFull(): boolean {
+    return this.used >= this.limit || this.parent?.isFull === true;
+  }
+
+  count(by: 1 | -1): void {
+    this.used += by;
+    this.parent?.count(by);
   }
 }
 
@@ -23,9 +34,10 @@ interface Waiter {
 }
 
 /**
- * Upstream connections for bodies: a cap over all and one for each upstream, given to whoever has the smallest rank, and
- * among equals in the order of asking. Who has none and is worth more than what others hold does not wait for the end
- * of a span: one of them is asked to yield.
+ * Upstream connections for bodies: a cap over all and one for each upstream, given to whoever has the smallest rank, among
+ * equals to whose registry has fewest, and then in the order of asking. Who has none and is worth more than what others hold
+ * does not wait for the end of a span: one of them is asked to yield. So it is when another registry has two more: registries
+ * that keep their connections busy with nothing do not starve the rest.
  */
 export class Connections {
   readonly #limit: number;
@@ -63,8 +75,7 @@ export class Connections {
     return () => {
       this.#count(claimant, pool, -1);
       this.#grant();
-      const next = this.#best(() => true);
-      if (next) this.#makeRoom(next);
+      this.#makeRoomForNext();
     };
   }
 
@@ -76,7 +87,7 @@ export class Connections {
 
   #grant(): void {
     while (this.#used < this.#limit) {
-      const best = this.#best(({ pool }) => pool.used < pool.limit);
+      const best = this.#best(({ pool }) => !pool.isFull);
       if (!best) return;
       best.grant();
     }
@@ -85,29 +96,54 @@ export class Connections {
   #best(may: (waiter: Waiter) => boolean): Waiter | undefined {
     let best: Waiter | undefined;
     for (const waiter of this.#waiting) {
-      if (may(waiter) && (!best || waiter.claimant.rank < best.claimant.rank)) best = waiter;
+      if (may(waiter) && (!best || isBefore(waiter, best))) best = waiter;
     }
     return best;
   }
 
-  /** Asks for a connection back from who has most of them, if what it does with it counts for less. */
-  #makeRoom({ claimant, pool }: Waiter): void {
-    if (this.#holding.has(claimant)) return;
+  /** The best of each pool in turn, until somebody yields for it. */
+  #makeRoomForNext(): void {
+    const tried = new Set<Pool>();
+    for (;;) {
+      const next = this.#best(({ pool }) => !tried.has(pool));
+      if (!next || this.#makeRoom(next)) return;
+      tried.add(next.pool);
+    }
+  }
+
+  /** Asks for a connection back where that helps, if what is done with it counts for less. Returns whether one comes. */
+  #makeRoom({ claimant, pool }: Waiter): boolean {
+    if (this.#holding.has(claimant)) return false;
+    const { parent } = pool;
+    // Only what lies under the same full cap is of use: else it would go to somebody else, and be asked back for ever.
+    const isOfUse = (other: Pool): boolean => {
+      if (pool.used >= pool.limit) return other === pool;
+      if (parent?.isFull) return other.parent === parent;
+      return this.#used >= this.#limit;
+    };
     const holders = [...this.#holding]
-      .filter(([, held]) => this.#used >= this.#limit || held.pool === pool)
-      .map(([holder]) => holder)
+      .filter(([, held]) => isOfUse(held.pool))
       // A holder's rank is that of one connection more.
-      .filter((holder) => holder.rank - 1 > claimant.rank)
-      .sort((a, b) => b.rank - a.rank);
-    for (const holder of holders) if (holder.yield()) return;
+      .filter(([holder, held]) => {
+        const isLess = holder.rank - 1 > claimant.rank;
+        const hasMore = held.pool.used - pool.used >= 2 && holder.rank - 1 >= claimant.rank;
+        return isLess || hasMore;
+      })
+      .sort(([a, heldOfA], [b, heldOfB]) => b.rank - a.rank || heldOfB.pool.used - heldOfA.pool.used);
+    return holders.some(([holder]) => holder.yield());
   }
 
   #count(claimant: Claimant, pool: Pool, by: 1 | -1): void {
     this.#used += by;
-    pool.used += by;
+    pool.count(by);
     const held = this.#holding.get(claimant);
     const count = (held?.count ?? 0) + by;
     if (count > 0) this.#holding.set(claimant, { pool, count });
     else this.#holding.delete(claimant);
   }
+}
+
+function isBefore(a: Waiter, b: Waiter): boolean {
+  const [rankOfA, rankOfB] = [a.claimant.rank, b.claimant.rank];
+  return rankOfA < rankOfB || (rankOfA === rankOfB && a.pool.used < b.pool.used);
 }

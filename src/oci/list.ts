@@ -15,8 +15,17 @@ export function checkList(kind: 'tags' | 'referrers', bytes: Uint8Array, what: s
   const entries = (json as Record<string, unknown> | null | undefined)?.[
     kind === 'tags' ? 'tags' : 'manifests'
   ];
-  if (entries === null || Array.isArray(entries)) return;
+  const isEntry = kind === 'tags' ? isText : hasDigest;
+  if (entries === null || (Array.isArray(entries) && entries.every(isEntry))) return;
   throw new MirrorError('upstream-invalid', `${what}: the upstream sent no list of ${kind}`);
+}
+
+function isText(entry: unknown): boolean {
+  return typeof entry === 'string';
+}
+
+function hasDigest(entry: unknown): boolean {
+  return typeof (entry as { digest?: unknown } | null)?.digest === 'string';
 }
 
 /**

@@ -1,4 +1,3 @@
-import { z } from 'zod';
 import { MirrorError } from '../util/errors.ts';
 import { blobMediaType } from './content.ts';
 import { isDigest, type Digest } from './digest.ts';
@@ -22,20 +21,62 @@ const manifestTypes = [ociManifest, 'application/vnd.docker.distribution.manifes
 /** Always asked for in full: a tag must not change its digest with what a client happens to accept. */
 export const acceptManifests = [...manifestTypes, ...indexTypes, '*/*'].join(', ');
 
-const descriptor = z.object({
-  digest: z.string(),
-  size: z.number().int().nonnegative(),
-  mediaType: z.string().optional(),
-  urls: z.array(z.string()).optional(),
-});
+/** More than any image has; each is a row of the catalog. */
+const maxParts = 10_000;
 
-const manifestBody = z.object({
-  schemaVersion: z.literal(2).optional(),
-  mediaType: z.string().optional(),
-  manifests: z.array(descriptor).optional(),
-  config: descriptor.optional(),
-  layers: z.array(descriptor).optional(),
-});
+interface Descriptor {
+  readonly digest: string;
+  readonly size: number;
+  readonly mediaType: string | undefined;
+  readonly isElsewhere: boolean;
+}
+
+interface Body {
+  readonly manifests: readonly Descriptor[] | undefined;
+  readonly config: Descriptor | undefined;
+  readonly layers: readonly Descriptor[] | undefined;
+}
+
+type Json = Readonly<Record<string, unknown>>;
+
+/**
+ * The parts that a manifest names, or what is wrong with it, of which the first thing is enough: a document of a million wrong
+ * entries must not make a report of a million lines.
+ */
+function readBody(json: Json): Body | string {
+  const { schemaVersion } = json;
+  if (schemaVersion !== undefined && schemaVersion !== 2) return 'its schemaVersion is not 2';
+  const body: { manifests?: Descriptor[]; config?: Descriptor; layers?: Descriptor[] } = {};
+  for (const key of ['manifests', 'layers'] as const) {
+    const list = json[key];
+    if (list === undefined) continue;
+    if (!Array.isArray(list)) return `its ${key} are no list`;
+    if (list.length > maxParts) return `it has more than ${maxParts} ${key}`;
+    const parts: Descriptor[] = [];
+    for (const [i, entry] of list.entries()) {
+      const part = readDescriptor(entry);
+      if (!part) return `its ${key}[${i}] has no digest or no size`;
+      parts.push(part);
+    }
+    body[key] = parts;
+  }
+  if (json['config'] !== undefined) {
+    const config = readDescriptor(json['config']);
+    if (!config) return 'its config has no digest or no size';
+    body.config = config;
+  }
+  const { manifests, config, layers } = body;
+  return { manifests, config, layers };
+}
+
+function readDescriptor(entry: unknown): Descriptor | undefined {
+  if (typeof entry !== 'object' || entry === null) return undefined;
+  const { digest, size, mediaType, urls } = entry as Json;
+  if (typeof digest !== 'string' || !Number.isSafeInteger(size) || (size as number) < 0) return undefined;
+  if (mediaType !== undefined && typeof mediaType !== 'string') return undefined;
+  if (urls !== undefined && !Array.isArray(urls)) return undefined;
+  return { digest, size: size as number, mediaType, isElsewhere: (urls?.length ?? 0) > 0 };
+}
 
 /** `type/subtype` without parameters, in the characters that a header may carry; undefined for anything else. */
 export function bareMediaType(header: string | undefined): string | undefined {
@@ -84,12 +125,12 @@ export function parseManifest(bytes: Uint8Array, contentType: string, what: stri
   }
   refuseSchema1(named ?? '', what);
   const type = named ?? contentType;
-  const parsed = manifestBody.safeParse(json);
-  if (!parsed.success) {
-    if (isKnown(type)) refuse('the manifest has not the form of one', parsed.error);
+  const body = readBody(json as Json);
+  if (typeof body === 'string') {
+    if (isKnown(type)) refuse(`the manifest has not the form of one: ${body}`);
     return { mediaType: named ?? unnamedType, children: [] };
   }
-  const { manifests, config, layers } = parsed.data;
+  const { manifests, config, layers } = body;
   const isImage = config !== undefined || layers !== undefined;
   if (isKnown(type)) {
     if (manifests && isImage) refuse('the manifest has both manifests and layers');
@@ -97,7 +138,7 @@ export function parseManifest(bytes: Uint8Array, contentType: string, what: stri
     if (manifestTypes.includes(type) && !(config && layers))
       refuse('the manifest has no config or no layers');
   }
-  return { mediaType: named ?? unnamedType, children: childrenOf(parsed.data) };
+  return { mediaType: named ?? unnamedType, children: childrenOf(body) };
 }
 
 function isKnown(type: string): boolean {
@@ -111,12 +152,12 @@ function namedType({ mediaType }: { mediaType?: unknown }): string | undefined {
 }
 
 /** Each part once, however often it is named. */
-function childrenOf({ manifests = [], config, layers = [] }: z.infer<typeof manifestBody>): Child[] {
+function childrenOf({ manifests = [], config, layers = [] }: Body): Child[] {
   const children = new Map<string, Child>();
-  const add = (kind: Child['kind'], parts: z.infer<typeof descriptor>[]): void => {
-    for (const { digest, size, mediaType: type, urls } of parts) {
+  const add = (kind: Child['kind'], parts: readonly Descriptor[]): void => {
+    for (const { digest, size, mediaType: type, isElsewhere } of parts) {
       if (!isDigest(digest) || children.has(kind + digest)) continue;
-      const foreign = (urls?.length ?? 0) > 0 || /\.(?:foreign|nondistributable)\./.test(type ?? '');
+      const foreign = isElsewhere || /\.(?:foreign|nondistributable)\./.test(type ?? '');
       children.set(kind + digest, { digest, size, kind, foreign });
     }
   };
@@ -148,6 +189,8 @@ export function recognise(bytes: Uint8Array): ManifestContent | undefined {
 
 /** JSON of any kind may be a layer or a config. */
 function isImageOrIndex(bytes: Uint8Array): boolean {
-  const { manifests, config, layers } = manifestBody.safeParse(parseJson(bytes)).data ?? {};
+  const body = readBody(parseJson(bytes) as Json);
+  if (typeof body === 'string') return false;
+  const { manifests, config, layers } = body;
   return manifests ? !config && !layers : Boolean(config && layers);
 }

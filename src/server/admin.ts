@@ -6,6 +6,7 @@ import express, {
   type RequestHandler,
   type Response,
 } from 'express';
+import { z } from 'zod';
 import type { Metrics } from '../util/metrics.ts';
 import type { Logger } from '../util/log.ts';
 import { createApp } from './app.ts';
@@ -64,8 +65,15 @@ export function createAdminApp(context: AdminContext): Express {
       res.status(400).json({ error: 'a JSON object is expected, as application/json' });
     else {
       try {
-        res.json(await operation(args as Record<string, unknown>));
+        res.json(await Promise.try(operation, args as Record<string, unknown>));
       } catch (error) {
+        if (error instanceof z.ZodError) {
+          const [issue] = error.issues;
+          res.status(400).json({
+            error: `${name}: ${issue?.path.join('.') ?? ''} ${issue?.message ?? ''}`.replace(/ +/g, ' '),
+          });
+          return;
+        }
         const { name: kind, message } = error as Error;
         const isTold = kind === 'OperationError';
         if (!isTold) log.error({ err: error, operation: name }, 'an operation of the admin API failed');

@@ -73,6 +73,8 @@ const writeBehindMs = 5000;
 /** The catalog's files stand beside the cap up to this share of it, and count against it above that. */
 const catalogShareOfCap = 0.05;
 const leastCatalogBytes = 32 * 1024 * 1024;
+/** Writing so many rows takes some milliseconds. */
+const manyChildren = 500;
 const watchLogMs = 500;
 /** A write-ahead log of this size is cut. */
 const cutLogBytes = 4 * 1024 * 1024;
@@ -126,6 +128,7 @@ export class BlobStore {
   #dirty = false;
   #prunedAt = -Infinity;
   #isWatching = false;
+  #turn: Promise<unknown> = Promise.resolve();
   /** Of the catalog, its log and its backup. */
   #otherBytes = 0;
   /** By the file system's clock. */
@@ -582,6 +585,7 @@ export class BlobStore {
       try {
         await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
         this.#dirty = true;
+        if (children.length > manyChildren) await this.#inTurn();
         await this.catalog.queue.ready();
         const isNew = this.catalog.addBlob(descriptor, children, this.#context.clock.now());
         // A row that could not be removed has its blob again.
@@ -595,6 +599,13 @@ export class BlobStore {
       }
     };
     return this.#track(work());
+  }
+
+  /** Large manifests are written one at a time, and others are answered in between. */
+  async #inTurn(): Promise<void> {
+    const before = this.#turn;
+    this.#turn = before.then(() => nextTurn()).then(() => nextTurn());
+    await before;
   }
 
   /** From this tick on nobody finds the blob; its file goes, and then its row. Resolves to whether it could be done. */

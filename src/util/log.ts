@@ -136,13 +136,16 @@ export function createLog(options: LogOptions, { sink, onDropped = () => undefin
   };
 }
 
+/** Messages may quote what others have sent. */
+const maxMessage = 2000;
+
 /** The chain of messages tells what happened; stacks are for bugs. */
 function serializeError(error: unknown, withStack = true): unknown {
   if (!(error instanceof Error)) return error;
   const { fault } = error as { fault?: string };
   const stack = withStack && (fault === undefined || fault === 'internal');
   return {
-    message: error.message,
+    message: error.message.slice(0, maxMessage),
     ...(fault !== undefined && { fault }),
     ...(stack && error.stack !== undefined && fault === undefined && { stack: error.stack }),
     ...(error.cause !== undefined && { cause: serializeError(error.cause, stack) }),

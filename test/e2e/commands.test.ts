@@ -100,6 +100,32 @@ describe('store commands', () => {
     assert.deepEqual(await blobs(), held, 'nor is anything else done beside what was asked for');
   });
 
+  test('the admin API takes nothing that is misspelt or of another kind for its default', async () => {
+    const post = (operation: string, body: object) =>
+      ask(`${mirror.adminUrl}/api/${operation}`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify(body),
+      });
+    const pattern = 'docker.io/acme/**';
+    for (const body of [
+      { pattern, dryRun: 'true' },
+      { pattern, dryRun: 1 },
+      { pattern, dryRun: null },
+      { pattern, dryrun: true },
+      { pattern, 'dry-run': true },
+      { pattern: 1, dryRun: true },
+      {},
+    ]) {
+      const reply = await post('purge', body);
+      assert.equal(reply.status, 400, JSON.stringify(body));
+      assert.match((JSON.parse(reply.body.toString()) as { error: string }).error, /^purge: /);
+    }
+    assert.equal((await mirror.files('blobs')).length, 10, 'nothing is gone');
+    assert.equal((await post('purge', { pattern, dryRun: true })).status, 200);
+    assert.equal((await mirror.files('blobs')).length, 10);
+  });
+
   test('what repos share is told, and the rest is what purging frees', async () => {
     upstream.addImage('acme/z', imageOf([shared, randomBlob(50_000)]), '1');
     const image = (await mirror.get('/v2/acme/z/manifests/1')).body.toString();

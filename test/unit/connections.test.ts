@@ -102,4 +102,111 @@ describe('connections', () => {
     c!.give();
     assert.equal(pool.used, 0);
   });
+
+  /** A fill that wants up to four, and asks again for what it has yielded. */
+  class Greedy implements Claimant {
+    held: (() => void)[] = [];
+    yielded = 0;
+    #wanted = 0;
+    readonly #connections: Connections;
+    readonly #pool: Pool;
+
+    constructor(connections: Connections, pool: Pool) {
+      this.#connections = connections;
+      this.#pool = pool;
+    }
+
+    get rank(): number {
+      return this.held.length;
+    }
+
+    yield(): boolean {
+      const give = this.held.pop();
+      if (!give) return false;
+      this.yielded += 1;
+      setImmediate(() => {
+        give();
+        this.proceed();
+      });
+      return true;
+    }
+
+    proceed(): void {
+      while (this.held.length + this.#wanted < 4) {
+        this.#wanted += 1;
+        void this.#connections.take(this, this.#pool, never).then((give) => {
+          this.#wanted -= 1;
+          this.held.push(give);
+        });
+      }
+    }
+  }
+
+  async function quiet(fills: Greedy[]): Promise<number> {
+    let last = -1;
+    let count = 0;
+    for (let turns = 0; turns < 2000 && last !== count; turns++) {
+      last = count;
+      for (let i = 0; i < 5; i++) await turn();
+      count = fills.reduce((sum, { yielded }) => sum + yielded, 0);
+    }
+    assert.equal(last, count, 'they come to rest');
+    return count;
+  }
+
+  test('registries that want more than there is come to rest', async () => {
+    for (const [caps, each] of [
+      [[32, 32], 40],
+      [[32, 32], 33],
+      [[32, 32, 32], 24],
+      [[4, 60], 70],
+    ] as const) {
+      const connections = new Connections(64);
+      const fills = caps.flatMap((cap) => {
+        const pool = new Pool(cap);
+        return Array.from({ length: each }, () => new Greedy(connections, pool));
+      });
+      for (const fill of fills) {
+        fill.proceed();
+        await turn();
+      }
+      const yielded = await quiet(fills);
+      assert.ok(yielded < 1000, `${yielded}`);
+      assert.equal(
+        fills.reduce((sum, { held }) => sum + held.length, 0),
+        Math.min(
+          64,
+          caps.reduce((a, b) => a + b, 0),
+        ),
+      );
+    }
+  });
+
+  test('who comes late to full connections gets its share of them', async () => {
+    const connections = new Connections(64);
+    const fills: Greedy[] = [];
+    for (let registry = 0; registry < 2; registry++) {
+      const pool = new Pool(32);
+      for (let i = 0; i < 40; i++) fills.push(new Greedy(connections, pool));
+    }
+    for (const fill of fills) fill.proceed();
+    await quiet(fills);
+    const late = new Greedy(connections, new Pool(32));
+    late.proceed();
+    await quiet([...fills, late]);
+    assert.ok(late.held.length >= 1);
+  });
+
+  test('registries under one pattern have as many as one together', async () => {
+    const connections = new Connections(64);
+    const family = new Pool(8);
+    const fills = Array.from({ length: 20 }, () => new Greedy(connections, new Pool(8, family)));
+    for (const fill of fills) fill.proceed();
+    await quiet(fills);
+    assert.equal(family.used, 8);
+    const other = new Greedy(connections, new Pool(32));
+    other.proceed();
+    await turn();
+    assert.equal(other.held.length, 4);
+  });
 });
