@@ -51,7 +51,7 @@ export interface Asked {
   /** Who asks: an address. */
   readonly client: string;
   /** Whether the client has the digest already (If-None-Match): then it is told so, and nothing is fetched for it. */
-  readonly knows?: (digest: Digest) => boolean;
+  readonly knows?: ((digest: Digest) => boolean) | undefined;
 }
 
 /** The same on its way: everything before its first byte has one deadline. */
@@ -159,14 +159,20 @@ export class Mirror {
 
   async #manifest(repo: Repo, digest: Digest, question: Question): Promise<Answer> {
     const { deadline } = question;
+    const { access } = this.#context;
     return this.#unlessKnownAbsent(`${repo.key} manifest ${digest}`, async () => {
       for (let proven: Proven; this.#holdsManifest(digest);) {
-        if (proven !== 'stored' && !this.#isKnownFor(repo, digest)) {
+        if (proven !== 'stored' && !access.grants(repo, digest)) {
           proven = await this.#prove(repo, digest, 'manifest', deadline);
           continue;
         }
         const held = this.#lease(digest, question);
-        if (held && (await isReadable(held))) return answer(held, 'hit');
+        if (!held || !(await isReadable(held))) continue;
+        const isKnown = held.mediaType !== unnamedType || access.typeOf(repo, digest) !== undefined;
+        if (isKnown || proven === 'stored') return answer(held, 'hit');
+        // As what this repo's upstream gives it has still to be asked.
+        if ('release' in held) held.release();
+        proven = await this.#prove(repo, digest, 'manifest', deadline);
       }
       if (wantsNoBytes(question, digest)) {
         // A GET would cost a pull, and the client has not asked for the bytes.
@@ -176,15 +182,6 @@ export class Mirror {
       const { value, joined } = await this.#fetch(repo, digest, deadline);
       return answer(value, joined ? 'joined' : 'miss');
     });
-  }
-
-  /** The repo may have this manifest, and it is known as what. */
-  #isKnownFor(repo: Repo, digest: Digest): boolean {
-    const { access } = this.#context;
-    if (!access.grants(repo, digest)) return false;
-    return (
-      this.#store.describe(digest)?.mediaType !== unnamedType || access.typeOf(repo, digest) !== undefined
-    );
   }
 
   async #tag(repo: Repo, tag: string, question: Question): Promise<Answer> {
@@ -199,7 +196,6 @@ export class Mirror {
       }
       const row = fresh ? known : await this.#askTag(repo, tag, question.deadline);
       const ageMs = clock.now() - row.saidAt;
-      const upstreamStale = row.isUpstreamStale && ({ reason: 'upstream-stale' } as const);
       if (wantsNoBytes(question, row.digest) && !this.#holdsManifest(row.digest)) {
         // Whoever is told of what cannot be pulled now would not take what is held.
         const spent = this.#upstreamOf(repo).admission.spent(repo, `${repo.key}:${tag}`);
@@ -207,14 +203,17 @@ export class Mirror {
         if (stale) return stale;
         // The row has all that a HEAD wants, and a pull is spent only on who asks for the bytes.
         const { digest, mediaType, size } = row;
-        return { digest, mediaType, size, result: fresh ? 'hit' : 'miss', ageMs, ...upstreamStale };
+        const stated = { digest, mediaType, size, result: fresh ? 'hit' : 'miss', ageMs } as const;
+        return row.isUpstreamStale ? { ...stated, reason: 'upstream-stale' } : stated;
       }
       const found = await this.#manifest(repo, row.digest, question).catch((error: unknown) =>
         this.#refetch(repo, tag, error, question),
       );
-      if (found.result !== 'hit') return { ageMs, ...upstreamStale, ...found };
+      if (found.result !== 'hit')
+        return row.isUpstreamStale ? { ageMs, reason: 'upstream-stale', ...found } : { ageMs, ...found };
+      const reason = row.isUpstreamStale ? 'upstream-stale' : fresh ? 'tag-fresh' : undefined;
       const result = fresh ? 'hit' : 'revalidated';
-      return { ...found, ...(fresh && { reason: 'tag-fresh' }), ...upstreamStale, result, ageMs };
+      return reason === undefined ? { ...found, result, ageMs } : { ...found, result, ageMs, reason };
     } catch (error) {
       const row = tags.get(repo, tag);
       const fault = toMirrorError(error);
@@ -435,7 +434,7 @@ export class Mirror {
 
   #question(asked: Asked): Question {
     const { method, client, knows } = asked;
-    return { method, client, ...(knows && { knows }), deadline: this.#deadline() };
+    return { method, client, knows, deadline: this.#deadline() };
   }
 
   #deadline(): Deadline {

@@ -75,7 +75,11 @@ export class Prefetch {
     this.#ahead.purgeStale();
     const layers = this.#context.store.children(manifest).filter((child) => child.kind === 'layer');
     if (layers.length > maxLayers) this.#context.onSkipped(layers.length - maxLayers);
-    if (layers.length > 0) this.#chains.set(`${client} ${repo.key}`, layers.slice(0, maxLayers));
+    if (layers.length > 0)
+      this.#chains.set(
+        `${client} ${repo.key}`,
+        layers.length > maxLayers ? layers.slice(0, maxLayers) : layers,
+      );
   }
 
   /** A client wants the whole of a blob; `missed`: it was neither here nor on its way. Never throws. */

@@ -38,6 +38,8 @@ const noQuery = new URLSearchParams();
  * to count in place of the header. Undefined: the target is not in that form.
  */
 export function splitAbsolute(target: string): { host: string; target: string } | undefined {
+  // Of nearly all requests.
+  if (target.startsWith('/')) return undefined;
   const [, host, rest] = /^https?:\/\/([^/?#@]+)(.*)$/is.exec(target) ?? [];
   if (host === undefined || rest === undefined) return undefined;
   return { host, target: rest.startsWith('/') ? rest : `/${rest}` };

@@ -108,7 +108,7 @@ async function serve(exchange: Exchange, context: RegistryContext): Promise<void
   record.repo = repo;
   record.reference = referenceOf(route);
   clients.authorize(client, repo, tagOf(route));
-  await answer(exchange, route, repo, { method, client: client.address, ...knownTo(req) }, context);
+  await answer(exchange, route, repo, { method, client: client.address, knows: knownTo(req) }, context);
 }
 
 async function answer(
@@ -130,15 +130,21 @@ async function answer(
     sendList(exchange, list, route);
     return;
   }
-  const found =
-    route.kind === 'manifest'
-      ? await manifest(exchange, route, repo, asked, context)
-      : await mirror.blob(
-          repo,
-          route.digest,
-          asked,
-          asked.method === 'GET' ? wantOf(req, route.digest) : 'whole',
-        );
+  const { method } = asked;
+  let found: Answer;
+  if (route.kind === 'manifest') {
+    try {
+      found = await mirror.manifest(repo, route.reference, asked);
+    } catch (error) {
+      if (isFault(error, 'quota-spent')) tellOfPulls(exchange, repo, context);
+      throw error;
+    }
+    if (found.result === 'miss' || (method === 'HEAD' && 'tag' in route.reference))
+      tellOfPulls(exchange, repo, context);
+  } else {
+    const want = method === 'GET' ? wantOf(req, route.digest) : 'whole';
+    found = await mirror.blob(repo, route.digest, asked, want);
+  }
   record.size = found.size;
   try {
     await sendAnswer(exchange, found, route.kind, route.ns);
@@ -147,26 +153,10 @@ async function answer(
   }
 }
 
-/** With what is left of the pulls, where it costs one or would have: for a HEAD of a tag that is what it is asked for. */
-async function manifest(
-  exchange: Exchange,
-  { reference }: Extract<Route, { kind: 'manifest' }>,
-  repo: Repo,
-  asked: Asked,
-  { mirror, upstreams }: RegistryContext,
-): Promise<Answer> {
-  const tell = (): void => {
-    const figures = upstreams.pullsLeft(repo);
-    if (figures) exchange.pullHeaders = pullHeadersOf(figures);
-  };
-  try {
-    const found = await mirror.manifest(repo, reference, asked);
-    if (found.result === 'miss' || (asked.method === 'HEAD' && 'tag' in reference)) tell();
-    return found;
-  } catch (error) {
-    if (isFault(error, 'quota-spent')) tell();
-    throw error;
-  }
+/** What is left of the pulls, where one was spent or would have been: for a HEAD of a tag that is what it is asked for. */
+function tellOfPulls(exchange: Exchange, repo: Repo, { upstreams }: RegistryContext): void {
+  const figures = upstreams.pullsLeft(repo);
+  if (figures) exchange.pullHeaders = pullHeadersOf(figures);
 }
 
 /** Whoever stands in front may have believed the other one. */

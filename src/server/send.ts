@@ -136,9 +136,9 @@ export function pullHeadersOf(figures: { limit: number; remaining: number; windo
 }
 
 /** What the client says that it has already. */
-export function knownTo(req: IncomingMessage): { knows?: (digest: Digest) => boolean } {
+export function knownTo(req: IncomingMessage): ((digest: Digest) => boolean) | undefined {
   const header = req.headers['if-none-match'];
-  return header === undefined ? {} : { knows: (digest) => matches(header, digest) };
+  return header === undefined ? undefined : (digest) => matches(header, digest);
 }
 
 /** Whether the client has it already, and has been told so. */

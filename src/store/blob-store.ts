@@ -128,6 +128,8 @@ export class BlobStore {
   #dirty = false;
   #prunedAt = -Infinity;
   #isWatching = false;
+  /** How often a file was opened or leased again. */
+  #opened = 0;
   #turn: Promise<unknown> = Promise.resolve();
   /** Of the catalog, its log and its backup. */
   #otherBytes = 0;
@@ -198,6 +200,7 @@ export class BlobStore {
       pathOf: (digest) => this.pathOf(digest),
       sizeOf: (digest) => this.#row(digest)?.size,
       isBusy: () => this.#ingests.size > 0 || this.#leases.size > 0,
+      activity: () => this.#opened,
       onDamaged: (digest, why) => this.quarantine(digest, why),
     });
     const { pins } = this;
@@ -299,6 +302,7 @@ export class BlobStore {
     if (!row) return undefined;
     this.catalog.used(digest, this.#context.clock.now());
     const file = this.#lease(row);
+    this.#opened += 1;
     if (row.size > memoryEntryBytes || (row.size > smallSize && row.mediaType === blobMediaType)) {
       return new StoredContent(row, file, this.#buffers);
     }

@@ -13,8 +13,10 @@ export interface RecheckContext {
   readonly pathOf: (digest: Digest) => string;
   /** Of what is stored. */
   readonly sizeOf: (digest: Digest) => number | undefined;
-  /** Somebody reads or writes: it waits. */
+  /** Somebody reads or writes. */
   readonly isBusy: () => boolean;
+  /** Grows with everything that is opened. */
+  readonly activity: () => number;
   readonly onDamaged: (digest: Digest, why: string) => Promise<void>;
 }
 
@@ -23,9 +25,10 @@ const againMs = 60_000;
 const notBeforeMs = 10 * 60_000;
 const maxRemembered = 20_000;
 const maxWaiting = 1000;
-const busyWaitMs = 100;
+/** So long nothing is to have been opened before it reads on. */
+const quietMs = 500;
 /** For each step of reading: whoever is always busy is checked all the same, slowly. */
-const longestBusyMs = 5000;
+const longestBusyMs = 10_000;
 
 /**
  * Reads large stored blobs again behind the answers, one at a time: when they were served whole for the first time since they
@@ -39,6 +42,8 @@ export class Recheck {
   readonly #waiting = new Set<Digest>();
   readonly #closing = new AbortController();
   #running: Promise<void> | undefined;
+  /** The activity when it was last looked at. */
+  #seen = -1;
 
   constructor(context: RecheckContext) {
     this.#context = context;
@@ -89,7 +94,12 @@ export class Recheck {
   async #pace(): Promise<void> {
     const { signal } = this.#closing;
     signal.throwIfAborted();
-    for (let waited = 0; this.#context.isBusy() && waited < longestBusyMs; waited += busyWaitMs)
-      await sleep(busyWaitMs, undefined, { signal, ref: false });
+    const { isBusy, activity } = this.#context;
+    for (let waited = 0; waited < longestBusyMs; waited += quietMs) {
+      const isQuiet = !isBusy() && activity() === this.#seen;
+      this.#seen = activity();
+      if (isQuiet) return;
+      await sleep(quietMs, undefined, { signal, ref: false });
+    }
   }
 }
