@@ -22,6 +22,11 @@ interface Layer {
   readonly size: number;
 }
 
+interface Chain {
+  readonly manifest: Digest;
+  readonly layers: readonly Child[];
+}
+
 /** A client that has got a manifest asks for its layers soon, or not at all. */
 const chainForMs = 5 * 60_000;
 const maxChains = 10_000;
@@ -43,10 +48,10 @@ const growth = 1.05;
 export class Prefetch {
   readonly #context: PrefetchContext;
   /** The layers of the manifest that a client was served last, by client and repo. */
-  readonly #chains = new LRUCache<string, readonly Child[]>({
+  readonly #chains = new LRUCache<string, Chain>({
     max: maxChains,
     maxSize: maxLayersOfChains,
-    sizeCalculation: (layers) => layers.length,
+    sizeCalculation: ({ layers }) => layers.length,
     ttl: chainForMs,
   });
   /** What was fetched ahead and not asked for yet. */
@@ -72,14 +77,12 @@ export class Prefetch {
 
   /** A client has got a manifest. */
   served(client: string, repo: Repo, manifest: Digest): void {
-    this.#ahead.purgeStale();
+    if (this.#ahead.size > 0) this.#ahead.purgeStale();
+    const key = `${client} ${repo.key}`;
+    if (this.#chains.get(key)?.manifest === manifest) return;
     const layers = this.#context.store.children(manifest).filter((child) => child.kind === 'layer');
     if (layers.length > maxLayers) this.#context.onSkipped(layers.length - maxLayers);
-    if (layers.length > 0)
-      this.#chains.set(
-        `${client} ${repo.key}`,
-        layers.length > maxLayers ? layers.slice(0, maxLayers) : layers,
-      );
+    if (layers.length > 0) this.#chains.set(key, { manifest, layers: layers.slice(0, maxLayers) });
   }
 
   /** A client wants the whole of a blob; `missed`: it was neither here nor on its way. Never throws. */
@@ -101,7 +104,7 @@ export class Prefetch {
     this.#ahead.delete(digest);
     if (this.#running.delete(digest)) this.#start();
     if (!missed) return;
-    const chain = this.#chains.get(`${client} ${repo.key}`);
+    const chain = this.#chains.get(`${client} ${repo.key}`)?.layers;
     const position = chain?.findIndex((layer) => layer.digest === digest) ?? -1;
     if (!chain || position < 0) return;
     for (const layer of chain.slice(position + 1)) {
