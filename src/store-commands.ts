@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command, Option } from 'commander';
 import pino from 'pino';
 import { request } from 'undici';
@@ -25,6 +26,8 @@ interface Output {
 }
 
 const progressEveryMs = 200;
+/** In so much time whatever a mirror is removing is gone from its catalog too. */
+const evictionMs = 2000;
 /** At once in one call to a running mirror. */
 const quarantineAtOnce = 1000;
 
@@ -219,6 +222,7 @@ export function addStoreCommands(
 async function verify(
   config: Config,
 ): Promise<{ damaged: (StoredBlob & { why: string })[]; blobs: number; bytes: number }> {
+  const suspects: StoredBlob[] = [];
   const damaged: (StoredBlob & { why: string })[] = [];
   const isWatched = process.stderr.isTTY;
   let blobs = 0;
@@ -235,13 +239,19 @@ async function verify(
       const share = Math.min(1, bytes / Math.max(1, total));
       const bar = '#'.repeat(Math.round(30 * share)).padEnd(30);
       process.stderr.write(
-        `\r[${bar}] ${Math.floor(100 * share)} % of ${formatSize(total)}, ${damaged.length} damaged `,
+        `\r[${bar}] ${Math.floor(100 * share)} % of ${formatSize(total)}, ${suspects.length} damaged `,
       );
     };
     for (const blob of inventory.blobs()) {
       const why = await findDamage(verifier, blobPath(config.store.path, blob.digest), blob, show);
       blobs += 1;
-      // What was evicted meanwhile is not missing.
+      if (why !== undefined) suspects.push(blob);
+    }
+    // What a running mirror evicts, or stores anew, has its file and its row changed one after the other.
+    if (suspects.length > 0) await sleep(evictionMs);
+    for (const blob of suspects) {
+      if (!inventory.has(blob.digest)) continue;
+      const why = await findDamage(verifier, blobPath(config.store.path, blob.digest), blob, () => undefined);
       if (why !== undefined && inventory.has(blob.digest)) damaged.push({ ...blob, why });
     }
   }).finally(() => verifier.close());

@@ -128,6 +128,8 @@ export class BlobStore {
   #dirty = false;
   #prunedAt = -Infinity;
   #isWatching = false;
+  /** Of the catalog that is open. */
+  #catalogInode: number | undefined;
   /** How often a file was opened or leased again. */
   #opened = 0;
   #turn: Promise<unknown> = Promise.resolve();
@@ -145,6 +147,7 @@ export class BlobStore {
       await refuseToBeginAnew(options.path);
       const lockedFile = (await stat(lockPath(options.path))).ino;
       const store = new BlobStore(options, { ...context, lockedFile }, unlock);
+      store.#catalogInode = await inodeOf(catalogPath(options.path));
       store.#backedUpAt = await stat(backupPath(options.path)).then(
         ({ mtimeMs }) => mtimeMs,
         () => 0,
@@ -690,7 +693,7 @@ export class BlobStore {
     this.#behind(this.#flushAllUses(), 'writing use-times');
     this.#behind(this.#partials.sweep(), 'sweeping what unfinished fills have left');
     this.#tidy();
-    this.#behind(this.health.probe(), 'looking after the data directory');
+    this.#behind(this.#lookAfterDirectory(), 'looking after the data directory');
     if (this.#dirty) this.#behind(this.#checkpoint(), 'the checkpoint');
     this.#pruneSometimes();
     const now = Date.now();
@@ -761,6 +764,22 @@ export class BlobStore {
     }
   }
 
+  /** A catalog whose file was deleted while it is open is written anew: the next start would know of nothing. */
+  async #lookAfterDirectory(): Promise<void> {
+    await this.health.probe();
+    const file = catalogPath(this.#root);
+    const ino = await inodeOf(file);
+    if (ino === this.#catalogInode || this.health.isGone || this.health.trouble !== undefined) return;
+    this.#context.log.error(
+      { file },
+      'the catalog was deleted while it was in use: it is written anew from what is known',
+    );
+    await this.#disk.call('forget', { file });
+    await this.catalog.rescue(file);
+    this.#catalogInode = await inodeOf(file);
+    this.#dirty = true;
+  }
+
   /** The log may grow faster than it is looked after. */
   async #watchLog(): Promise<void> {
     const files = [catalogPath(this.#root), walPath(this.#root), backupPath(this.#root)];
@@ -777,5 +796,13 @@ async function sizeOf(file: string): Promise<number> {
   return stat(file).then(
     ({ size }) => size,
     () => 0,
+  );
+}
+
+/** Undefined: there is no such file. */
+async function inodeOf(file: string): Promise<number | undefined> {
+  return stat(file).then(
+    ({ ino }) => ino,
+    () => undefined,
   );
 }

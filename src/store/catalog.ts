@@ -1,3 +1,4 @@
+import { renameSync, rmSync } from 'node:fs';
 import Database from 'better-sqlite3';
 import { blobMediaType, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
@@ -106,7 +107,7 @@ export const footprintOfSize = '(size + 4095) / 4096 * 4096';
 export class Catalog implements LedgerStore {
   /** Writes that return nothing wait in it while another connection has the write lock; others are to follow `ready()`. */
   readonly queue: WriteQueue;
-  readonly #db: Database.Database;
+  #db: Database.Database;
   /** Tags that were new or have moved since it was last set to 0. */
   movedTags = 0;
   /** Uses that are not written down yet. */
@@ -114,33 +115,37 @@ export class Catalog implements LedgerStore {
   #lists: { count: number; bytes: number } | undefined;
   /** The priority of what has left last: what comes now starts above it. */
   #inflation: number;
-  readonly #statements: ReturnType<typeof prepareStatements>;
+  #statements: ReturnType<typeof prepareStatements>;
   /** Is told of every tag that points elsewhere from now on. */
   onChange: (registry: string, repo: string, tag: string) => void = () => undefined;
 
   /** Throws when it is damaged, in use by something else, or another version's. */
   constructor(file: string, { readonly = false, onLostWrite = (): void => undefined }: CatalogOptions = {}) {
     this.queue = new WriteQueue(onLostWrite);
-    this.#db = new Database(file, { readonly, fileMustExist: readonly });
+    this.#db = readonly ? new Database(file, { readonly, fileMustExist: true }) : openForWriting(file);
     try {
       if (readonly) expectVersion(this.#db);
-      else {
-        this.#db.pragma('journal_mode = WAL');
-        this.#db.pragma('synchronous = NORMAL');
-        // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
-        this.#db.pragma('wal_autocheckpoint = 0');
-        this.#db.pragma(`journal_size_limit = ${walLimitBytes}`);
-        migrate(this.#db, file);
-      }
       this.#statements = prepareStatements(this.#db);
     } catch (error) {
       this.#db.close();
       throw explain(error, file);
     }
-    // It is waited for by everybody: what another program has locked for longer is written later.
-    this.#db.pragma('busy_timeout = 50');
     // What is left is worth at least what has left.
     this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
+  }
+
+  /** Its file is gone, and what it held is still there: writes it to a new file, and goes on with that. */
+  async rescue(file: string): Promise<void> {
+    await this.queue.during(async () => {
+      const copy = `${file}.rescued`;
+      await this.#db.backup(copy);
+      // From here to the new connection nobody reads.
+      this.#db.close();
+      for (const ending of ['-wal', '-shm']) rmSync(file + ending, { force: true });
+      renameSync(copy, file);
+      this.#db = openForWriting(file);
+      this.#statements = prepareStatements(this.#db);
+    });
   }
 
   /** All of it, or nothing. */
@@ -521,6 +526,24 @@ export class Catalog implements LedgerStore {
   close(): void {
     this.queue.flush();
     this.#db.close();
+  }
+}
+
+function openForWriting(file: string): Database.Database {
+  const db = new Database(file);
+  try {
+    db.pragma('journal_mode = WAL');
+    db.pragma('synchronous = NORMAL');
+    // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
+    db.pragma('wal_autocheckpoint = 0');
+    db.pragma(`journal_size_limit = ${walLimitBytes}`);
+    migrate(db, file);
+    // It is waited for by everybody: what another program has locked for longer is written later.
+    db.pragma('busy_timeout = 50');
+    return db;
+  } catch (error) {
+    db.close();
+    throw explain(error, file);
   }
 }
 

@@ -23,7 +23,7 @@ const catalogs = new Map<string, Database.Database>();
 function catalogOf(file: string): Database.Database {
   const known = catalogs.get(file);
   if (known) return known;
-  const db = new Database(file, { timeout: busyMs });
+  const db = new Database(file, { timeout: busyMs, fileMustExist: true });
   db.pragma('synchronous = NORMAL');
   catalogs.set(file, db);
   return db;
@@ -61,6 +61,11 @@ answerCalls({
   /** Passive: it waits for no reader, and no writer waits for it. */
   checkpoint({ file }: { file: string }) {
     catalogOf(file).pragma('wal_checkpoint(PASSIVE)');
+  },
+  /** Another file has taken its place. */
+  forget({ file }: { file: string }) {
+    catalogs.get(file)?.close();
+    catalogs.delete(file);
   },
   /** Copies what is left of the log, and cuts it to nothing: nobody may write meanwhile, and whoever reads is not waited for. */
   truncate({ file }: { file: string }) {

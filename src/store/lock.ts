@@ -18,6 +18,10 @@ export function lockDirectory(file: string): () => void {
     db.exec('BEGIN EXCLUSIVE');
   } catch (error) {
     db.close();
+    if (errorCode(error) === 'SQLITE_NOTADB')
+      throw new Error(`${file} is not a lock of layercache: delete it, nothing is kept in it`, {
+        cause: error,
+      });
     if (errorCode(error) !== 'SQLITE_BUSY') throw error;
     throw new LockedError(
       `${file} is locked: another layercache is running on this data directory. Stop it, or give this one its own store.path`,

@@ -126,6 +126,30 @@ describe('store commands', () => {
     assert.equal((await mirror.files('blobs')).length, 10);
   });
 
+  test('verify beside a mirror that evicts all the time finds nothing wrong', async () => {
+    await mirror.close();
+    mirror = await TestMirror.start({
+      upstream: upstream.url,
+      config: { store: { maxBytes: '3MB' }, fetch: { prefetch: 'off' }, log: { level: 'error' } },
+    });
+    let isOver = false;
+    const client = async (): Promise<void> => {
+      while (!isOver) {
+        const blob = randomBlob(70_000);
+        upstream.addBlob('library/x', blob);
+        await mirror.get(`/v2/library/x/blobs/${blob.digest}`);
+      }
+    };
+    const clients = Promise.all(Array.from({ length: 8 }, client));
+    await until(async () => (await mirror.files('blobs')).length > 20, 'it is full');
+    for (let i = 0; i < 2; i++) {
+      const { code, out } = await layercache(['verify']);
+      assert.equal(code, 0, out);
+    }
+    isOver = true;
+    await clients;
+  });
+
   test('what repos share is told, and the rest is what purging frees', async () => {
     upstream.addImage('acme/z', imageOf([shared, randomBlob(50_000)]), '1');
     const image = (await mirror.get('/v2/acme/z/manifests/1')).body.toString();

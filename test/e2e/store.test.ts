@@ -37,6 +37,41 @@ describe('store', () => {
   const pathOf = ({ digest }: Blob) =>
     join(mirror.dataDirectory, 'blobs/sha256', digest.slice(7, 9), digest.slice(7));
 
+  test('a catalog that is deleted while it is in use is told of, and written anew', async () => {
+    await start({});
+    const blobs = [add(100_000), add(200_000)];
+    for (const blob of blobs) await get(blob);
+    await until(stored(2), 'they are stored');
+    for (const ending of ['', '-wal', '-shm'])
+      await rm(join(mirror.dataDirectory, `catalog.db${ending}`), { force: true });
+    await until(() => mirror.log.includes('the catalog was deleted while it was in use'), 'it is told');
+    await until(
+      () =>
+        stat(join(mirror.dataDirectory, 'catalog.db')).then(
+          () => true,
+          () => false,
+        ),
+      'it is there again',
+    );
+    const more = add(300_000);
+    blobs.push(more);
+    await get(more);
+    await until(stored(3), 'it goes on');
+    upstream.forget();
+    await mirror.restart();
+    for (const blob of blobs) assert.equal((await get(blob)).headers['x-cache'], 'hit');
+    assert.equal(upstream.calls.length, 0);
+  });
+
+  test('a lock that is garbage is named, with what to do', async () => {
+    await start({});
+    await mirror.stop();
+    await writeFile(join(mirror.dataDirectory, 'lock.db'), 'x'.repeat(8192));
+    await assert.rejects(mirror.start(), /lock\.db is not a lock of layercache: delete it/);
+    await rm(join(mirror.dataDirectory, 'lock.db'));
+    await mirror.start();
+  });
+
   test('the cap holds at every moment, unfinished fills included; what was used least recently goes', async () => {
     await start({ maxBytes: 10 * MB });
     const blobs = Array.from({ length: 8 }, () => add(2 * MB));
