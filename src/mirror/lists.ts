@@ -196,7 +196,7 @@ export class Lists {
     }
   }
 
-  /** That there is nothing is believed as long as any absence: what is pushed now is looked for at once. */
+  /** An empty list lives no longer than any other absence, so that what was just pushed is soon seen. */
   #lifeOf(repo: Repo, { of, name }: Page, row: ListRow): number {
     const ttlMs = this.#ttlOf(repo, of);
     const isEmpty =

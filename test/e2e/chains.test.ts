@@ -159,7 +159,7 @@ describe('what belongs to an image', () => {
       ociManifest,
     );
 
-  test('an empty list is believed as long as any absence', async () => {
+  test('an empty list lives no longer than any other absence', async () => {
     const path = `/v2/library/x/referrers/${image.manifest.digest}`;
     const count = async (): Promise<number> =>
       (JSON.parse((await mirror.get(path)).body.toString()) as { manifests: [] }).manifests.length;
