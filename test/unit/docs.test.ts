@@ -27,6 +27,9 @@ describe('what the documentation shows', { skip: missing('openssl') }, () => {
       ['lan-ca.pem', rootCertificates[0]],
     ] as const)
       writeFileSync(join(directory, name), content ?? '');
+    for (const helper of ['ecr-login', 'gcloud', 'gcr', 'acr-env'])
+      writeFileSync(join(directory, `docker-credential-${helper}`), '', { mode: 0o755 });
+    env['PATH'] = directory;
     env['CERT'] = cert;
     env['KEY'] = key;
     env['CLIENT_CA'] = authority.certificate;
