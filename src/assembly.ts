@@ -30,6 +30,7 @@ import {
 } from './upstream/credentials.ts';
 import type { Quota } from './upstream/quota.ts';
 import { RegistryClient } from './upstream/registry-client.ts';
+import type { Budget } from './util/budget.ts';
 import type { Clock } from './util/clock.ts';
 import type { Ledger } from './util/ledger.ts';
 import type { Logger } from './util/log.ts';
@@ -46,6 +47,8 @@ export interface UpstreamsContext {
   readonly catalog: Catalog;
   /** By which other mirrors know this one. */
   readonly pseudonym: string;
+  /** Memory for manifests and lists on their way. */
+  readonly documents: Budget;
   /** The configuration as it is now. */
   readonly current: () => Config;
 }
@@ -106,7 +109,7 @@ function buildUpstream(
   upstream: Omit<UpstreamConfig, 'aliases'>,
   scale: { readonly name: string; readonly remembers: number },
   config: Config,
-  { clock, log, metrics, ledger, catalog, current, pseudonym }: UpstreamsContext,
+  { clock, log, metrics, ledger, catalog, current, pseudonym, documents }: UpstreamsContext,
   shared?: Pool,
 ): Upstream {
   const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
@@ -127,7 +130,7 @@ function buildUpstream(
       maxManifestBytes,
       firstByteTimeoutMs: config.fetch.firstByteTimeout,
     },
-    { clock, metrics, admission, ledger, pseudonym },
+    { clock, metrics, admission, ledger, pseudonym, documents },
   );
   return {
     client,

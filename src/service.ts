@@ -30,6 +30,7 @@ import { Clients } from './server/clients.ts';
 import { closeHttpServer, createHttpServer } from './server/http-server.ts';
 import { followTls, readTls } from './server/tls.ts';
 import { BlobStore, type Damaged } from './store/blob-store.ts';
+import { Budget } from './util/budget.ts';
 import { systemClock, type Clock } from './util/clock.ts';
 import { errorCode } from './util/errors.ts';
 import { Ledger } from './util/ledger.ts';
@@ -41,6 +42,8 @@ const drainMs = 30_000;
 const writeBehindMs = 5000;
 /** Each may hold two buffers of 32 KiB and two sockets. */
 const maxRequests = 4096;
+/** Of manifests and lists that are being read or are on their way to the disk. */
+const documentBytes = 32 * 1024 * 1024;
 /** What a running mirror cannot change. */
 const fixedKeys = ['listen', 'adminListen', 'adminToken', 'store', 'fetch'] as const;
 const unspecified = new Set(['0.0.0.0', '::']);
@@ -118,6 +121,7 @@ export class Service {
       ledger: this.#ledger,
       catalog: store.catalog,
       pseudonym,
+      documents: new Budget(documentBytes),
       current: () => this.#config,
     };
     this.#upstreams = new Upstreams(buildUpstreams(config, this.#upstreamsContext));

@@ -23,6 +23,7 @@ import type { Upstreams } from './upstreams.ts';
 import { isWhole } from './wholeness.ts';
 
 const maxUnrefreshed = 10_000;
+const largeManifestBytes = 1024 * 1024;
 
 /** How an answer was come by. */
 export type Result = 'hit' | 'joined' | 'miss' | 'revalidated' | 'stale';
@@ -180,8 +181,17 @@ export class Mirror {
         if (said) return { digest, mediaType: said.mediaType, size: said.size, result: 'miss' };
       }
       const { value, joined } = await this.#fetch(repo, digest, deadline);
-      return answer(value, joined ? 'joined' : 'miss');
+      return answer(await this.#outOfMemory(value, deadline), joined ? 'joined' : 'miss');
     });
+  }
+
+  /** What is large is sent from its file: however slow its clients are, memory is for others. */
+  async #outOfMemory(fetched: Content, deadline: Deadline): Promise<Content> {
+    const { digest, size = 0 } = fetched;
+    if (size <= largeManifestBytes) return fetched;
+    await inTime(this.#store.settled(digest), deadline, `manifest ${digest}`);
+    const stored = this.#store.open(digest);
+    return stored && (await isReadable(stored)) ? stored : fetched;
   }
 
   async #tag(repo: Repo, tag: string, question: Question): Promise<Answer> {
@@ -323,9 +333,16 @@ export class Mirror {
 
   #keep(repo: Repo, manifest: UpstreamManifest): Content {
     const { digest, bytes } = manifest;
-    const content = parseManifest(bytes, manifest.mediaType, `${repo.key} manifest ${digest}`);
-    this.#context.access.confirm(repo, digest, manifest);
-    return this.#store.put(bytes, { digest, ...content });
+    try {
+      const content = parseManifest(bytes, manifest.mediaType, `${repo.key} manifest ${digest}`);
+      this.#context.access.confirm(repo, digest, manifest);
+      const kept = this.#store.put(bytes, { digest, ...content });
+      void this.#store.settled(digest).then(manifest.done);
+      return kept;
+    } catch (error) {
+      manifest.done();
+      throw error;
+    }
   }
 
   /** The tag as it was, if the upstream cannot be asked now and the image can be pulled without it. */

@@ -78,11 +78,14 @@ export class Proofs {
     return value;
   }
 
-  async #manifest(repo: Repo, digest: Digest, signal: AbortSignal): Promise<Given> {
+  async #manifest(repo: Repo, digest: Digest, signal: AbortSignal): Promise<Given & { mediaType: string }> {
     const { client } = this.#context.upstreams.of(repo);
     const said = isFromPattern(repo) ? undefined : await client.head(repo, digest, signal);
     const isThis = said?.digest === digest && said.size === this.#context.store.describe(digest)?.size;
-    return isThis ? said : client.manifest(repo, digest, signal);
+    if (isThis) return said;
+    const { isPublic, mediaType, done } = await client.manifest(repo, digest, signal);
+    done();
+    return { isPublic, mediaType };
   }
 
   async #claimed(

@@ -110,6 +110,7 @@ export class BlobStore {
   });
   /** On the way to disk: findable until the catalog has them. */
   readonly #settling = new Map<Digest, Held>();
+  readonly #persisting = new Map<Digest, Promise<void>>();
   readonly #leases = new Map<Digest, SharedFile>();
   readonly #deleting = new Map<Digest, Promise<void>>();
   /** Going, or gone though the catalog could not be told: whatever it says, it is not here. */
@@ -388,16 +389,24 @@ export class BlobStore {
     this.#memory.set(digest, held);
     if (!this.#settling.has(digest)) {
       this.#settling.set(digest, held);
-      void this.#track(
-        this.#persist(held)
-          .catch((error: unknown) => {
-            if (!isFault(error, 'store-full')) this.health.failed(error);
-            this.#context.log.warn({ err: error, digest }, 'content is not kept: it could not be written');
-          })
-          .finally(() => this.#settling.delete(digest)),
-      );
+      const persisted = this.#persist(held)
+        .catch((error: unknown) => {
+          if (!isFault(error, 'store-full')) this.health.failed(error);
+          this.#context.log.warn({ err: error, digest }, 'content is not kept: it could not be written');
+        })
+        .finally(() => {
+          this.#settling.delete(digest);
+          this.#persisting.delete(digest);
+        });
+      this.#persisting.set(digest, persisted);
+      void this.#track(persisted);
     }
     return new MemoryContent(held);
+  }
+
+  /** Resolves when what was put is on disk, or could not be written. */
+  async settled(digest: Digest): Promise<void> {
+    await this.#persisting.get(digest);
   }
 
   pathOf(digest: Digest): string {

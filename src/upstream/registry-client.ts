@@ -4,6 +4,7 @@ import { checkList, nextPage } from '../oci/list.ts';
 import { bareMediaType, refuseSchema1 } from '../oci/manifest.ts';
 import { parseUnsatisfied, type ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
+import type { Budget } from '../util/budget.ts';
 import type { Clock } from '../util/clock.ts';
 import { errorCode, isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
@@ -55,6 +56,8 @@ export interface UpstreamContext {
   readonly admission: Admission;
   /** By which other mirrors know this one. */
   readonly pseudonym: string;
+  /** Memory for manifests and lists that are being read, and for manifests until they are stored. */
+  readonly documents: Budget;
 }
 
 /** How old an answer about a tag was when it came: another mirror may have given it. */
@@ -66,6 +69,8 @@ export interface Aged {
 
 export interface UpstreamManifest extends Descriptor, Given, Aged {
   readonly bytes: Buffer;
+  /** To be called when the bytes are not needed any more: others wait for their memory. */
+  readonly done: () => void;
 }
 
 export interface UpstreamList {
@@ -112,6 +117,7 @@ export class RegistryClient {
   readonly #base: URL;
   readonly #maxManifestBytes: number;
   readonly #isPrivate: boolean;
+  readonly #documents: Budget;
   readonly #clock: Clock;
   readonly #policy: NetworkPolicy;
   readonly #transport: Transport;
@@ -119,7 +125,9 @@ export class RegistryClient {
   #lookedAt = -Infinity;
   readonly #firstLook = new Flight<'first', undefined>();
 
-  constructor(options: UpstreamOptions, { clock, metrics, ledger, admission, pseudonym }: UpstreamContext) {
+  constructor(options: UpstreamOptions, context: UpstreamContext) {
+    const { clock, metrics, ledger, admission, pseudonym, documents } = context;
+    this.#documents = documents;
     this.registry = options.registry;
     this.admission = admission;
     this.#base = options.url;
@@ -193,17 +201,41 @@ export class RegistryClient {
     await this.#look(repo, reference, signal);
     return this.#tryTwice(async () => {
       const response = await this.#once(ask);
-      const bytes = await this.#bytes(ask, response.body, this.#maxManifestBytes);
-      const mediaType = bareMediaType(one(response.headers, 'content-type'));
-      if (mediaType === undefined)
-        throw new MirrorError('upstream-invalid', `${ask.what}: no usable Content-Type`);
-      const said = one(response.headers, 'docker-content-digest') ?? '';
-      const expected = isDigest(reference) ? reference : isDigest(said) ? said : digestOf(bytes);
-      if (!hashesTo(bytes, expected)) {
-        throw new MirrorError('digest-mismatch', `${ask.what}: the bytes do not hash to ${expected}`);
+      const done = await this.#roomFor(ask, response);
+      try {
+        return { ...(await this.#readManifest(ask, reference, response)), done };
+      } catch (error) {
+        done();
+        throw error;
       }
-      const { isPublic } = response;
-      return { digest: expected, size: bytes.length, mediaType, bytes, isPublic, ...ageOf(response) };
+    });
+  }
+
+  async #readManifest(
+    ask: Ask,
+    reference: string,
+    response: Landed,
+  ): Promise<Omit<UpstreamManifest, 'done'>> {
+    const bytes = await this.#bytes(ask, response.body, this.#maxManifestBytes);
+    const mediaType = bareMediaType(one(response.headers, 'content-type'));
+    if (mediaType === undefined)
+      throw new MirrorError('upstream-invalid', `${ask.what}: no usable Content-Type`);
+    const said = one(response.headers, 'docker-content-digest') ?? '';
+    const expected = isDigest(reference) ? reference : isDigest(said) ? said : digestOf(bytes);
+    if (!hashesTo(bytes, expected)) {
+      throw new MirrorError('digest-mismatch', `${ask.what}: the bytes do not hash to ${expected}`);
+    }
+    const { isPublic } = response;
+    return { digest: expected, size: bytes.length, mediaType, bytes, isPublic, ...ageOf(response) };
+  }
+
+  /** Memory for what is about to be read. Throws `overloaded` when there is none in time. */
+  async #roomFor({ what, signal }: Ask, response: Landed): Promise<() => void> {
+    const size = Math.min(sizeOf(response) ?? this.#maxManifestBytes, this.#maxManifestBytes);
+    return this.#documents.take(size, signal).catch((cause: unknown) => {
+      response.body.discard();
+      const why = `${what}: too many large manifests and lists are on their way`;
+      throw new MirrorError('overloaded', why, { cause, retryAfterMs: 1000 });
     });
   }
 
@@ -219,7 +251,8 @@ export class RegistryClient {
         response.body.discard();
         throw new MirrorError('upstream-invalid', `${ask.what}: the upstream sent no list of ${of.kind}`);
       }
-      const bytes = await this.#bytes(ask, response.body, this.#maxManifestBytes);
+      const done = await this.#roomFor(ask, response);
+      const bytes = await this.#bytes(ask, response.body, this.#maxManifestBytes).finally(done);
       checkList(of.kind, bytes, ask.what);
       const filters = one(response.headers, 'oci-filters-applied') ?? '';
       return {

@@ -169,14 +169,15 @@ describe('registries that do not trust each other share no bytes that are not ve
       assert.equal((await mirror.get(each)).status, 200);
     await until(async () => (await mirror.metric('layercache_store_pinned_bytes')) > MiB, 'it is pinned');
     await mirror.restart();
-    const file = (await mirror.files()).find(({ path: name }) => name.endsWith(held.digest.slice(7)))!;
-    const handle = await openFile(join(mirror.dataDirectory, file.path), 'r+');
-    await handle.truncate(1000);
-    await handle.close();
+    // From now on it has nothing but zeros, whoever finds the damage.
     evil.forget();
     evil.script('blob', sendBlob(held, { bytes: Buffer.alloc(held.bytes.length) }), {
       match: ({ method }) => method === 'GET',
     });
+    const file = (await mirror.files()).find(({ path: name }) => name.endsWith(held.digest.slice(7)))!;
+    const handle = await openFile(join(mirror.dataDirectory, file.path), 'r+');
+    await handle.truncate(1000);
+    await handle.close();
     await ask(`${mirror.adminUrl}/api/quarantine`, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
