@@ -31,7 +31,14 @@ import { Partials } from './partials.ts';
 import { Pins } from './pins.ts';
 import type { Prune, Pruned } from './prune.ts';
 import { Quarantine } from './quarantine.ts';
-import { prepareDirectory, refuseToBeginAnew, warnOfNetwork, warnOfRoom } from './precautions.ts';
+import {
+  isDiskTrouble,
+  prepareDirectory,
+  removeLeftovers,
+  refuseToBeginAnew,
+  warnOfNetwork,
+  warnOfRoom,
+} from './precautions.ts';
 import { Recheck } from './recheck.ts';
 import { reconcile } from './recovery.ts';
 import { Scrubber } from './scrubber.ts';
@@ -57,6 +64,14 @@ export interface StoreContext {
   readonly onPruned: (table: 'links' | 'tags', rows: number) => void;
   /** A stored blob was found wrong, and is gone from the store. */
   readonly onDamaged: (damaged: Damaged) => void;
+}
+
+interface StoreParts {
+  /** The inode of the lock; undefined: there is none yet. */
+  readonly lockedFile: number | undefined;
+  readonly unlock: () => void;
+  /** The catalog is a copy of the file. */
+  readonly inMemory: boolean;
 }
 
 export interface Damaged {
@@ -99,7 +114,9 @@ export class BlobStore {
   onTagChanged: (registry: string, repo: string, tag: string) => void = () => undefined;
   readonly #context: StoreContext;
   readonly #evictor: Evictor;
-  readonly #unlock: () => void;
+  #unlock: () => void;
+  /** The disk did not take anything at the start: the catalog is a copy in memory. */
+  #isOnCopy: boolean;
   readonly #disk: WorkerThread;
   readonly #buffers = new Buffers();
   readonly #writes = new Slots(maxWritesAtOnce);
@@ -141,13 +158,35 @@ export class BlobStore {
 
   /** Throws when the directory cannot be used, is in use, or is a newer program's. */
   static async open(options: StoreOptions, context: StoreContext): Promise<BlobStore> {
+    try {
+      return await BlobStore.#open(options, context);
+    } catch (error) {
+      if (!isDiskTrouble(error) || options.upkeep === false) throw error;
+      // What may go makes room, if it is room that is missing.
+      await removeLeftovers(options.path);
+      return await BlobStore.#open(options, context).catch((again: unknown) => {
+        if (!isDiskTrouble(again)) throw again;
+        return BlobStore.#onCopy(options, context, again);
+      });
+    }
+  }
+
+  /** On a disk that takes nothing: what is there is served, by a copy of the catalog in memory. */
+  static #onCopy(options: StoreOptions, context: StoreContext, why: unknown): BlobStore {
+    const parts = { lockedFile: undefined, unlock: () => undefined, inMemory: true };
+    const store = new BlobStore(options, context, parts);
+    store.health.failed(why);
+    return store;
+  }
+
+  static async #open(options: StoreOptions, context: StoreContext): Promise<BlobStore> {
     await prepareDirectory(options.path);
     const unlock = lockDirectory(lockPath(options.path));
     try {
       await warnOfNetwork(options.path, context.log);
       await refuseToBeginAnew(options.path);
       const lockedFile = (await stat(lockPath(options.path))).ino;
-      const store = new BlobStore(options, { ...context, lockedFile }, unlock);
+      const store = new BlobStore(options, context, { lockedFile, unlock, inMemory: false });
       store.#catalogInode = await inodeOf(catalogPath(options.path));
       store.#backedUpAt = await stat(backupPath(options.path)).then(
         ({ mtimeMs }) => mtimeMs,
@@ -173,13 +212,15 @@ export class BlobStore {
 
   private constructor(
     options: StoreOptions,
-    context: StoreContext & { lockedFile: number },
-    unlock: () => void,
+    context: StoreContext,
+    { lockedFile, unlock, inMemory }: StoreParts,
   ) {
     this.#root = options.path;
     this.#context = context;
     this.#unlock = unlock;
+    this.#isOnCopy = inMemory;
     this.catalog = new Catalog(catalogPath(this.#root), {
+      inMemory,
       onLostWrite: (error) =>
         context.log.warn({ err: error }, 'something could not be written to the catalog'),
     });
@@ -194,7 +235,7 @@ export class BlobStore {
     this.verifier = new Verifier(onDeath);
     this.#disk = new WorkerThread('disk-worker', import.meta.url, onDeath);
     this.catalog.onChange = (registry, repo, tag) => this.pins.changed(registry, repo, tag);
-    this.health = new Health(this.#root, context.lockedFile, context.log);
+    this.health = new Health(this.#root, lockedFile, context.log);
     this.#partials = new Partials(ingestPath(this.#root), { ...context, catalog: this.catalog });
     this.#quarantine = new Quarantine(quarantinePath(this.#root));
     this.#recheck = new Recheck({
@@ -482,6 +523,8 @@ export class BlobStore {
       describe: (digest: Digest) => this.describe(digest),
       open: (digest: Digest) => this.open(digest),
     };
+    // A copy may be older than the files: what it does not know is not stray.
+    if (this.#isOnCopy) return Promise.resolve({ strayFiles: 0, lostBlobs: 0 });
     return this.#track(reconcile(blobsPath(this.#root), store, this.#startedAt, signal));
   }
 
@@ -706,13 +749,14 @@ export class BlobStore {
     if (this.#dirty) this.#behind(this.#checkpoint(), 'the checkpoint');
     this.#pruneSometimes();
     const now = Date.now();
-    if (now - this.#backedUpAt >= backupEveryMs) {
+    if (!this.#isOnCopy && now - this.#backedUpAt >= backupEveryMs) {
       this.#backedUpAt = now;
       this.#behind(this.#backup(), 'the backup');
     }
   }
 
   #pruneSometimes(): void {
+    if (this.#isOnCopy) return;
     const { clock } = this.#context;
     const at = clock.monotonic();
     if (at - this.#prunedAt < pruneEveryMs && this.catalog.movedTags < pruneAfterTags) return;
@@ -763,6 +807,7 @@ export class BlobStore {
   /** What the log holds goes into the catalog; a log that has grown is cut, in a moment in which nothing is written. */
   async #checkpoint(): Promise<void> {
     this.#dirty = false;
+    if (this.#isOnCopy) return;
     const file = catalogPath(this.#root);
     try {
       await this.#disk.call('checkpoint', { file });
@@ -777,6 +822,10 @@ export class BlobStore {
   async #lookAfterDirectory(): Promise<void> {
     await this.health.probe();
     const file = catalogPath(this.#root);
+    if (this.#isOnCopy) {
+      await this.#leaveCopy(file);
+      return;
+    }
     const ino = await inodeOf(file);
     if (ino === this.#catalogInode || this.health.isGone || this.health.trouble !== undefined) return;
     this.#context.log.error(
@@ -787,6 +836,28 @@ export class BlobStore {
     await this.catalog.rescue(file);
     this.#catalogInode = await inodeOf(file);
     this.#dirty = true;
+  }
+
+  /** The disk takes what is written again: from now on the catalog is the file. */
+  async #leaveCopy(file: string): Promise<void> {
+    if (this.health.trouble !== undefined) return;
+    let unlock: (() => void) | undefined;
+    try {
+      await prepareDirectory(this.#root);
+      unlock = lockDirectory(lockPath(this.#root));
+      this.catalog.openFile(file);
+    } catch (error) {
+      unlock?.();
+      this.health.failed(error);
+      return;
+    }
+    this.#unlock = unlock;
+    this.#isOnCopy = false;
+    this.health.lockedFile = await inodeOf(lockPath(this.#root));
+    this.#catalogInode = await inodeOf(file);
+    const reserve = (): Reservation => this.#evictor.reservation();
+    await Promise.all([this.#partials.load(reserve), this.#quarantine.load(reserve)]);
+    this.#context.log.info('the store is used again');
   }
 
   /** The log may grow faster than it is looked after. */

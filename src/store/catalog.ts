@@ -1,4 +1,4 @@
-import { renameSync, rmSync } from 'node:fs';
+import { readFileSync, renameSync, rmSync } from 'node:fs';
 import Database from 'better-sqlite3';
 import { blobMediaType, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
@@ -74,6 +74,8 @@ export interface Root {
 export interface CatalogOptions {
   /** It changes nothing. */
   readonly?: boolean;
+  /** A copy of the file as it was when it was last written through; nothing of it comes back to the disk. */
+  readonly inMemory?: boolean;
   /** A write that had to wait could not be done in the end. */
   readonly onLostWrite?: (error: unknown) => void;
 }
@@ -120,9 +122,14 @@ export class Catalog implements LedgerStore {
   onChange: (registry: string, repo: string, tag: string) => void = () => undefined;
 
   /** Throws when it is damaged, in use by something else, or another version's. */
-  constructor(file: string, { readonly = false, onLostWrite = (): void => undefined }: CatalogOptions = {}) {
+  constructor(file: string, options: CatalogOptions = {}) {
+    const { readonly = false, inMemory = false, onLostWrite = (): void => undefined } = options;
     this.queue = new WriteQueue(onLostWrite);
-    this.#db = readonly ? new Database(file, { readonly, fileMustExist: true }) : openForWriting(file);
+    this.#db = inMemory
+      ? copyInMemory(file)
+      : readonly
+        ? new Database(file, { readonly, fileMustExist: true })
+        : openForWriting(file);
     try {
       if (readonly) expectVersion(this.#db);
       this.#statements = prepareStatements(this.#db);
@@ -132,6 +139,14 @@ export class Catalog implements LedgerStore {
     }
     // What is left is worth at least what has left.
     this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
+  }
+
+  /** Goes on with the file, and forgets what was only in memory. Throws when it cannot be used: then all is as it was. */
+  openFile(file: string): void {
+    const db = openForWriting(file);
+    this.#db.close();
+    this.#db = db;
+    this.#statements = prepareStatements(db);
   }
 
   /** Its file is gone, and what it held is still there: writes it to a new file, and goes on with that. */
@@ -527,6 +542,27 @@ export class Catalog implements LedgerStore {
     this.queue.flush();
     this.#db.close();
   }
+}
+
+/** Where SQLite keeps how a file is journalled: 1 is not by a write-ahead log, which memory has none of. */
+const journalBytes = [18, 19] as const;
+
+function copyInMemory(file: string): Database.Database {
+  let bytes: Buffer | undefined;
+  try {
+    bytes = readFileSync(file);
+  } catch {
+    // Then nothing is known.
+  }
+  if (!bytes || bytes.length === 0) {
+    const empty = new Database(':memory:');
+    migrate(empty, file);
+    return empty;
+  }
+  for (const at of journalBytes) bytes[at] = 1;
+  const db = new Database(bytes);
+  migrate(db, file);
+  return db;
 }
 
 function openForWriting(file: string): Database.Database {

@@ -10,16 +10,16 @@ const probeBytes = 64 * 1024;
 /** Whether the disk takes what is written: said when it changes, and tried until it does again. */
 export class Health {
   readonly #root: string;
-  readonly #lockedFile: number;
+  /** The inode of the lock, which shows whether the directory is still the one that was opened; undefined: there is none yet. */
+  lockedFile: number | undefined;
   readonly #log: Logger;
   #trouble: string | undefined;
   /** The data directory is not there any more: nothing of it can be served. */
   isGone = false;
 
-  /** `lockedFile`: the inode of the lock, which shows whether the directory is still the one that was opened. */
-  constructor(root: string, lockedFile: number, log: Logger) {
+  constructor(root: string, lockedFile: number | undefined, log: Logger) {
     this.#root = root;
-    this.#lockedFile = lockedFile;
+    this.lockedFile = lockedFile;
     this.#log = log;
   }
 
@@ -35,7 +35,7 @@ export class Health {
   /** Looks whether the directory is still there, and, while there is trouble, whether it can be written. */
   async probe(): Promise<void> {
     const lock = await stat(lockPath(this.#root)).catch(() => undefined);
-    this.isGone = lock?.ino !== this.#lockedFile;
+    this.isGone = this.lockedFile !== undefined && lock?.ino !== this.lockedFile;
     if (this.isGone) {
       this.#note('the data directory was removed or replaced while it was in use: restart layercache');
       return;

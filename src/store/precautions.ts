@@ -1,11 +1,11 @@
 import { constants, existsSync } from 'node:fs';
-import { access, mkdir, stat, statfs } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { access, mkdir, readdir, stat, statfs, unlink } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { errorCode } from '../util/errors.ts';
 import type { Logger } from '../util/log.ts';
 import { formatSize } from '../util/units.ts';
 import { filesOf } from './files.ts';
-import { blobsPath, catalogPath, ingestPath } from './layout.ts';
+import { blobsPath, catalogPath, ingestPath, quarantinePath } from './layout.ts';
 
 /** A catalog that is gone beside blobs that are there would be taken for one that knows of none. */
 export async function refuseToBeginAnew(root: string): Promise<void> {
@@ -58,6 +58,23 @@ export async function prepareDirectory(root: string): Promise<void> {
     if (code !== 'EACCES' && code !== 'EPERM') throw cause;
     throw new Error(await explainOwner(root, parent), { cause });
   }
+}
+
+/** The disk is full or takes nothing: that may pass. */
+export function isDiskTrouble(error: unknown): boolean {
+  for (let each = error; each instanceof Error; each = each.cause) {
+    const code = errorCode(each) ?? '';
+    if (['ENOSPC', 'EROFS', 'EDQUOT', 'EIO', 'SQLITE_FULL', 'SQLITE_READONLY'].includes(code)) return true;
+    if (/^SQLITE_(IOERR|CANTOPEN)/.test(code)) return true;
+  }
+  return false;
+}
+
+/** What unfinished downloads and damaged files take is the first to go. */
+export async function removeLeftovers(root: string): Promise<void> {
+  for (const directory of [ingestPath(root), quarantinePath(root)])
+    for (const name of await readdir(directory).catch(() => []))
+      await unlink(join(directory, name)).catch(() => undefined);
 }
 
 async function explainOwner(root: string, parent: string): Promise<string> {

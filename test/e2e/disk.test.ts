@@ -64,6 +64,47 @@ describe('a disk in trouble', { skip: missing('mount') }, () => {
   };
   const writable = (): Promise<number> => mirror.metric('layercache_store_writable');
 
+  test('full or read-only at the start: it serves what is there, relays the rest, and stores again', async () => {
+    await on('size=24m', async () => {
+      const image = imageOf([largeBlob(MB)]);
+      upstream.addImage('library/held', image, '1');
+      const pullHeld = async (): Promise<void> => {
+        sameBytes((await mirror.get('/v2/library/held/manifests/1')).body, image.manifest.bytes);
+        for (const { digest, bytes } of [image.config, ...image.layers])
+          sameBytes((await mirror.get(`/v2/library/held/blobs/${digest}`)).body, bytes);
+      };
+      await pullHeld();
+      await until(async () => (await mirror.files('blobs')).length === 3, 'it is stored');
+      for (const trouble of ['read-only', 'full'] as const) {
+        await mirror.stop();
+        const filler = join(mirror.dataDirectory, 'filler');
+        if (trouble === 'read-only') execFileSync('mount', ['-o', 'remount,ro', mirror.dataDirectory]);
+        else {
+          // To the last block.
+          execFileSync('sh', ['-c', `cat /dev/zero > ${filler} 2>/dev/null || true`]);
+          await rm(join(mirror.dataDirectory, 'lock.db'), { force: true });
+        }
+        upstream.forget();
+        await mirror.start();
+        mirror.clock.run();
+        assert.match(
+          await admin('/readyz'),
+          /^degraded: the store cannot be written|^degraded: the file system/,
+          trouble,
+        );
+        await pullHeld();
+        assert.equal(upstream.count('blob'), 0, `${trouble}: what is there is served`);
+        await assertPulls(`new-${trouble}`, MB);
+        if (trouble === 'read-only') execFileSync('mount', ['-o', 'remount,rw', mirror.dataDirectory]);
+        else await rm(filler);
+        await until(async () => (await admin('/readyz')) === 'ok', 'it is well again');
+        const before = (await mirror.files('blobs')).length;
+        await assertPulls(`after-${trouble}`, MB);
+        await until(async () => (await mirror.files('blobs')).length > before, 'it stores again');
+      }
+    });
+  });
+
   test('read-only: pulls go past the store, it is said loudly, and ends by itself', async () => {
     await assertPulls('before', MB);
     const directory = join(mirror.dataDirectory, 'ingest');
