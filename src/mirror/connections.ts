@@ -27,6 +27,8 @@ export class Pool {
   }
 }
 
+const lookAgainMs = 1000;
+
 interface Waiter {
   readonly claimant: Claimant;
   readonly pool: Pool;
@@ -44,6 +46,7 @@ export class Connections {
   readonly #waiting = new Set<Waiter>();
   readonly #holding = new Map<Claimant, { pool: Pool; count: number }>();
   #used = 0;
+  #timer: NodeJS.Timeout | undefined;
 
   constructor(limit: number) {
     this.#limit = limit;
@@ -71,6 +74,7 @@ export class Connections {
       signal.addEventListener('abort', left, { once: true });
       this.#grant();
       if (this.#waiting.has(waiter)) this.#makeRoom(waiter);
+      this.#lookAgain();
     });
     return () => {
       this.#count(claimant, pool, -1);
@@ -83,6 +87,16 @@ export class Connections {
   changed(claimant: Claimant): void {
     this.#grant();
     for (const waiter of this.#waiting) if (waiter.claimant === claimant) this.#makeRoom(waiter);
+  }
+
+  /** What others do with theirs may count for less a little later. */
+  #lookAgain(): void {
+    if (this.#waiting.size === 0) return;
+    this.#timer ??= setTimeout(() => {
+      this.#timer = undefined;
+      this.#makeRoomForNext();
+      this.#lookAgain();
+    }, lookAgainMs).unref();
   }
 
   #grant(): void {

@@ -44,6 +44,9 @@ interface Span {
 
 /** Added to the rank of what nobody waits for. */
 const background = 1000;
+/** A stream that brings less than this over that time gives way to others. */
+const slowBytesPerSecond = 16 * 1024;
+const measureMs = 4000;
 const notNeeded = new Error('another span is needed more');
 
 /**
@@ -65,6 +68,8 @@ export class Download implements Claimant {
   #connections = 0;
   /** Whether the upstream takes ranges, as far as it has shown. */
   #ranges = true;
+  #measuredAt: number;
+  #measuredBytes = 0;
   #retryTimer: NodeJS.Timeout | undefined;
   #over: 'complete' | 'idle' | 'failed' | undefined;
 
@@ -73,6 +78,7 @@ export class Download implements Claimant {
     this.#context = context;
     this.#ingest = context.ingest;
     this.retries = new Retries(context.clock, options.giveUpAfterMs);
+    this.#measuredAt = context.clock.monotonic();
     this.#outcome.promise.catch(() => undefined);
   }
 
@@ -92,8 +98,8 @@ export class Download implements Claimant {
   }
 
   yield(): boolean {
-    // One stream from the start would be lost.
-    if (!this.#ranges) return false;
+    // One stream from the start would be lost: it is worth that only while somebody gets something by it.
+    if (!this.#ranges && this.#context.hasReaders() && !this.#isSlow) return false;
     const spans = this.#connected.filter(({ stop }) => !stop.signal.aborted);
     const span = spans.findLast((each) => !this.#isAwaited(each)) ?? spans.at(-1);
     span?.stop.abort(notNeeded);
@@ -167,6 +173,22 @@ export class Download implements Claimant {
   /** Resolves when nothing of it is running any more. */
   async settled(): Promise<void> {
     await Promise.all(this.#running);
+  }
+
+  /** It has brought hardly anything in the last seconds. */
+  get #isSlow(): boolean {
+    const elapsedMs = this.#context.clock.monotonic() - this.#measuredAt;
+    return elapsedMs >= measureMs && (this.#measuredBytes / elapsedMs) * 1000 < slowBytesPerSecond;
+  }
+
+  /** What came lately counts, not what came once. */
+  #measure(bytes: number): void {
+    const now = this.#context.clock.monotonic();
+    if (now - this.#measuredAt >= 2 * measureMs) {
+      this.#measuredAt = now - measureMs;
+      this.#measuredBytes /= 2;
+    }
+    this.#measuredBytes += bytes;
   }
 
   get #limit(): number {
@@ -258,6 +280,7 @@ export class Download implements Claimant {
     const take = async (chunks: Buffer[]): Promise<boolean> => {
       const length = chunks.reduce((sum, chunk) => sum + chunk.length, 0);
       if (offset + length > (end ?? Infinity)) throw this.#invalid('more bytes came than were announced');
+      this.#measure(length);
       const fresh = await this.#ingest.write(offset, chunks);
       offset += length;
       added += fresh;

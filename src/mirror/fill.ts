@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { blobMediaType, smallSize, type Content } from '../oci/content.ts';
 import { hashesTo, type Digest } from '../oci/digest.ts';
-import { resolveWant, type ByteRange, type Want } from '../oci/range.ts';
+import { isWholeWant, resolveWant, type ByteRange, type Want } from '../oci/range.ts';
 import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Ingest, IngestLease } from '../store/ingest.ts';
@@ -43,10 +43,6 @@ interface Waiter {
   readonly want: Want;
   readonly resolve: (content: Content) => void;
   readonly reject: (error: MirrorError) => void;
-}
-
-function isWhole(want: Want): boolean {
-  return want === 'whole' || ('start' in want && want.start === 0 && want.end === Infinity);
 }
 
 /** Who asks for no more than this only wants to know what is there. */
@@ -142,7 +138,7 @@ export class Fill {
 
   /** A lease, taken in the tick in which the upstream answers, or in this one if it has. */
   lease(want: Want): Promise<Content> {
-    if (isWhole(want)) this.askWhole();
+    if (isWholeWant(want)) this.askWhole();
     if (!this.#lease) {
       const content = new Promise<Content>((resolve, reject) =>
         this.#waiting.push({ want, resolve, reject }),
@@ -261,7 +257,7 @@ export class Fill {
     return this.#waiting.every(({ want }) => {
       const range = resolveWant(want, size);
       // A part of what is not proven has to come from the upstream.
-      return range !== undefined && present.has(range) && (isWhole(want) || !this.#ingest.isUnproven);
+      return range !== undefined && present.has(range) && (isWholeWant(want) || !this.#ingest.isUnproven);
     });
   }
 

@@ -2,7 +2,7 @@ import { LRUCache } from 'lru-cache';
 import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import { parseManifest, unnamedType, usualType, type Child } from '../oci/manifest.ts';
-import type { Want } from '../oci/range.ts';
+import { isWholeWant, type Want } from '../oci/range.ts';
 import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { Reference } from '../oci/route.ts';
 import type { BlobStore } from '../store/blob-store.ts';
@@ -133,7 +133,7 @@ export class Mirror {
         const held = way === 'store' ? this.#lease(digest, question) : undefined;
         if (held) {
           this.#askedFor(repo, digest, asked, want, 'hit');
-          if (want === 'whole' && 'copyTo' in held) this.#store.taken(digest, asked.client);
+          if (isWholeWant(want) && 'copyTo' in held) this.#store.taken(digest, asked.client);
           if (await isReadable(held)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
         } else if (wantsNoBytes(question, digest)) return await this.#headOfBlob(repo, digest, deadline);
         else {

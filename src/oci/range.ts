@@ -12,6 +12,11 @@ export interface ByteRange {
  */
 export type Want = 'whole' | ByteRange | { readonly last: number };
 
+/** `bytes=0-` is the whole too. */
+export function isWholeWant(want: Want): boolean {
+  return want === 'whole' || ('start' in want && want.start === 0 && want.end === Infinity);
+}
+
 const one = /^(\d*)-(\d*)$/;
 
 /** Lazy pullers ask for many at once, and for fewer when that is refused with 400. */

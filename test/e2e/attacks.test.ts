@@ -254,51 +254,59 @@ test('whoever takes too long with a request is cut off, and told so', async (t) 
   assert.ok(answers.some((answer) => answer.startsWith('HTTP/1.1 408')));
 });
 
-test('registries that keep every connection busy with nothing hold up neither the mirror nor others', async (t) => {
-  const [a, b, well] = await Promise.all([Upstream.start(), Upstream.start(), Upstream.start()]);
-  const mirror = await TestMirror.start({
-    upstream: well.url,
-    upstreams: [
-      { registry: 'a.example', url: a.url },
-      { registry: 'b.example', url: b.url },
-    ],
-    config: { fetch: { firstByteTimeout: '3s' } },
-  });
-  t.after(() => Promise.all([mirror.close(), a.stop(), b.stop(), well.stop()]));
-  const size = 100 * 1024 * 1024;
-  const stall: Script = (_call, req, res) => {
-    const [, first = '0', last = String(size - 1)] = /bytes=(\d+)-(\d+)/.exec(req.headers.range ?? '') ?? [];
-    res.writeHead(206, {
-      'content-length': Number(last) - Number(first) + 1,
-      'content-range': `bytes ${first}-${last}/${size}`,
+for (const status of [206, 200])
+  test(`registries that keep every connection busy with nothing (${status}) hold up neither the mirror nor others`, async (t) => {
+    const [a, b, well] = await Promise.all([Upstream.start(), Upstream.start(), Upstream.start()]);
+    const mirror = await TestMirror.start({
+      upstream: well.url,
+      upstreams: [
+        { registry: 'a.example', url: a.url },
+        { registry: 'b.example', url: b.url },
+      ],
+      config: { fetch: { firstByteTimeout: '10s' } },
     });
-    res.write('x');
-  };
-  for (const upstream of [a, b]) upstream.script('blob', stall, { match: ({ method }) => method === 'GET' });
-  const left = new AbortController();
-  const stuck: Promise<unknown>[] = [];
-  for (let i = 0; i < 40; i++)
-    for (const registry of ['a.example', 'b.example']) {
-      const path = `/v2/${registry}/x/y/blobs/${randomBlob(20).digest}`;
-      stuck.push(
-        mirror.get(path, { onData: () => (left.signal.aborted ? false : undefined) }).catch(() => undefined),
-      );
+    mirror.clock.run();
+    t.after(() => Promise.all([mirror.close(), a.stop(), b.stop(), well.stop()]));
+    const size = 100 * 1024 * 1024;
+    const stall: Script = (_call, req, res) => {
+      const [, first = '0', last = String(size - 1)] =
+        /bytes=(\d+)-(\d+)/.exec(req.headers.range ?? '') ?? [];
+      if (status === 200) res.writeHead(200, { 'content-length': size });
+      else
+        res.writeHead(206, {
+          'content-length': Number(last) - Number(first) + 1,
+          'content-range': `bytes ${first}-${last}/${size}`,
+        });
+      res.write('x');
+    };
+    for (const upstream of [a, b])
+      upstream.script('blob', stall, { match: ({ method }) => method === 'GET' });
+    const left = new AbortController();
+    const stuck: Promise<unknown>[] = [];
+    for (let i = 0; i < 40; i++)
+      for (const registry of ['a.example', 'b.example']) {
+        const path = `/v2/${registry}/x/y/blobs/${randomBlob(20).digest}`;
+        stuck.push(
+          mirror
+            .get(path, { onData: () => (left.signal.aborted ? false : undefined) })
+            .catch(() => undefined),
+        );
+      }
+    await until(() => a.count('blob') >= 20 && b.count('blob') >= 20, 'they hold their connections');
+    for (let i = 0; i < 5; i++) {
+      const blob = randomBlob(300_000);
+      well.addBlob('library/x', blob);
+      const before = performance.now();
+      const reply = await mirror.get(`/v2/library/x/blobs/${blob.digest}`);
+      assert.equal(reply.status, 200);
+      sameBytes(reply.body, blob.bytes);
+      assert.ok(performance.now() - before < 9000);
+      assert.equal((await mirror.get('/v2/')).status, 200);
     }
-  await until(() => a.count('blob') >= 20 && b.count('blob') >= 20, 'they hold their connections');
-  for (let i = 0; i < 5; i++) {
-    const blob = randomBlob(300_000);
-    well.addBlob('library/x', blob);
-    const before = performance.now();
-    const reply = await mirror.get(`/v2/library/x/blobs/${blob.digest}`);
-    assert.equal(reply.status, 200);
-    sameBytes(reply.body, blob.bytes);
-    assert.ok(performance.now() - before < 3000);
-    assert.equal((await mirror.get('/v2/')).status, 200);
-  }
-  await Promise.all([a.stop(), b.stop()]);
-  await mirror.stop();
-  await Promise.all(stuck);
-});
+    await Promise.all([a.stop(), b.stop()]);
+    await mirror.stop();
+    await Promise.all(stuck);
+  });
 
 test('a manifest of a million wrong entries is one short error', async (t) => {
   const upstream = await Upstream.start();
