@@ -862,10 +862,10 @@ export class BlobStore {
 
   /** The log may grow faster than it is looked after. */
   async #watchLog(): Promise<void> {
-    const files = [catalogPath(this.#root), walPath(this.#root), backupPath(this.#root)];
+    const files = [catalogPath(this.#root), backupPath(this.#root), walPath(this.#root)];
     const sizes = await Promise.all(files.map(sizeOf));
     this.#otherBytes = sizes.reduce((sum, size) => sum + size, 0);
-    if (!this.#isWatching && (await sizeOf(walPath(this.#root))) >= cutLogBytes) {
+    if (!this.#isWatching && (sizes.at(-1) ?? 0) >= cutLogBytes) {
       this.#isWatching = true;
       await this.#checkpoint().finally(() => (this.#isWatching = false));
     }

@@ -12,7 +12,8 @@ export class WriteQueue {
   readonly #onError: (error: unknown) => void;
   readonly #waiting: (() => void)[] = [];
   readonly #wake = new Set<() => void>();
-  #isPaused = false;
+  /** How many works go on in which nothing is written: they may overlap. */
+  #pauses = 0;
   #timer: NodeJS.Timeout | undefined;
 
   /** `onError` is told why a write that had to wait could not be done in the end. */
@@ -22,7 +23,7 @@ export class WriteQueue {
 
   /** Does it now, or as soon as that can be. Throws what it throws now, but that the catalog is locked. */
   do(write: () => void): void {
-    if (this.#isPaused || this.#waiting.length > 0) {
+    if (this.isPaused || this.#waiting.length > 0) {
       this.#defer(write);
       return;
     }
@@ -36,20 +37,20 @@ export class WriteQueue {
 
   /** Resolves when writes are done at once: to be followed by one in the same tick. */
   async ready(): Promise<void> {
-    while (this.#isPaused) await new Promise<void>((resolve) => this.#wake.add(resolve));
+    while (this.isPaused) await new Promise<void>((resolve) => this.#wake.add(resolve));
   }
 
   get isPaused(): boolean {
-    return this.#isPaused;
+    return this.#pauses > 0;
   }
 
   /** Nothing is written while `work` goes on. */
   async during<T>(work: () => Promise<T>): Promise<T> {
-    this.#isPaused = true;
+    this.#pauses += 1;
     try {
       return await work();
     } finally {
-      this.#isPaused = false;
+      this.#pauses -= 1;
       this.flush();
       for (const wake of this.#wake) wake();
       this.#wake.clear();
@@ -60,7 +61,7 @@ export class WriteQueue {
   flush(): void {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    if (this.#isPaused) return;
+    if (this.isPaused) return;
     for (let write = this.#waiting[0]; write; write = this.#waiting[0]) {
       try {
         write();
@@ -81,7 +82,7 @@ export class WriteQueue {
       this.#onError(new Error('the catalog was locked for too long'));
     }
     this.#waiting.push(write);
-    if (!this.#isPaused) this.#retryLater();
+    if (!this.isPaused) this.#retryLater();
   }
 
   #retryLater(): void {

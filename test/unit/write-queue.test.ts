@@ -39,6 +39,20 @@ describe('writes to the catalog', () => {
     await Promise.all([during, ready]);
   });
 
+  test('works may overlap: nothing is written before the last has ended', async () => {
+    const queue = new WriteQueue((error) => assert.fail(String(error)));
+    const [first, second] = [Promise.withResolvers<undefined>(), Promise.withResolvers<undefined>()];
+    const both = [queue.during(() => first.promise), queue.during(() => second.promise)];
+    let isWritten = false;
+    queue.do(() => (isWritten = true));
+    first.resolve(undefined);
+    await both[0];
+    assert.equal(isWritten, false);
+    second.resolve(undefined);
+    await both[1];
+    assert.equal(isWritten, true);
+  });
+
   test('other errors are the caller’s, or, of what had to wait, told', async () => {
     const lost: unknown[] = [];
     const queue = new WriteQueue((error) => lost.push(error));
