@@ -7,6 +7,8 @@ import type { ByteRange } from '../oci/range.ts';
 import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Given } from '../upstream/answers.ts';
+import type { Body } from '../upstream/body.ts';
+import { toFault } from '../upstream/transport.ts';
 import type { Deadline } from '../util/deadline.ts';
 import { isFault, MirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
@@ -128,7 +130,7 @@ export class Proofs {
     const { size = 0 } = held;
     if (size <= wholeBytes) {
       const { body, isPublic } = await source.fetch(undefined, signal);
-      const bytes = await body.bytes(wholeBytes, signal);
+      const bytes = await readAtMost(body, wholeBytes, what, signal);
       return bytes && hashesTo(bytes, held.digest) ? { isPublic } : undefined;
     }
     let isPublic = true;
@@ -138,7 +140,7 @@ export class Proofs {
         said.body.discard();
         throw new MirrorError('upstream-invalid', `${what}: the upstream gives no part of it`);
       }
-      const theirs = await said.body.bytes(sampleBytes, signal);
+      const theirs = await readAtMost(said.body, sampleBytes, what, signal);
       if (!theirs?.equals(bytes)) return undefined;
       isPublic &&= said.isPublic;
     }
@@ -156,6 +158,18 @@ async function telling(content: Content, size: number): Promise<{ range: ByteRan
     places.push({ range, bytes, kinds: new Set(bytes).size });
   }
   return places.sort((a, b) => b.kinds - a.kinds).slice(0, samples);
+}
+
+/** Undefined: it is longer than `limit`. Throws a fault of the upstream when the body breaks off. */
+function readAtMost(
+  body: Body,
+  limit: number,
+  what: string,
+  signal: AbortSignal,
+): Promise<Buffer | undefined> {
+  return body.bytes(limit, signal).catch((cause: unknown) => {
+    throw toFault(what, cause, signal);
+  });
 }
 
 /** Few bytes of content, in memory. */

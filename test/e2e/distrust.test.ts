@@ -144,6 +144,13 @@ describe('registries that do not trust each other share no bytes that are not ve
       }
   });
 
+  test('a rented registry that breaks off while it has to show stored bytes is said to be down', async () => {
+    sameBytes((await mirror.get(ownPath())).body, layer.bytes);
+    evil.script('blob', sendBlob(layer, { cutAfter: 10 }), { match: ({ method }) => method === 'GET' });
+    const reply = await mirror.get(evilPath());
+    assert.equal(reply.status, 503, reply.body.toString());
+  });
+
   test('two repos of one rented registry share what it brings, and each is proven', async () => {
     for (const repo of ['x/y', 'x/z']) evil.addBlob(repo, layer);
     const paths = ['x/y', 'x/z', 'x/secret'].map((repo) => evilPath().replace('x/y', repo));

@@ -18,6 +18,7 @@ export interface Ask {
   onHeaders?: (headers: IncomingHttpHeaders) => void;
   body?: string | Buffer;
   agent?: Agent;
+  signal?: AbortSignal;
   /** For https. */
   tls?: AgentOptions;
   /** The request target, if it is not the path of the URL. */
@@ -39,6 +40,7 @@ export function ask(url: string, options: Ask = {}): Promise<Reply> {
       path,
       method: options.method ?? 'GET',
       headers: options.headers ?? {},
+      ...(options.signal && { signal: options.signal }),
     });
     req.on('error', reject);
     req.on('response', (res) => {

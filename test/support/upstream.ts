@@ -144,6 +144,10 @@ export class Upstream {
     this.addManifest(repo, image.manifest, tag);
   }
 
+  blob(repo: string, digest: string): Blob | undefined {
+    return this.#repos.get(repo)?.blobs.get(digest);
+  }
+
   removeTag(repo: string, tag: string): void {
     this.#repo(repo).tags.delete(tag);
   }
