@@ -33,6 +33,7 @@ import { BlobStore, type Damaged } from './store/blob-store.ts';
 import { Budget } from './util/budget.ts';
 import { systemClock, type Clock } from './util/clock.ts';
 import { errorCode } from './util/errors.ts';
+import { IdleCollection } from './util/garbage.ts';
 import { Ledger } from './util/ledger.ts';
 import { createLog, type LineSink, type Log } from './util/log.ts';
 import { Metrics } from './util/metrics.ts';
@@ -126,7 +127,11 @@ export class Service {
     };
     this.#upstreams = new Upstreams(buildUpstreams(config, this.#upstreamsContext));
     this.#clients = new Clients(clientsOptionsOf(config), { clock, log: log.events });
-    this.#writer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
+    const garbage = new IdleCollection();
+    this.#writer = setInterval(() => {
+      this.#writeBehind();
+      garbage.look();
+    }, writeBehindMs).unref();
     const policy = tagPolicyOf(config);
     this.#tagPolicy = policy;
     this.#access = new Access(store.catalog, clock, log.events, policy);

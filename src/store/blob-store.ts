@@ -83,6 +83,9 @@ export interface Damaged {
 
 const memoryBytes = 64 * 1024 * 1024;
 const memoryEntryBytes = 1024 * 1024;
+/** What an entry and each of its children take beside the bytes, measured. */
+const entryBytes = 512;
+const childBytes = 250;
 const maxWritesAtOnce = 8;
 const writeBehindMs = 5000;
 /** The catalog's files stand beside the cap up to this share of it, and count against it above that. */
@@ -122,8 +125,8 @@ export class BlobStore {
   readonly #writes = new Slots(maxWritesAtOnce);
   readonly #memory = new LRUCache<Digest, Held>({
     maxSize: memoryBytes,
-    maxEntrySize: memoryEntryBytes,
-    sizeCalculation: ({ bytes }) => bytes.length + 512,
+    maxEntrySize: 4 * memoryEntryBytes,
+    sizeCalculation: ({ bytes, children }) => bytes.length + entryBytes + children.length * childBytes,
   });
   /** On the way to disk: findable until the catalog has them. */
   readonly #settling = new Map<Digest, Held>();

@@ -1,5 +1,5 @@
 import type { Dispatcher } from 'undici';
-import { noteGarbage } from '../util/young-garbage.ts';
+import { noteGarbage } from '../util/garbage.ts';
 
 const batchBytes = 1024 * 1024;
 const flushAfterMs = 10;

@@ -15,12 +15,12 @@ const answers: Readonly<
   'answers 503': () => [[['manifest', 'blob', 'cdn', 'token'], status(503, { 'retry-after': '2' })]],
   'answers 429 without figures': () => [[['manifest'], status(429, { 'retry-after': '2' })]],
   'its token server fails': () => [[['token'], status(500)]],
-  'its CDN refuses': () => [[['cdn', 'blob'], status(403)]],
+  'its CDN refuses': () => [[['cdn'], status(403)]],
   'cuts bodies': (random, upstream) => bodies(upstream, () => ({ cutAfter: random.between(0, 500_000) })),
   'stalls in bodies': (random, upstream) =>
     bodies(upstream, () => ({ stallAfter: random.between(0, 500_000) })),
   'drips bodies': (random, upstream) =>
-    bodies(upstream, () => ({ bytesPerSecond: random.between(20_000, 300_000) })),
+    bodies(upstream, () => ({ bytesPerSecond: random.between(100_000, 500_000) })),
   'ignores ranges': (_, upstream) => bodies(upstream, () => ({ ignoresRange: true })),
   'answers late': (random) => [
     [
