@@ -129,6 +129,7 @@ function buildUpstream(
       idleTimeoutMs: idleTimeout,
       maxManifestBytes,
       firstByteTimeoutMs: config.fetch.firstByteTimeout,
+      isPrivateUpstream: (url) => isPrivateUpstream(current(), url),
     },
     { clock, metrics, admission, ledger, pseudonym, documents },
   );
@@ -140,6 +141,19 @@ function buildUpstream(
     ttlOf: ttlOf(upstream, current),
   };
 }
+
+function isPrivateUpstream({ upstreams, families }: Config, { hostname, port, protocol }: URL): boolean {
+  // A name that ends in a dot is the same host.
+  const isSame = (url: URL): boolean =>
+    url.hostname.replace(/\.$/, '') === hostname.replace(/\.$/, '') &&
+    (url.port || defaultPorts[url.protocol]) === (port || defaultPorts[protocol]);
+  return (
+    upstreams.some((each) => each.private && isSame(each.url)) ||
+    families.some((family) => family.private && family.pattern.matches(hostname.replace(/\.$/, '')))
+  );
+}
+
+const defaultPorts: Readonly<Record<string, string>> = { 'https:': '443', 'http:': '80' };
 
 export function tagPolicyOf({ tags }: Config): TagPolicy {
   const { revalidate, whenGone, staleIfError, negativeTtl } = tags;

@@ -2,6 +2,8 @@
 export interface Claimant {
   /** The smaller, the sooner it gets its next connection; it grows by one with each that it has and does not yield. */
   readonly rank: number;
+  /** It brings hardly anything by what it holds. */
+  readonly isSlow: boolean;
   /** Gives a connection back soon, if it can go on without. Returns whether it will. */
   yield(): boolean;
 }
@@ -15,6 +17,12 @@ export class Pool {
   constructor(limit: number, parent?: Pool) {
     this.limit = limit;
     this.parent = parent;
+  }
+
+  /** How many connections more this one has than the other; what lies under one pattern counts together against others. */
+  lead(other: Pool): number {
+    const [mine, theirs] = [this.parent ?? this, other.parent ?? other];
+    return mine === theirs ? this.used - other.used : mine.used - theirs.used;
   }
 
   get isFull(): boolean {
@@ -37,9 +45,9 @@ interface Waiter {
 
 /**
  * Upstream connections for bodies: a cap over all and one for each upstream, given to whoever has the smallest rank, among
- * equals to whose registry has fewest, and then in the order of asking. Who has none and is worth more than what others hold
- * does not wait for the end of a span: one of them is asked to yield. So it is when another registry has two more: registries
- * that keep their connections busy with nothing do not starve the rest.
+ * equals to whose registry (or all under its pattern) has fewest, and then in the order of asking. Who has none and is worth more than what others hold
+ * does not wait for the end of a span: one of them is asked to yield. So it is when another registry has two more, or when
+ * the holder brings hardly anything: registries that keep their connections busy with nothing do not starve the rest.
  */
 export class Connections {
   readonly #limit: number;
@@ -140,8 +148,9 @@ export class Connections {
       // A holder's rank is that of one connection more.
       .filter(([holder, held]) => {
         const isLess = holder.rank - 1 > claimant.rank;
-        const hasMore = held.pool.used - pool.used >= 2 && holder.rank - 1 >= claimant.rank;
-        return isLess || hasMore;
+        const hasMore = held.pool.lead(pool) >= 2 && holder.rank - 1 >= claimant.rank;
+        const isInVain = holder.isSlow && holder.rank - 1 >= claimant.rank;
+        return isLess || hasMore || isInVain;
       })
       .sort(([a, heldOfA], [b, heldOfB]) => b.rank - a.rank || heldOfB.pool.used - heldOfA.pool.used);
     return holders.some(([holder]) => holder.yield());
@@ -159,5 +168,5 @@ export class Connections {
 
 function isBefore(a: Waiter, b: Waiter): boolean {
   const [rankOfA, rankOfB] = [a.claimant.rank, b.claimant.rank];
-  return rankOfA < rankOfB || (rankOfA === rankOfB && a.pool.used < b.pool.used);
+  return rankOfA < rankOfB || (rankOfA === rankOfB && a.pool.lead(b.pool) < 0);
 }

@@ -1,5 +1,5 @@
 import type { ByteRange } from '../oci/range.ts';
-import type { Ingest } from '../store/ingest.ts';
+import { withMargin, type Ingest } from '../store/ingest.ts';
 import type { UpstreamBlob } from '../upstream/answers.ts';
 import type { BlobSource } from '../upstream/registry-client.ts';
 import { toFault } from '../upstream/transport.ts';
@@ -28,6 +28,8 @@ export interface DownloadContext {
   readonly connections: Connections;
   readonly pool: Pool;
   readonly clock: Clock;
+  /** Nothing is set aside for what the registry only says that it will send. */
+  readonly reservesInSteps: boolean;
   /** Somebody waits for its bytes. */
   readonly hasReaders: () => boolean;
 }
@@ -44,6 +46,8 @@ interface Span {
 
 /** Added to the rank of what nobody waits for. */
 const background = 1000;
+/** Added to the rank of what has held a connection and brought hardly anything: it goes after its equals. */
+const inVain = 0.5;
 /** A stream that brings less than this over that time gives way to others. */
 const slowBytesPerSecond = 16 * 1024;
 const measureMs = 4000;
@@ -70,7 +74,11 @@ export class Download implements Claimant {
   #ranges = true;
   #measuredAt: number;
   #measuredBytes = 0;
+  /** When it last gave a connection back. */
+  #wasSlow = false;
   #retryTimer: NodeJS.Timeout | undefined;
+  /** The first question, while it is not answered. */
+  #asking: AbortController | undefined;
   #over: 'complete' | 'idle' | 'failed' | undefined;
 
   constructor(options: DownloadOptions, context: DownloadContext) {
@@ -94,12 +102,18 @@ export class Download implements Claimant {
 
   get rank(): number {
     const kept = this.#connections - this.#connected.filter(({ stop }) => stop.signal.aborted).length;
-    return kept + (this.#context.hasReaders() ? 0 : background);
+    return kept + (this.#wasSlow ? inVain : 0) + (this.#context.hasReaders() ? 0 : background);
   }
 
   yield(): boolean {
+    this.#wasSlow = this.isSlow;
+    if (this.#asking) {
+      this.#asking.abort(notNeeded);
+      this.#asking = undefined;
+      return true;
+    }
     // One stream from the start would be lost: it is worth that only while somebody gets something by it.
-    if (!this.#ranges && this.#context.hasReaders() && !this.#isSlow) return false;
+    if (!this.#ranges && this.#context.hasReaders() && !this.isSlow) return false;
     const spans = this.#connected.filter(({ stop }) => !stop.signal.aborted);
     const span = spans.findLast((each) => !this.#isAwaited(each)) ?? spans.at(-1);
     span?.stop.abort(notNeeded);
@@ -111,17 +125,25 @@ export class Download implements Claimant {
     range: ByteRange | undefined,
     deadline: AbortSignal,
   ): Promise<{ blob: UpstreamBlob; done: () => void }> {
-    const done = await this.#connect(deadline).catch((cause: unknown) => {
-      throw new MirrorError('upstream-busy', `${this.#context.what}: no free connection in time`, {
-        cause,
-        retryAfterMs: 5000,
+    for (;;) {
+      const done = await this.#connect(deadline).catch((cause: unknown) => {
+        throw new MirrorError('upstream-busy', `${this.#context.what}: no free connection in time`, {
+          cause,
+          retryAfterMs: 5000,
+        });
       });
-    });
-    try {
-      return { blob: await this.#context.source.fetch(range, deadline), done };
-    } catch (error) {
-      done();
-      throw error;
+      const asking = new AbortController();
+      this.#asking = asking;
+      try {
+        const signal = AbortSignal.any([deadline, asking.signal]);
+        return { blob: await this.#context.source.fetch(range, signal), done };
+      } catch (error) {
+        done();
+        // Its connection was needed more while no answer came: it asks again when it gets another one.
+        if (!asking.signal.aborted || deadline.aborted) throw error;
+      } finally {
+        this.#asking = undefined;
+      }
     }
   }
 
@@ -176,7 +198,7 @@ export class Download implements Claimant {
   }
 
   /** It has brought hardly anything in the last seconds. */
-  get #isSlow(): boolean {
+  get isSlow(): boolean {
     const elapsedMs = this.#context.clock.monotonic() - this.#measuredAt;
     return elapsedMs >= measureMs && (this.#measuredBytes / elapsedMs) * 1000 < slowBytesPerSecond;
   }
@@ -189,6 +211,7 @@ export class Download implements Claimant {
       this.#measuredBytes /= 2;
     }
     this.#measuredBytes += bytes;
+    if (this.#wasSlow && this.#measuredBytes > (slowBytesPerSecond * measureMs) / 1000) this.#wasSlow = false;
   }
 
   get #limit(): number {
@@ -264,7 +287,7 @@ export class Download implements Claimant {
         // It sends everything, and what is there already is passed over.
         span.start = blob.start;
         span.end = blob.end ?? Infinity;
-        if (blob.size !== undefined) await this.#ingest.reserve(blob.size);
+        if (blob.size !== undefined && !this.#context.reservesInSteps) await this.#ingest.reserve(blob.size);
       }
       await this.#receive(span, blob);
     } finally {
@@ -281,6 +304,11 @@ export class Download implements Claimant {
       const length = chunks.reduce((sum, chunk) => sum + chunk.length, 0);
       if (offset + length > (end ?? Infinity)) throw this.#invalid('more bytes came than were announced');
       this.#measure(length);
+      if (!this.#context.hasReaders() && this.isSlow) {
+        // What nobody waits for is not worth its connection and its room: the next pull goes on from here.
+        this.#end('idle', () => this.#outcome.resolve('idle'));
+        return false;
+      }
       const fresh = await this.#ingest.write(offset, chunks);
       offset += length;
       added += fresh;
@@ -328,6 +356,11 @@ export class Download implements Claimant {
 
   async #connect(signal: AbortSignal): Promise<() => void> {
     const done = await this.#context.connections.take(this, this.#context.pool, signal);
+    if (this.#connections === 0) {
+      // What it could not bring without one does not count against it.
+      this.#measuredAt = this.#context.clock.monotonic();
+      this.#measuredBytes = 0;
+    }
     this.#connections += 1;
     let given = false;
     return () => {
@@ -341,6 +374,7 @@ export class Download implements Claimant {
   /** What the file will hold when all that is on its way has come; undefined if nobody knows. */
   #room(span: Span, size: number | undefined): number | undefined {
     const { present } = this.#ingest;
+    if (this.#context.reservesInSteps) return Math.min(withMargin(present.total), size ?? Infinity);
     if (this.reservesAll || span.end === Infinity) return size;
     let coming = span.end - span.start;
     for (const each of this.#spans) {

@@ -105,6 +105,7 @@ export class Fill {
       ingest: this.#ingest,
       source: this.#source,
       pool: this.#upstream.pool,
+      reservesInSteps: isFromPattern(this.repo),
       hasReaders: () => this.hasReaders,
     });
   }

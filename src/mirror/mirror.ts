@@ -278,7 +278,7 @@ export class Mirror {
 
   #askTag(repo: Repo, tag: string, deadline: Deadline): Promise<TagRow> {
     const key = `${repo.key}:${tag}`;
-    const ask = (): Promise<TagRow> => this.#revalidate(repo, tag, deadline);
+    const ask = (shared: Deadline): Promise<TagRow> => this.#revalidate(repo, tag, shared);
     return this.#unlessKnownAbsent(key, async () => {
       const { value } = await this.#revalidations.within(key, deadline, ask, () => late(key));
       return value;
@@ -319,15 +319,15 @@ export class Mirror {
     if (!row.definite && fault !== 'digest-mismatch' && fault !== 'upstream-invalid') throw error;
     const key = `GET ${repo.key}:${tag}`;
     const { deadline } = question;
-    const get = (): Promise<TagRow> => this.#getTag(repo, tag, deadline);
+    const get = (shared: Deadline): Promise<TagRow> => this.#getTag(repo, tag, shared);
     const { value } = await this.#revalidations.within(key, deadline, get, () => late(key));
     return { ...(await this.#manifest(repo, value.digest, question)), result: 'miss', ageMs: 0 };
   }
 
   #fetch(repo: Repo, digest: Digest, deadline: Deadline): Promise<{ value: Content; joined: boolean }> {
     const key = `${repo.key}@${digest}`;
-    const fetch = async (): Promise<Content> =>
-      this.#keep(repo, await this.#upstreamOf(repo).manifest(repo, digest, deadline.signal));
+    const fetch = async ({ signal }: Deadline): Promise<Content> =>
+      this.#keep(repo, await this.#upstreamOf(repo).manifest(repo, digest, signal));
     return this.#manifests.within(key, deadline, fetch, () => late(`GET ${key}`));
   }
 

@@ -3,6 +3,7 @@ import { Writable } from 'node:stream';
 import { LRUCache } from 'lru-cache';
 import type { Content } from '../oci/content.ts';
 import { hashesTo, type Digest } from '../oci/digest.ts';
+import { mayBe, parseManifest, unnamedType } from '../oci/manifest.ts';
 import type { ByteRange } from '../oci/range.ts';
 import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
@@ -10,7 +11,7 @@ import type { Given } from '../upstream/answers.ts';
 import type { Body } from '../upstream/body.ts';
 import { toFault } from '../upstream/transport.ts';
 import type { Deadline } from '../util/deadline.ts';
-import { isFault, MirrorError } from '../util/errors.ts';
+import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Access } from './access.ts';
 import type { Upstreams } from './upstreams.ts';
@@ -46,8 +47,7 @@ export class Proofs {
 
   /** For stored content. Resolves to `true`, and remembers it; `false`: it is not stored any more. Throws why not. */
   stored(repo: Repo, digest: Digest, kind: 'blob' | 'manifest', deadline: Deadline): Promise<boolean> {
-    const { signal } = deadline;
-    const prove = async (): Promise<boolean> => {
+    const prove = async ({ signal }: Deadline): Promise<boolean> => {
       const size = this.#context.store.describe(digest)?.size;
       const given = await (kind === 'manifest'
         ? this.#manifest(repo, digest, signal)
@@ -66,15 +66,19 @@ export class Proofs {
    * since the digest may be stored by then, and others' bytes it has to show. Throws why not.
    */
   async arriving(repo: Repo, digest: Digest, size: number | undefined, deadline: Deadline): Promise<boolean> {
-    const prove = async (): Promise<boolean> => {
-      const given = await this.#claimed(repo, digest, size, deadline.signal);
+    const prove = async ({ signal }: Deadline): Promise<boolean> => {
+      const given = await this.#claimed(repo, digest, size, signal);
       if (!isFromPattern(repo)) this.#context.access.confirm(repo, digest, given);
       return true;
     };
     return this.#once(`${repo.key} arriving ${digest}`, deadline, prove);
   }
 
-  async #once(key: string, deadline: Deadline, prove: () => Promise<boolean>): Promise<boolean> {
+  async #once(
+    key: string,
+    deadline: Deadline,
+    prove: (deadline: Deadline) => Promise<boolean>,
+  ): Promise<boolean> {
     const late = (): MirrorError => new MirrorError('upstream-timeout', `${key}: not confirmed in time`);
     const { value } = await this.#running.within(key, deadline, prove, late);
     return value;
@@ -83,10 +87,17 @@ export class Proofs {
   async #manifest(repo: Repo, digest: Digest, signal: AbortSignal): Promise<Given & { mediaType: string }> {
     const { client } = this.#context.upstreams.of(repo);
     const said = isFromPattern(repo) ? undefined : await client.head(repo, digest, signal);
-    const isThis = said?.digest === digest && said.size === this.#context.store.describe(digest)?.size;
-    if (isThis) return said;
-    const { isPublic, mediaType, done } = await client.manifest(repo, digest, signal);
-    done();
+    const { store } = this.#context;
+    const held = store.describe(digest);
+    const isThis = said?.digest === digest && said.size === held?.size;
+    if (isThis && (held.mediaType !== unnamedType || mayBe(said.mediaType, store.children(digest))))
+      return said;
+    const { bytes, isPublic, mediaType, done } = await client.manifest(repo, digest, signal);
+    try {
+      parseManifest(bytes, mediaType, `${repo.key} manifest ${digest}`);
+    } finally {
+      done();
+    }
     return { isPublic, mediaType };
   }
 
@@ -111,7 +122,12 @@ export class Proofs {
     if (!held) return undefined;
     try {
       await held.prepare();
-      const given = await this.#compare(repo, held, what, signal);
+      const compare = (): Promise<Given | undefined> => this.#compare(repo, held, what, signal);
+      const given = await compare().catch((error: unknown) => {
+        // A connection that breaks off once is no reason to refuse a pull.
+        if (toMirrorError(error).row.retry !== true || signal.aborted) throw error;
+        return compare();
+      });
       if (given) return given;
       const error = new MirrorError('digest-mismatch', `${what}: the upstream has other bytes`);
       this.#refused.set(what, error);

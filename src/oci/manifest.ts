@@ -99,12 +99,30 @@ export function usualType(children: readonly Child[]): string {
   return children.some(({ kind }) => kind === 'manifest') ? ociIndex : ociManifest;
 }
 
+/** Whether a manifest that names no type may be given as `type`, by its parts. */
+export function mayBe(type: string, children: readonly Child[]): boolean {
+  const has = (kind: Child['kind']): boolean => children.some((child) => child.kind === kind);
+  if (indexTypes.includes(type)) return !has('config') && !has('layer');
+  if (manifestTypes.includes(type)) return has('config') && !has('manifest');
+  return type !== blobMediaType && type !== 'text/html';
+}
+
 /**
  * Reads a manifest's exact bytes, which came as `contentType`. Throws `upstream-invalid` when the body is no JSON object, or
  * names another type than a known one that it came as, or could be read as two types (CVE-2021-41190): none of these may
  * enter the store.
  */
 export function parseManifest(bytes: Uint8Array, contentType: string, what: string): ManifestContent {
+  return read(bytes, contentType, what).content;
+}
+
+interface Reading {
+  readonly content: ManifestContent;
+  /** Undefined: its parts have not the form of a manifest's. */
+  readonly body: Body | undefined;
+}
+
+function read(bytes: Uint8Array, contentType: string, what: string): Reading {
   const refuse = (why: string, cause?: unknown): never => {
     throw new MirrorError('upstream-invalid', `${what}: ${why}`, { cause });
   };
@@ -128,7 +146,7 @@ export function parseManifest(bytes: Uint8Array, contentType: string, what: stri
   const body = readBody(json as Json);
   if (typeof body === 'string') {
     if (isKnown(type)) refuse(`the manifest has not the form of one: ${body}`);
-    return { mediaType: named ?? unnamedType, children: [] };
+    return { content: { mediaType: named ?? unnamedType, children: [] }, body: undefined };
   }
   const { manifests, config, layers } = body;
   const isImage = config !== undefined || layers !== undefined;
@@ -138,7 +156,7 @@ export function parseManifest(bytes: Uint8Array, contentType: string, what: stri
     if (manifestTypes.includes(type) && !(config && layers))
       refuse('the manifest has no config or no layers');
   }
-  return { mediaType: named ?? unnamedType, children: childrenOf(body) };
+  return { content: { mediaType: named ?? unnamedType, children: childrenOf(body) }, body };
 }
 
 function isKnown(type: string): boolean {
@@ -179,18 +197,17 @@ export function recognise(bytes: Uint8Array): ManifestContent | undefined {
   // Layers are compressed: nearly all of them are told apart by their first byte.
   if (bytes[0] !== 0x7b) return undefined;
   try {
-    const manifest = parseManifest(bytes, unnamedType, 'a manifest');
-    const isTyped = isKnown(manifest.mediaType);
-    return isTyped || (manifest.mediaType === unnamedType && isImageOrIndex(bytes)) ? manifest : undefined;
+    const { content, body } = read(bytes, unnamedType, 'a manifest');
+    const isTyped = isKnown(content.mediaType);
+    return isTyped || (content.mediaType === unnamedType && isImageOrIndex(body)) ? content : undefined;
   } catch {
     return undefined;
   }
 }
 
 /** JSON of any kind may be a layer or a config. */
-function isImageOrIndex(bytes: Uint8Array): boolean {
-  const body = readBody(parseJson(bytes) as Json);
-  if (typeof body === 'string') return false;
+function isImageOrIndex(body: Body | undefined): boolean {
+  if (!body) return false;
   const { manifests, config, layers } = body;
   return manifests ? !config && !layers : Boolean(config && layers);
 }

@@ -3,7 +3,7 @@ import Database from 'better-sqlite3';
 import { blobMediaType, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { Child } from '../oci/manifest.ts';
-import type { RepoName } from '../oci/repo.ts';
+import type { Repo, RepoName } from '../oci/repo.ts';
 import { errorCode } from '../util/errors.ts';
 import type { Counts, LedgerRow, LedgerStore } from '../util/ledger.ts';
 import type { QuotaState } from '../util/quota-state.ts';
@@ -369,13 +369,16 @@ export class Catalog implements LedgerStore {
     return this.#statements.listBody.get(repo.registry, repo.name, page)?.body ?? undefined;
   }
 
-  /** Those that were asked about longest ago make room: first of the same repo, since clients choose the pages. */
-  setList({ registry, name }: RepoName, page: string, row: ListRow, body: Buffer | null): void {
+  /**
+   * Those that were asked about longest ago make room: first of the same repo, since clients choose the pages, then of the
+   * upstream whose lists take most.
+   */
+  setList({ registry, name, upstream }: Repo, page: string, row: ListRow, body: Buffer | null): void {
     this.queue.do(() => {
       const { setList, listsOfRepo, removeOldestListOf, listsSize, removeOldestList } = this.#statements;
       const { digest, size, next, filters, checkedAt } = row;
       this.#db.transaction(() => {
-        setList.run(registry, name, page, digest, size, body, next, filters, checkedAt);
+        setList.run(registry, name, page, digest, size, body, next, filters, checkedAt, upstream);
         const excess = (listsOfRepo.get(registry, name)?.count ?? 0) - maxListsOfRepo;
         if (excess > 0) removeOldestListOf.run(registry, name, excess);
         this.#lists ??= listsSize.get() ?? { count: 0, bytes: 0 };
@@ -395,7 +398,7 @@ export class Catalog implements LedgerStore {
   }
 
   /** The upstream keeps no such list. */
-  setNoList(repo: RepoName, page: string, checkedAt: number): void {
+  setNoList(repo: Repo, page: string, checkedAt: number): void {
     this.setList(repo, page, { digest: null, size: 0, next: null, filters: null, checkedAt }, null);
   }
 
@@ -684,8 +687,8 @@ function prepareStatements(db: Database.Database) {
       'SELECT body FROM lists WHERE registry = ? AND repo = ? AND page = ?',
     ),
     setList: db.prepare(
-      `INSERT OR REPLACE INTO lists (registry, repo, page, digest, size, body, next, filters, checked_at)
-       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+      `INSERT OR REPLACE INTO lists (registry, repo, page, digest, size, body, next, filters, checked_at, upstream)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
     ),
     listsOfRepo: db.prepare<[string, string], { count: number }>(
       'SELECT count(*) AS count FROM lists WHERE registry = ? AND repo = ?',
@@ -700,7 +703,10 @@ function prepareStatements(db: Database.Database) {
       'SELECT count(*) AS count, total(size) AS bytes FROM lists',
     ),
     removeOldestList: db.prepare<[], { bytes: number }>(
-      `DELETE FROM lists WHERE rowid = (SELECT rowid FROM lists ORDER BY checked_at LIMIT 1)
+      `DELETE FROM lists WHERE rowid =
+         (SELECT rowid FROM lists
+          WHERE upstream = (SELECT upstream FROM lists GROUP BY upstream ORDER BY total(size) + 500 * count(*) DESC LIMIT 1)
+          ORDER BY checked_at LIMIT 1)
        RETURNING size AS bytes`,
     ),
     note: db.prepare<[string], { value: string }>('SELECT value FROM notes WHERE name = ?'),

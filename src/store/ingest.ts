@@ -64,7 +64,13 @@ export interface IngestLease {
   release(): void;
 }
 
-const unknownSizeStep = 16 * 1024 * 1024;
+/** Room to set aside for `bytes` and what follows, where the size is not known or not believed: as much again, up to 16 MiB. */
+export function withMargin(bytes: number): number {
+  return bytes + Math.min(Math.max(bytes, leastMargin), mostMargin);
+}
+
+const leastMargin = 1024 * 1024;
+const mostMargin = 16 * 1024 * 1024;
 /** As much may be lost to a kill -9. */
 const journalEveryBytes = 8 * 1024 * 1024;
 /** As much time's worth may be lost to a power cut. */
@@ -198,7 +204,7 @@ export class Ingest implements Journalled {
       this.#journal();
     }
     this.#size ??= size;
-    await this.reserve(room ?? unknownSizeStep, signal);
+    await this.reserve(room ?? withMargin(0), signal);
     try {
       this.#handle ??= await open(this.path, 'wx+');
     } catch (error) {
@@ -233,8 +239,9 @@ export class Ingest implements Journalled {
     if (added === 0) return 0;
     const isAll = added === end - offset && parts.length === 1;
     try {
-      if (this.#size === undefined && end > this.reservation.bytes)
-        await this.reservation.growTo(end + unknownSizeStep);
+      const needed = this.#claimed.total;
+      if (needed > this.reservation.bytes)
+        await this.reservation.growTo(Math.min(withMargin(needed), this.#size ?? Infinity));
       const done = await this.#context.writes.take();
       try {
         if (isAll) await this.#writeAll(offset, chunks, added);

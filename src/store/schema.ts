@@ -158,6 +158,10 @@ const migrations: readonly string[] = [
   -- Whether the part was ever stored: what nobody has asked for yet is not missed. Of older ones that is not known.
   ALTER TABLE children ADD COLUMN was_held INTEGER NOT NULL DEFAULT 1;
   `,
+  `
+  -- The name or pattern by which the registry is configured: lists of all that a pattern covers share their room.
+  ALTER TABLE lists ADD COLUMN upstream TEXT NOT NULL DEFAULT '';
+  `,
 ];
 
 /** What this program reads and writes. */

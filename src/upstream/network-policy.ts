@@ -26,6 +26,8 @@ export interface NetworkPolicyOptions {
   /** The upstream's own host is believed without a certificate. */
   insecureSkipVerify?: boolean;
   proxy?: ProxyOptions | undefined;
+  /** Whether the URL is that of an upstream that knows the mirror by its address or certificate. */
+  isPrivateUpstream?: (url: URL) => boolean;
 }
 
 type Reach = 'public' | 'private' | 'forbidden';
@@ -96,6 +98,9 @@ export class NetworkPolicy {
     const what = `redirect from ${from.host} to ${to.protocol}//${to.host}`;
     this.#checkUrl(to, what);
     if (from.protocol === 'https:' && to.protocol !== 'https:') throw refused(`${what}: leaves https`);
+    // What it gives to this mirror alone must not come out as what another registry has given.
+    if (to.origin !== this.#options.url.origin && this.#options.isPrivateUpstream?.(to) === true)
+      throw refused(`${what}: a private upstream is there`);
   }
 
   /** A token server: it is given credentials, so it must belong to the upstream. */

@@ -102,6 +102,8 @@ const unknown = {
   ping: 'repo-unknown',
 } as const;
 const maxRedirects = 5;
+/** What Layercache says in `X-Cache`. */
+const cacheResults = /^(?:hit|joined|miss|revalidated|stale)$/;
 const lookAgainMs = 10_000;
 const redirects = new Set([301, 302, 303, 307, 308]);
 // What servers answer that do not let HEAD through; the same question as a GET then decides.
@@ -384,11 +386,16 @@ export class RegistryClient {
       const fault = isSpent ? quotaSpent(ask.what, [turn.account]) : this.#faultOf(ask, response);
       if (!fault) {
         turn.won(response.isPublic);
-        return this.#isPrivate ? { ...response, isPublic: false } : response;
+        return this.#isPrivate || this.#isFromCache(response) ? { ...response, isPublic: false } : response;
       }
       response.body.discard();
       if (!turn.lost(fault)) throw fault;
     }
+  }
+
+  /** Another mirror may have an account, and gives what that sees to whoever asks it. */
+  #isFromCache({ url, headers }: Landed): boolean {
+    return url.origin === this.#base.origin && cacheResults.test(one(headers, 'x-cache') ?? '');
   }
 
   async #as(turn: Turn, ask: Ask): Promise<Landed> {

@@ -189,7 +189,7 @@ export class Transport {
           path: url.pathname + url.search,
           method,
           ...(form !== undefined && { body: form }),
-          headers: { ...headers, ...this.#via(call), 'user-agent': userAgent, 'accept-encoding': 'identity' },
+          headers: { ...headers, via: this.#via(), 'user-agent': userAgent, 'accept-encoding': 'identity' },
           headersTimeout: this.#options.headersTimeoutMs,
           bodyTimeout: this.#options.idleTimeoutMs,
         },
@@ -221,11 +221,10 @@ export class Transport {
     });
   }
 
-  /** What the registry itself is asked may come back to us. */
-  #via({ kind, redirected }: Call): { via?: string } {
-    if (redirected || kind === 'token') return {};
+  /** On every request: registries, their redirects and their realms may all lead back to this mirror. */
+  #via(): string {
     const mirrors = [...(trace.getStore()?.mirrors ?? []), this.#context.pseudonym];
-    return { via: mirrors.map((each) => `1.1 ${each}`).join(', ') };
+    return mirrors.map((each) => `1.1 ${each}`).join(', ');
   }
 
   #count({ kind, repo }: Call, bytes: number): void {

@@ -10,14 +10,62 @@ export class Deadline {
     this.#at = performance.now() + ms;
   }
 
+  /** Milliseconds, 0 when it is over. */
+  get left(): number {
+    return Math.max(0, Math.ceil(this.#at - performance.now()));
+  }
+
   get isOver(): boolean {
     return performance.now() >= this.#at;
   }
 
-  /** Aborts when the time is over. */
+  /** Aborts with a `TimeoutError` when the time is over. */
   get signal(): AbortSignal {
-    this.#signal ??= AbortSignal.timeout(Math.max(0, Math.ceil(this.#at - performance.now())));
+    this.#signal ??= AbortSignal.timeout(this.left);
     return this.#signal;
+  }
+}
+
+/** The time of work that several wait for: it ends with the latest of their deadlines. */
+export class SharedDeadline extends Deadline {
+  #latest: Deadline;
+  readonly #late = new AbortController();
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(first: Deadline) {
+    super(first.left);
+    this.#latest = first;
+  }
+
+  override get left(): number {
+    return this.#latest.left;
+  }
+
+  override get isOver(): boolean {
+    return this.#latest.isOver;
+  }
+
+  override get signal(): AbortSignal {
+    this.#watch();
+    return this.#late.signal;
+  }
+
+  /** Somebody else waits for the work too. */
+  join(deadline: Deadline): void {
+    if (deadline.left > this.#latest.left) this.#latest = deadline;
+  }
+
+  /** The work has ended. */
+  end(): void {
+    clearTimeout(this.#timer);
+  }
+
+  #watch(): void {
+    this.#timer ??= setTimeout(() => {
+      this.#timer = undefined;
+      if (this.isOver) this.#late.abort(new DOMException('too late', 'TimeoutError'));
+      else this.#watch();
+    }, this.left).unref();
   }
 }
 

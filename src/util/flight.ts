@@ -1,9 +1,8 @@
-import { orLate, type Deadline } from './deadline.ts';
+import { orLate, SharedDeadline, type Deadline } from './deadline.ts';
 
 interface Run<V> {
   readonly outcome: Promise<V>;
-  /** Of whoever started it. */
-  readonly deadline: Deadline | undefined;
+  readonly deadline: SharedDeadline | undefined;
 }
 
 /** Single flight: however many ask for the same key at once, the work is done once and all get its outcome. */
@@ -16,32 +15,51 @@ export class Flight<K, V> {
   }
 
   /** Runs `work`, or joins the run that is under way. `joined` tells which. */
-  run(key: K, work: () => Promise<V>, deadline?: Deadline): { outcome: Promise<V>; joined: boolean } {
+  run(key: K, work: () => Promise<V>): { outcome: Promise<V>; joined: boolean } {
     const running = this.#running.get(key);
     if (running) return { outcome: running.outcome, joined: true };
-    const outcome = work().finally(() => this.#running.delete(key));
-    this.#running.set(key, { outcome, deadline });
-    return { outcome, joined: false };
+    return { outcome: this.#start(key, work()), joined: false };
   }
 
   /**
-   * The same for callers with deadlines: each waits until its own and then gets `late()`. The work has the time of whoever
-   * started it; who has joined and has time left when that was not enough does it anew.
+   * The same for callers with deadlines: each waits until its own and then gets `late()`. The work has until the latest of
+   * them, so that whoever has time left inherits what has begun.
    */
   async within(
     key: K,
     deadline: Deadline,
-    work: () => Promise<V>,
+    work: (deadline: Deadline) => Promise<V>,
     late: () => unknown,
   ): Promise<{ value: V; joined: boolean }> {
     for (;;) {
-      const first = this.#running.get(key)?.deadline;
-      const { outcome, joined } = this.run(key, work, deadline);
+      const running = this.#running.get(key);
+      const shared = running?.deadline;
+      shared?.join(deadline);
+      const outcome = running?.outcome ?? this.#startWithin(key, deadline, work);
       try {
-        return { value: await (joined ? orLate(outcome, deadline.signal, late) : outcome), joined };
+        return { value: await orLate(outcome, deadline.signal, late), joined: running !== undefined };
       } catch (error) {
-        if (!joined || deadline.isOver || !first?.isOver) throw error;
+        // It was too late to join: the time of all others was over already.
+        const cameLate = shared?.signal.aborted === true && !deadline.isOver;
+        if (!cameLate) throw error;
       }
     }
+  }
+
+  #startWithin(key: K, deadline: Deadline, work: (deadline: Deadline) => Promise<V>): Promise<V> {
+    const shared = new SharedDeadline(deadline);
+    return this.#start(
+      key,
+      work(shared).finally(() => shared.end()),
+      shared,
+    );
+  }
+
+  #start(key: K, work: Promise<V>, deadline?: SharedDeadline): Promise<V> {
+    const outcome = work.finally(() => this.#running.delete(key));
+    this.#running.set(key, { outcome, deadline });
+    // Everybody who waits may have left.
+    outcome.catch(() => undefined);
+    return outcome;
   }
 }

@@ -145,10 +145,29 @@ describe('registries that do not trust each other share no bytes that are not ve
   });
 
   test('a rented registry that breaks off while it has to show stored bytes is said to be down', async () => {
-    sameBytes((await mirror.get(ownPath())).body, layer.bytes);
+    await until(async () => (await mirror.get(ownPath())).headers['x-cache'] === 'hit', 'it is stored');
     evil.script('blob', sendBlob(layer, { cutAfter: 10 }), { match: ({ method }) => method === 'GET' });
     const reply = await mirror.get(evilPath());
     assert.equal(reply.status, 503, reply.body.toString());
+  });
+
+  test('what a rented registry only says that it will send pushes nothing out', async () => {
+    const small = Array.from({ length: 10 }, () => largeBlob(2 * MiB));
+    for (const blob of small) {
+      owner.addBlob('acme/private', blob);
+      sameBytes((await mirror.get(`/v2/acme/private/blobs/${blob.digest}`)).body, blob.bytes);
+    }
+    await until(async () => (await mirror.files('blobs')).length === small.length, 'all are stored');
+    mirror.reconfigure({ config: { store: { maxBytes: 24 * MiB }, fetch: { firstByteTimeout: '2s' } } });
+    await mirror.restart();
+    evil.script('blob', ({ method }, _req, res) => {
+      res.writeHead(200, { 'content-length': 20 * MiB });
+      if (method === 'HEAD') res.end();
+      else res.write('x');
+    });
+    const claimed = mirror.get(evilPath(), { onData: () => false });
+    await claimed.catch(() => undefined);
+    assert.equal((await mirror.files('blobs')).length, small.length);
   });
 
   test('two repos of one rented registry share what it brings, and each is proven', async () => {

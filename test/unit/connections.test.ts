@@ -9,6 +9,7 @@ class Fill implements Claimant {
   readonly name: string;
   readonly base: number;
   yielded = 0;
+  isSlow = false;
   readonly #held: (() => void)[] = [];
   readonly #connections: Connections;
   readonly #pool: Pool;
@@ -44,6 +45,21 @@ class Fill implements Claimant {
 }
 
 describe('connections', () => {
+  test('who brings hardly anything gives way to who has none, though its registry has no more than others', async () => {
+    const connections = new Connections(2);
+    const slow = [1, 2].map((i) => new Fill(`slow ${i}`, connections, new Pool(2)));
+    for (const each of slow) await each.take();
+    const well = new Fill('well', connections, new Pool(2));
+    void well.take();
+    await turn();
+    assert.equal(well.held, 0, 'of equals nobody gives way');
+    slow[1]!.isSlow = true;
+    connections.changed(well);
+    await turn();
+    await turn();
+    assert.deepEqual([well.held, slow[0]!.yielded, slow[1]!.yielded], [1, 0, 1]);
+  });
+
   test('who has fewest goes first, among equals in the order of asking, within both caps', async () => {
     const connections = new Connections(3);
     const [hub, other] = [new Pool(2), new Pool(2)];
@@ -107,6 +123,7 @@ describe('connections', () => {
   class Greedy implements Claimant {
     held: (() => void)[] = [];
     yielded = 0;
+    readonly isSlow = false;
     #wanted = 0;
     readonly #connections: Connections;
     readonly #pool: Pool;

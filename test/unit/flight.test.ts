@@ -17,21 +17,32 @@ describe('single flight with deadlines', () => {
     );
   });
 
-  test('who joins and has time left does anew what its starter had no time for', async () => {
+  test('who joins and has time left inherits what its starter had no time for', async () => {
     const flight = new Flight<string, number>();
-    const short = new Deadline(50);
-    const first = flight.within(
-      'a',
-      short,
-      async () => {
-        await later(60);
-        throw new Error('its time was over');
-      },
-      late,
-    );
+    const work = async ({ signal }: Deadline): Promise<number> => {
+      await later(60);
+      signal.throwIfAborted();
+      return 1;
+    };
+    const first = flight.within('a', new Deadline(50), work, late);
     const second = flight.within('a', new Deadline(60_000), () => Promise.resolve(2), late);
-    await assert.rejects(first, /its time was over/);
-    assert.deepEqual(await second, { value: 2, joined: false });
+    await assert.rejects(first, /late/);
+    assert.deepEqual(await second, { value: 1, joined: true });
+  });
+
+  test('work is given up when the time of all who wait is over', async () => {
+    const flight = new Flight<string, number>();
+    let signal = AbortSignal.any([]);
+    const work = (deadline: Deadline): Promise<number> => {
+      ({ signal } = deadline);
+      return never;
+    };
+    const both = [30, 60].map((ms) => flight.within('a', new Deadline(ms), work, late));
+    await assert.rejects(both[0]!, /late/);
+    assert.equal(signal.aborted, false);
+    await assert.rejects(both[1]!, /late/);
+    await later(20);
+    assert.equal(signal.aborted, true);
   });
 
   test('what fails for another reason fails for all', async () => {
