@@ -93,9 +93,11 @@ const catalogShareOfCap = 0.05;
 const leastCatalogBytes = 32 * 1024 * 1024;
 /** Writing so many rows takes some milliseconds. */
 const manyChildren = 500;
-const watchLogMs = 500;
+const watchLogMs = 250;
 /** A write-ahead log of this size is cut. */
 const cutLogBytes = 4 * 1024 * 1024;
+/** And one of this size at once. */
+const longLogBytes = 16 * 1024 * 1024;
 const backupEveryMs = 60 * 60_000;
 const pruneEveryMs = 60 * 60_000;
 /** Sooner, when so many tags have come. */
@@ -121,6 +123,8 @@ export class BlobStore {
   /** The disk did not take anything at the start: the catalog is a copy in memory. */
   #isOnCopy: boolean;
   readonly #disk: WorkerThread;
+  /** For what is done with the catalog: while writes wait for it, it is not to stand in line behind files. */
+  readonly #catalogDisk: WorkerThread;
   readonly #buffers = new Buffers();
   readonly #writes = new Slots(maxWritesAtOnce);
   readonly #memory = new LRUCache<Digest, Held>({
@@ -237,6 +241,7 @@ export class BlobStore {
       context.log.error({ err: error }, 'a worker thread has ended: it is started again');
     this.verifier = new Verifier(onDeath);
     this.#disk = new WorkerThread('disk-worker', import.meta.url, onDeath);
+    this.#catalogDisk = new WorkerThread('disk-worker', import.meta.url, onDeath);
     this.catalog.onChange = (registry, repo, tag) => this.pins.changed(registry, repo, tag);
     this.health = new Health(this.#root, lockedFile, context.log);
     this.#partials = new Partials(ingestPath(this.#root), { ...context, catalog: this.catalog });
@@ -265,7 +270,6 @@ export class BlobStore {
         },
         leastWorthy: (count, after) => this.catalog.leastWorthy(count, after),
         idle: (count) => {
-          while (this.#flushUses());
           const before = context.clock.now() - options.maxIdleMs;
           return this.catalog.idleSince(before, count);
         },
@@ -363,7 +367,7 @@ export class BlobStore {
     const manifest = row.mediaType === blobMediaType ? undefined : recognise(bytes);
     const held = { ...row, children: this.catalog.children(digest), ...manifest, bytes };
     if (!this.catalog.blob(digest)) return held.mediaType;
-    if (held.mediaType !== row.mediaType && !this.catalog.queue.isPaused)
+    if (held.mediaType !== row.mediaType && !this.catalog.queue.isWaiting)
       this.catalog.addBlob(held, held.children, this.#context.clock.now());
     this.#memory.set(digest, held);
     return held.mediaType;
@@ -541,7 +545,7 @@ export class BlobStore {
     await this.#flushAllUses();
     await this.#checkpoint();
     this.catalog.close();
-    await Promise.all([this.verifier.close(), this.#disk.close()]);
+    await Promise.all([this.verifier.close(), this.#disk.close(), this.#catalogDisk.close()]);
     this.#unlock();
   }
 
@@ -618,8 +622,8 @@ export class BlobStore {
     const { digest, size, bytes } = held;
     const row = this.#row(digest);
     if (row) {
-      await this.catalog.queue.ready();
-      this.catalog.addBlob(held, held.children, this.#context.clock.now());
+      const add = (): boolean => this.catalog.addBlob(held, held.children, this.#context.clock.now());
+      await this.catalog.queue.write(add);
       return;
     }
     const reservation = this.#evictor.reservation();
@@ -648,11 +652,14 @@ export class BlobStore {
         await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
         this.#dirty = true;
         if (children.length > manyChildren) await this.#inTurn();
-        await this.catalog.queue.ready();
-        const isNew = this.catalog.addBlob(descriptor, children, this.#context.clock.now());
-        // A row that could not be removed has its blob again.
-        const wasLost = this.#lost.delete(digest);
-        this.pins.stored(digest);
+        let wasLost = false;
+        const isNew = await this.catalog.queue.write(() => {
+          const isNew = this.catalog.addBlob(descriptor, children, this.#context.clock.now());
+          // A row that could not be removed has its blob again.
+          if (this.#lost.delete(digest)) wasLost = true;
+          this.pins.stored(digest);
+          return isNew;
+        });
         return isNew || wasLost;
       } catch (error) {
         // Without a row the file would be on nobody's account.
@@ -698,9 +705,8 @@ export class BlobStore {
           return false;
         }
       }
-      await this.catalog.queue.ready();
       try {
-        this.catalog.removeBlob(digest);
+        await this.catalog.queue.write(() => this.catalog.removeBlob(digest));
         this.#lost.delete(digest);
       } catch (error) {
         this.#context.log.warn({ err: error, digest }, 'the catalog could not forget a blob');
@@ -771,7 +777,7 @@ export class BlobStore {
   async #prune(now: number): Promise<void> {
     const { log, onPruned } = this.#context;
     const file = catalogPath(this.#root);
-    const pruned = await this.#disk.call<Pruned>('prune', {
+    const pruned = await this.#catalogDisk.call<Pruned>('prune', {
       file,
       maxTags,
       linksBefore: now - linksWithoutContentMs,
@@ -802,7 +808,7 @@ export class BlobStore {
 
   async #backup(): Promise<void> {
     const files = { file: catalogPath(this.#root), to: backupPath(this.#root) };
-    await this.#disk.call('backup', files).catch((error: unknown) => {
+    await this.#catalogDisk.call('backup', files).catch((error: unknown) => {
       this.#context.log.warn({ err: error }, 'the catalog could not be backed up');
     });
   }
@@ -813,9 +819,11 @@ export class BlobStore {
     if (this.#isOnCopy) return;
     const file = catalogPath(this.#root);
     try {
-      await this.#disk.call('checkpoint', { file });
+      // While much is written, only more would come meanwhile.
+      if ((await sizeOf(walPath(this.#root))) < longLogBytes)
+        await this.#catalogDisk.call('checkpoint', { file });
       if ((await sizeOf(walPath(this.#root))) >= cutLogBytes)
-        await this.catalog.queue.during(() => this.#disk.call('truncate', { file }));
+        await this.catalog.queue.during(() => this.#catalogDisk.call('truncate', { file }));
     } catch (error) {
       this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
     }
@@ -835,7 +843,7 @@ export class BlobStore {
       { file },
       'the catalog was deleted while it was in use: it is written anew from what is known',
     );
-    await this.#disk.call('forget', { file });
+    await this.#catalogDisk.call('forget', { file });
     await this.catalog.rescue(file);
     this.#catalogInode = await inodeOf(file);
     this.#dirty = true;

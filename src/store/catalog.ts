@@ -90,6 +90,7 @@ const walLimitBytes = 4 * 1024 * 1024;
 
 /** In one step, which nothing else can interrupt. */
 const usesAtOnce = 500;
+const usesStepMs = 8;
 
 /** A repo of this name stands for its whole registry. */
 export const everywhere = '';
@@ -107,7 +108,7 @@ export const footprintOfSize = '(size + 4095) / 4096 * 4096';
  * gathered and written in batches; everything else is written at once (WAL, without waiting for the disk).
  */
 export class Catalog implements LedgerStore {
-  /** Writes that return nothing wait in it while another connection has the write lock; others are to follow `ready()`. */
+  /** What is written waits in it while another connection has the write lock; reads do not see it before. */
   readonly queue: WriteQueue;
   #db: Database.Database;
   /** Tags that were new or have moved since it was last set to 0. */
@@ -124,7 +125,7 @@ export class Catalog implements LedgerStore {
   /** Throws when it is damaged, in use by something else, or another version's. */
   constructor(file: string, options: CatalogOptions = {}) {
     const { readonly = false, inMemory = false, onLostWrite = (): void => undefined } = options;
-    this.queue = new WriteQueue(onLostWrite);
+    this.queue = new WriteQueue(onLostWrite, (work) => this.#db.transaction(work).immediate());
     this.#db = inMemory
       ? copyInMemory(file)
       : readonly
@@ -233,14 +234,18 @@ export class Catalog implements LedgerStore {
 
   /** Writes down some of them, since each takes its time in a large catalog. Returns whether there are more. */
   flushUses(): boolean {
-    if (this.#used.size === 0 || this.queue.isPaused) return false;
+    if (this.#used.size === 0 || this.queue.isWaiting) return false;
     const { use } = this.#statements;
     const inflation = this.#inflation;
-    const some = [...this.#used].slice(0, usesAtOnce);
+    const until = performance.now() + usesStepMs;
+    const written: Digest[] = [];
     this.#db.transaction(() => {
-      for (const [digest, { at, count }] of some) use.run({ digest, at, count, inflation, mostUses });
+      for (const [digest, { at, count }] of this.#used) {
+        use.run({ digest, at, count, inflation, mostUses });
+        if (written.push(digest) >= usesAtOnce || performance.now() >= until) break;
+      }
     })();
-    for (const [digest] of some) this.#used.delete(digest);
+    for (const digest of written) this.#used.delete(digest);
     return this.#used.size > 0;
   }
 

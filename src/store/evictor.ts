@@ -41,6 +41,7 @@ export class Reservation {
   readonly #evictor: Evictor;
   #bytes = 0;
   #written = 0;
+  #isOver = false;
 
   constructor(evictor: Evictor) {
     this.#evictor = evictor;
@@ -59,36 +60,46 @@ export class Reservation {
   async growTo(bytes: number, signal?: AbortSignal): Promise<void> {
     // Others may have it grow while it waits in line.
     const wanted = (): number => footprint(bytes) - this.#bytes;
-    const grant = (): number => (this.#bytes = footprint(bytes));
+    const grant = (): void => this.#set(footprint(bytes), this.#written);
     if (wanted() > 0) await this.#evictor.makeRoom(wanted, grant, signal);
   }
 
   /** Less is needed; what was set aside is the others' again. */
   shrinkTo(bytes: number): void {
-    this.#bytes = Math.min(this.#bytes, footprint(bytes));
-    this.#written = Math.min(this.#written, bytes);
+    this.#set(Math.min(this.#bytes, footprint(bytes)), Math.min(this.#written, bytes));
   }
 
   /** Bytes that are on disk since before this process. */
   adopt(bytes: number): void {
-    this.#bytes = footprint(bytes);
-    this.#written = bytes;
+    this.#set(footprint(bytes), bytes);
   }
 
   wrote(bytes: number): void {
-    this.#written += bytes;
+    this.#set(this.#bytes, this.#written + bytes);
   }
 
   /** The bytes are in the store from now on. */
   keep(size: number): void {
-    this.#evictor.settle(this, footprint(size));
-    this.#bytes = 0;
+    this.#settle(footprint(size));
   }
 
   /** The bytes are gone from the disk, or never came. Twice is fine. */
   release(): void {
-    this.#evictor.settle(this, 0);
-    this.#bytes = 0;
+    this.#settle(0);
+  }
+
+  #settle(stored: number): void {
+    this.#set(0, 0);
+    if (!this.#isOver) this.#evictor.settle(stored);
+    this.#isOver = true;
+  }
+
+  #set(bytes: number, written: number): void {
+    const before = [this.#bytes, this.unwritten] as const;
+    this.#bytes = bytes;
+    this.#written = written;
+    // What is over is on nobody's account.
+    if (!this.#isOver) this.#evictor.changed(this.#bytes - before[0], this.unwritten - before[1]);
   }
 }
 
@@ -107,8 +118,10 @@ const lookedAtOnce = 64;
 export class Evictor {
   readonly #options: EvictorOptions;
   readonly #store: Evictable;
-  readonly #reservations = new Set<Reservation>();
   #stored: number;
+  /** Of all reservations. */
+  #reserved = 0;
+  #unwritten = 0;
   #line: Promise<unknown> = Promise.resolve();
   #tidying: Promise<void> | undefined;
   /** There is less free space than there should be, and nothing that could be put out. */
@@ -122,13 +135,11 @@ export class Evictor {
 
   /** Bytes stored and reserved. */
   get bytes(): number {
-    return this.#stored + this.#sum((reservation) => reservation.bytes);
+    return this.#stored + this.#reserved;
   }
 
   reservation(): Reservation {
-    const reservation = new Reservation(this);
-    this.#reservations.add(reservation);
-    return reservation;
+    return new Reservation(this);
   }
 
   /** `grant` is called in the same tick in which the room was found, and not after the signal has aborted. */
@@ -138,8 +149,15 @@ export class Evictor {
     await (signal ? orLate(made, signal, late) : made);
   }
 
-  settle(reservation: Reservation, stored: number): void {
-    if (this.#reservations.delete(reservation)) this.#stored += stored;
+  /** A reservation is over, and so much of it is stored. */
+  settle(stored: number): void {
+    this.#stored += stored;
+  }
+
+  /** A reservation has become larger or smaller. */
+  changed(bytes: number, unwritten: number): void {
+    this.#reserved += bytes;
+    this.#unwritten += unwritten;
   }
 
   /** A blob of this size has left the store. */
@@ -209,7 +227,7 @@ export class Evictor {
   ): Promise<{ reason: 'max-bytes' | 'min-free'; isCurable: boolean } | undefined> {
     const { maxBytes, minFreeBytes } = this.#options;
     const { bytes: freeBytes, files } = await this.#store.free();
-    const free = freeBytes - this.#sum((reservation) => reservation.unwritten);
+    const free = freeBytes - this.#unwritten;
     const partial = this.#store.partialBytes;
     const evictable = Math.max(0, this.#stored - this.#store.pinnedBytes) + partial;
     const used = this.bytes + this.#store.otherBytes;
@@ -244,12 +262,6 @@ export class Evictor {
       went += 1;
     }
     return went > 0;
-  }
-
-  #sum(of: (reservation: Reservation) => number): number {
-    let total = 0;
-    for (const reservation of this.#reservations) total += of(reservation);
-    return total;
   }
 }
 

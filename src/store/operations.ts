@@ -21,7 +21,7 @@ export interface StoreOperations {
 /** `registries`: the upstreams that are configured. */
 export function storeOperations(store: BlobStore, registries: () => readonly string[]): StoreOperations {
   const pinning = async (work: () => number): Promise<{ pinnedBytes: number }> => {
-    await store.catalog.queue.ready();
+    await store.catalog.queue.write(() => undefined);
     return { pinnedBytes: work() };
   };
   return {
