@@ -12,7 +12,7 @@ import type { Logger } from '../util/log.ts';
 import { Slots } from '../util/slots.ts';
 import { WorkerThread } from '../util/worker.ts';
 import { Buffers } from './buffers.ts';
-import { Catalog, explain } from './catalog.ts';
+import { Catalog, explain, type Victim, type WideManifest } from './catalog.ts';
 import { Evictor, type EvictionReason, type EvictorOptions, type Reservation } from './evictor.ts';
 import { Health } from './health.ts';
 import { Ingest } from './ingest.ts';
@@ -91,13 +91,27 @@ const writeBehindMs = 5000;
 /** The catalog's files stand beside the cap up to this share of it, and count against it above that. */
 const catalogShareOfCap = 0.05;
 const leastCatalogBytes = 32 * 1024 * 1024;
+/** Of that share the catalog without its free pages; the rest is for its log, its backup, and that one being made anew. */
+const catalogShareOfFiles = 0.25;
 /** Writing so many rows takes some milliseconds. */
 const manyChildren = 500;
-const watchLogMs = 250;
+/** No image has so many layers: such manifests leave first when the catalog is too large. */
+const veryManyChildren = 200;
+/** What each of them takes in the catalog, about. */
+const childRowBytes = 400;
+/** Free pages of the catalog beyond that, and beyond a quarter of it, are given back to the file system. */
+const mostFreeBytes = 16 * 1024 * 1024;
+const leastFreeBytes = 1024 * 1024;
+const shrinkPages = 512;
+/** The file system is to have so much left for that. */
+const shrinkRoomBytes = 64 * 1024 * 1024;
+const shrinkAgainMs = 60_000;
+const watchMs = 250;
 /** A write-ahead log of this size is cut. */
 const cutLogBytes = 4 * 1024 * 1024;
 /** And one of this size at once. */
 const longLogBytes = 16 * 1024 * 1024;
+const lookedAtOnce = 16;
 const backupEveryMs = 60 * 60_000;
 const pruneEveryMs = 60 * 60_000;
 /** Sooner, when so many tags have come. */
@@ -153,6 +167,13 @@ export class BlobStore {
   #dirty = false;
   #prunedAt = -Infinity;
   #isWatching = false;
+  #cutting: Promise<void> | undefined;
+  #slimming: Promise<void> | undefined;
+  #isShrinking = false;
+  #shrunkAt = -Infinity;
+  /** What the catalog's files may take beside the cap. */
+  readonly #catalogShare: number;
+  readonly #maxBytes: number;
   /** Of the catalog that is open. */
   #catalogInode: number | undefined;
   /** How often a file was opened or leased again. */
@@ -260,6 +281,8 @@ export class BlobStore {
     // The getters are the evictor's; `this` in them is not the store.
     const otherBytes = (): number => this.#otherBytes;
     const catalogShare = Math.max(leastCatalogBytes, catalogShareOfCap * options.maxBytes);
+    this.#catalogShare = catalogShare;
+    this.#maxBytes = options.maxBytes;
     const partials = this.#partials;
     const quarantine = this.#quarantine;
     this.#evictor = new Evictor(
@@ -275,13 +298,7 @@ export class BlobStore {
         },
         mayLeave: (digest) => this.#mayLeave(digest) && !this.#wasJustUsed(digest),
         dropPartial: async () => (await quarantine.dropOldest()) || partials.dropOldest(),
-        evict: async (victim, reason) => {
-          const isGone = await this.#delete(victim);
-          if (!isGone) return false;
-          this.#context.onEvicted(reason);
-          if (reason !== 'idle') this.catalog.evicted(victim);
-          return true;
-        },
+        evict: (victim, reason) => this.#evict(victim, reason),
         get otherBytes() {
           return Math.max(0, otherBytes() - catalogShare);
         },
@@ -297,10 +314,12 @@ export class BlobStore {
     );
     if (options.upkeep !== false) {
       this.#timer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
-      this.#logTimer = setInterval(
-        () => this.#behind(this.#watchLog(), 'cutting the log of the catalog'),
-        watchLogMs,
-      ).unref();
+      this.#logTimer = setInterval(() => {
+        if (this.#isWatching) return;
+        this.#isWatching = true;
+        const watched = this.#watchCatalog().finally(() => (this.#isWatching = false));
+        this.#behind(watched, 'looking after the catalog');
+      }, watchMs).unref();
     }
     if (options.scrubEveryMs > 0)
       this.#behind(this.#scrubber(options.scrubEveryMs).run(this.#closing.signal), 'the scrub');
@@ -612,6 +631,14 @@ export class BlobStore {
     }
   }
 
+  async #evict(victim: Victim, reason: EvictionReason): Promise<boolean> {
+    const isGone = await this.#delete(victim);
+    if (!isGone) return false;
+    this.#context.onEvicted(reason);
+    if (reason !== 'idle') this.catalog.evicted(victim);
+    return true;
+  }
+
   #isLeased(digest: Digest): boolean {
     if (this.#leases.has(digest)) return true;
     for (const ingest of this.#ingests) if (ingest.digest === digest) return true;
@@ -651,7 +678,7 @@ export class BlobStore {
       try {
         await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
         this.#dirty = true;
-        if (children.length > manyChildren) await this.#inTurn();
+        if (children.length > manyChildren) await this.#inTurn(children.length);
         let wasLost = false;
         const isNew = await this.catalog.queue.write(() => {
           const isNew = this.catalog.addBlob(descriptor, children, this.#context.clock.now());
@@ -670,11 +697,84 @@ export class BlobStore {
     return this.#track(work());
   }
 
-  /** Large manifests are written one at a time, and others are answered in between. */
-  async #inTurn(): Promise<void> {
+  /** Large manifests are written one at a time, and others are answered in between; the catalog has room for them first. */
+  async #inTurn(children: number): Promise<void> {
     const before = this.#turn;
-    this.#turn = before.then(() => nextTurn()).then(() => nextTurn());
-    await before;
+    const prepare = async (): Promise<void> => {
+      await before;
+      await this.#slim(children * childRowBytes);
+      await this.#paceLog();
+    };
+    const prepared = prepare();
+    this.#turn = prepared
+      .catch(() => undefined)
+      .then(() => nextTurn())
+      .then(() => nextTurn());
+    await prepared;
+  }
+
+  /**
+   * Keeps the catalog to its share, with room for `bytes` more: manifests of very many parts go, those first that nobody has
+   * asked for longest.
+   */
+  #slim(bytes: number): Promise<void> {
+    const before = this.#slimming;
+    const slimming = (async (): Promise<void> => {
+      await before;
+      const limit = this.#catalogShare * catalogShareOfFiles - bytes;
+      let last: WideManifest | undefined;
+      const isOver = (): boolean => {
+        const size = this.catalog.size();
+        return size.bytes - size.free > limit;
+      };
+      while (!this.#closing.signal.aborted && isOver()) {
+        const found = this.catalog.wideManifests(lookedAtOnce, last);
+        if (found.length === 0) return;
+        for (const victim of found) {
+          last = victim;
+          const { digest } = victim;
+          if (!this.catalog.hasMoreChildren(digest, veryManyChildren)) continue;
+          if (!this.#mayLeave(digest) || this.#wasJustUsed(digest)) continue;
+          await this.#evict(victim, 'max-bytes');
+          if (!isOver()) return;
+        }
+        await nextTurn();
+      }
+    })();
+    const done = slimming.finally(() => {
+      if (this.#slimming === done) this.#slimming = undefined;
+    });
+    this.#slimming = done;
+    return done;
+  }
+
+  /** Gives free pages of the catalog back to the file system, some at a time. */
+  async #shrink(): Promise<void> {
+    if (this.#isShrinking || this.#isOnCopy || this.health.trouble !== undefined) return;
+    const { bytes, free } = this.catalog.size();
+    const most = Math.max(leastFreeBytes, Math.min(mostFreeBytes, this.#catalogShare / 8), bytes / 4);
+    if (free <= most || performance.now() - this.#shrunkAt < shrinkAgainMs) return;
+    this.#isShrinking = true;
+    try {
+      const { bavail, bsize } = await statfs(this.#root);
+      if (bavail * bsize < shrinkRoomBytes + 2 * (bytes - free)) return;
+      const file = catalogPath(this.#root);
+      for (let left = Infinity; left > 0 && !this.#closing.signal.aborted;) {
+        const now = await this.catalog.queue.during(() =>
+          this.#catalogDisk.call<number>('shrink', { file, pages: shrinkPages }),
+        );
+        await this.#paceLog();
+        await nextTurn();
+        if (now >= left) break;
+        left = now;
+      }
+      await this.#cutLog();
+    } catch (error) {
+      this.#shrunkAt = performance.now();
+      this.#context.log.warn({ err: error }, 'the catalog could not be made smaller');
+    } finally {
+      this.#isShrinking = false;
+    }
   }
 
   /** From this tick on nobody finds the blob; its file goes, and then its row. Resolves to whether it could be done. */
@@ -706,8 +806,13 @@ export class BlobStore {
         }
       }
       try {
-        await this.catalog.queue.write(() => this.catalog.removeBlob(digest));
+        let isMore = await this.catalog.queue.write(() => this.catalog.removeBlob(digest));
         this.#lost.delete(digest);
+        while (isMore) {
+          await this.#paceLog();
+          await nextTurn();
+          isMore = await this.catalog.queue.write(() => this.catalog.removeMore(digest));
+        }
       } catch (error) {
         this.#context.log.warn({ err: error, digest }, 'the catalog could not forget a blob');
       }
@@ -822,8 +927,7 @@ export class BlobStore {
       // While much is written, only more would come meanwhile.
       if ((await sizeOf(walPath(this.#root))) < longLogBytes)
         await this.#catalogDisk.call('checkpoint', { file });
-      if ((await sizeOf(walPath(this.#root))) >= cutLogBytes)
-        await this.catalog.queue.during(() => this.#catalogDisk.call('truncate', { file }));
+      if ((await sizeOf(walPath(this.#root))) >= cutLogBytes) await this.#cutLog();
     } catch (error) {
       this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
     }
@@ -871,15 +975,33 @@ export class BlobStore {
     this.#context.log.info('the store is used again');
   }
 
-  /** The log may grow faster than it is looked after. */
-  async #watchLog(): Promise<void> {
-    const files = [catalogPath(this.#root), backupPath(this.#root), walPath(this.#root)];
+  async #cutLog(): Promise<void> {
+    const file = catalogPath(this.#root);
+    await this.catalog.queue.during(() => this.#catalogDisk.call('truncate', { file }));
+  }
+
+  /** Whoever writes much waits until a log that has grown is cut. */
+  async #paceLog(): Promise<void> {
+    if ((await sizeOf(walPath(this.#root))) < cutLogBytes) return;
+    this.#cutting ??= this.#checkpoint().finally(() => (this.#cutting = undefined));
+    await this.#cutting;
+  }
+
+  /** The log may grow faster than it is looked after, and the catalog too. */
+  async #watchCatalog(): Promise<void> {
+    const backup = backupPath(this.#root);
+    const files = [catalogPath(this.#root), backup, `${backup}.new`, walPath(this.#root)];
     const sizes = await Promise.all(files.map(sizeOf));
     this.#otherBytes = sizes.reduce((sum, size) => sum + size, 0);
-    if (!this.#isWatching && (sizes.at(-1) ?? 0) >= cutLogBytes) {
-      this.#isWatching = true;
-      await this.#checkpoint().finally(() => (this.#isWatching = false));
-    }
+    await this.#paceLog();
+    if (this.#isOnCopy || this.health.trouble !== undefined) return;
+    if (!this.#slimming) this.#behind(this.#slim(0), 'making room in the catalog');
+    this.#behind(this.#shrink(), 'making the catalog smaller');
+    const isOver = this.bytes + this.#otherBytes > this.#maxBytes + this.#catalogShare;
+    if (isOver) this.#tidy();
+    // A backup of what was much larger.
+    const [size = 0, backupSize = 0] = sizes;
+    if (backupSize > 2 * size + leastCatalogBytes / 4) await this.#backup();
   }
 }
 

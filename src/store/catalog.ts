@@ -49,6 +49,11 @@ export interface Victim {
   readonly priority: number;
 }
 
+export interface WideManifest extends Victim {
+  /** Milliseconds since the epoch. */
+  readonly usedAt: number;
+}
+
 /** The journal of an unfinished fill. */
 export interface IngestRow {
   readonly registry: string;
@@ -91,6 +96,7 @@ const walLimitBytes = 4 * 1024 * 1024;
 /** In one step, which nothing else can interrupt. */
 const usesAtOnce = 500;
 const usesStepMs = 8;
+const childrenAtOnce = 1000;
 
 /** A repo of this name stands for its whole registry. */
 export const everywhere = '';
@@ -199,14 +205,40 @@ export class Catalog implements LedgerStore {
     })();
   }
 
-  /** Forgets a blob; tags that name it stay, and find it again when it is fetched again. */
-  removeBlob(digest: Digest): void {
-    const { removeBlob, removeChildren } = this.#statements;
+  /**
+   * Forgets a blob; tags that name it stay, and find it again when it is fetched again. Of very many children only some go:
+   * returns whether there are more, which are to be removed by `removeMore`.
+   */
+  removeBlob(digest: Digest): boolean {
     this.#used.delete(digest);
-    this.#db.transaction(() => {
-      removeChildren.run(digest);
-      removeBlob.run(digest);
+    return this.#db.transaction(() => {
+      this.#statements.removeBlob.run(digest);
+      return this.removeMore(digest);
     })();
+  }
+
+  /** Some children of a blob that is gone. Returns whether there are more. */
+  removeMore(digest: Digest): boolean {
+    const { removeSomeChildren } = this.#statements;
+    if (this.blob(digest)) return false;
+    return removeSomeChildren.run(digest, digest, childrenAtOnce).changes >= childrenAtOnce;
+  }
+
+  /** Bytes of its file: all of it, and what of that is free for what comes next. */
+  size(): { bytes: number; free: number } {
+    const number = (name: string): number => this.#db.pragma(name, { simple: true }) as number;
+    const page = number('page_size');
+    return { bytes: number('page_count') * page, free: number('freelist_count') * page };
+  }
+
+  /** The next manifests that may have many children, those first that nobody has asked for longest; pinned ones stay. */
+  wideManifests(count: number, after: WideManifest | undefined): WideManifest[] {
+    return this.#statements.wideManifests.all(after?.usedAt ?? -1, after?.digest ?? '', count);
+  }
+
+  /** Whether a manifest has more than so many children. */
+  hasMoreChildren(digest: Digest, than: number): boolean {
+    return this.#statements.childAt.get(digest, than) !== undefined;
   }
 
   /** Nobody has it any more; whoever gets it anew is linked anew. */
@@ -576,6 +608,8 @@ function copyInMemory(file: string): Database.Database {
 function openForWriting(file: string): Database.Database {
   const db = new Database(file);
   try {
+    // Of a file that is there it changes nothing before the next VACUUM (disk-worker).
+    db.pragma('auto_vacuum = INCREMENTAL');
     db.pragma('journal_mode = WAL');
     db.pragma('synchronous = NORMAL');
     // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
@@ -653,6 +687,16 @@ function prepareStatements(db: Database.Database) {
     setHeld: db.prepare<[Digest]>('UPDATE children SET was_held = 1 WHERE digest = ? AND was_held = 0'),
     wasHeld: db.prepare<[Digest], object>('SELECT 1 FROM children WHERE digest = ? AND was_held = 1 LIMIT 1'),
     removeChildren: db.prepare<[Digest]>('DELETE FROM children WHERE parent = ?'),
+    removeSomeChildren: db.prepare<[Digest, Digest, number]>(
+      `DELETE FROM children WHERE parent = ?
+         AND position > (SELECT max(position) FROM children WHERE parent = ?) - ?`,
+    ),
+    childAt: db.prepare<[Digest, number], object>('SELECT 1 FROM children WHERE parent = ? AND position = ?'),
+    wideManifests: db.prepare<[number, string, number], WideManifest>(
+      `SELECT digest, size, priority, used_at AS usedAt FROM blobs INDEXED BY blobs_wide
+       WHERE size > 16000 AND media_type <> 'application/octet-stream' AND pinned = 0 AND (used_at, digest) > (?, ?)
+       ORDER BY used_at, digest LIMIT ?`,
+    ),
     sizeOfChild: db.prepare<[Digest], { size: number }>('SELECT size FROM children WHERE digest = ? LIMIT 1'),
     ingests: db.prepare<[], IngestRow>(
       'SELECT registry, digest, file, size, present, synced, boot, updated_at AS updatedAt FROM ingests',

@@ -62,6 +62,21 @@ answerCalls({
   checkpoint({ file }: { file: string }) {
     catalogOf(file).pragma('wal_checkpoint(PASSIVE)');
   },
+  /**
+   * Gives up to so many free pages back to the file system, once the log is cut: nobody may write meanwhile. Resolves to how many
+   * are left.
+   */
+  shrink({ file, pages }: { file: string; pages: number }) {
+    const db = catalogOf(file);
+    const incremental = 2;
+    if (db.pragma('auto_vacuum', { simple: true }) === incremental) db.pragma(`incremental_vacuum(${pages})`);
+    else {
+      // A file of an older version, written anew once.
+      db.pragma('auto_vacuum = INCREMENTAL');
+      db.exec('VACUUM');
+    }
+    return db.pragma('freelist_count', { simple: true });
+  },
   /** Another file has taken its place. */
   forget({ file }: { file: string }) {
     catalogs.get(file)?.close();

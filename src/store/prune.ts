@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Database } from 'better-sqlite3';
+import { errorCode } from '../util/errors.ts';
 
 export interface Prune {
   /** The catalog. */
@@ -13,15 +14,19 @@ export interface Prune {
 export interface Pruned {
   readonly links: number;
   readonly tags: number;
+  /** Of manifests that were removed, when that was broken off. */
+  readonly children: number;
 }
 
 /** Others want to write too: each step takes a few milliseconds. */
 const rowsAtOnce = 200;
 const restMs = 5;
+const busyTries = 20;
+const busyRestMs = 100;
 
 /**
  * Removes rows of the catalog that serve nobody: links to blobs that are neither stored nor arriving, and tags that are too
- * many, first those whose manifest is not held. It runs beside the mirror, with a connection of its own.
+ * many, first those whose manifest is not held, and what manifests that are gone have left. It runs beside the mirror, with a connection of its own.
  */
 export async function prune(db: Database, { linksBefore, maxTags }: Prune): Promise<Pruned> {
   const links = await inSteps(
@@ -42,7 +47,21 @@ export async function prune(db: Database, { linksBefore, maxTags }: Prune): Prom
     [Math.max(0, count - maxTags)],
     'DELETE FROM tags WHERE registry = @registry AND repo = @repo AND tag = @tag',
   );
-  return { links, tags };
+  const children = await inSteps(
+    db,
+    // From one parent to the next, past its children.
+    `WITH RECURSIVE parents (parent) AS (
+       SELECT min(parent) FROM children
+       UNION ALL SELECT (SELECT min(parent) FROM children WHERE parent > parents.parent) FROM parents WHERE parent IS NOT NULL
+     )
+     SELECT parent, position FROM parents JOIN children USING (parent)
+     WHERE NOT EXISTS (SELECT 1 FROM blobs WHERE blobs.digest = parent)`,
+    [],
+    // It may have come again since.
+    `DELETE FROM children WHERE parent = @parent AND position = @position
+       AND NOT EXISTS (SELECT 1 FROM blobs WHERE blobs.digest = @parent)`,
+  );
+  return { links, tags, children };
 }
 
 /** Looks for all of it first: that holds up nobody who writes. */
@@ -51,7 +70,17 @@ async function inSteps(db: Database, find: string, args: number[], remove: strin
   const statement = db.prepare(remove);
   const removeSome = db.transaction((some: unknown[]) => some.forEach((row) => statement.run(row)));
   for (let at = 0; at < rows.length; at += rowsAtOnce) {
-    removeSome.immediate(rows.slice(at, at + rowsAtOnce));
+    const some = rows.slice(at, at + rowsAtOnce);
+    for (let tries = 0; ; tries++) {
+      try {
+        removeSome.immediate(some);
+        break;
+      } catch (error) {
+        // Somebody writes something large.
+        if (tries >= busyTries || errorCode(error) !== 'SQLITE_BUSY') throw error;
+        await sleep(busyRestMs);
+      }
+    }
     await sleep(restMs);
   }
   return rows.length;

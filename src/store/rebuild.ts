@@ -94,7 +94,7 @@ async function compare(
         (error: unknown) => errorCode(error) !== 'ENOENT',
       );
       if (isThere) continue;
-      catalog.removeBlob(digest);
+      if (catalog.removeBlob(digest)) while (catalog.removeMore(digest));
       catalog.removeLinksTo(digest);
       lost += 1;
     }

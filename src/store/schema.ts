@@ -162,6 +162,11 @@ const migrations: readonly string[] = [
   -- The name or pattern by which the registry is configured: lists of all that a pattern covers share their room.
   ALTER TABLE lists ADD COLUMN upstream TEXT NOT NULL DEFAULT '';
   `,
+  `
+  -- Manifests that may have very many parts, of which each is a row: they leave first when the catalog is too large.
+  CREATE INDEX blobs_wide ON blobs (used_at, digest)
+    WHERE size > 16000 AND media_type <> 'application/octet-stream';
+  `,
 ];
 
 /** What this program reads and writes. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
-import type { Reply } from '../support/http.ts';
-import { imageOf, largeBlob, randomBlob, type Blob } from '../support/images.ts';
+import { ask, type Reply } from '../support/http.ts';
+import { blobOf, imageOf, largeBlob, ociIndex, randomBlob, type Blob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream } from '../support/upstream.ts';
 
@@ -135,4 +135,62 @@ test('the catalog’s log does not grow, and the directory keeps to the cap, how
   assert.ok(largestLog < 14e6, `${largestLog}`);
   assert.ok(largest < 4e6 + 32e6, `${largest}`);
   assert.match(await mirror.metrics(), /layercache_evictions_total\{reason="max-bytes"\}/);
+});
+
+test('indexes of very many parts do not make the catalog large, and what they took is given back', async (t) => {
+  const upstream = await Upstream.start();
+  const cap = 20e6;
+  const mirror = await TestMirror.start({
+    upstream: upstream.url,
+    config: { store: { maxBytes: cap }, log: { level: 'error' }, fetch: { prefetch: 'off' } },
+  });
+  let largest = 0;
+  let isOver = false;
+  t.after(() => {
+    isOver = true;
+    return Promise.all([mirror.close(), upstream.stop()]);
+  });
+  const sizes = async (): Promise<Map<string, number>> => {
+    const files = await mirror.files();
+    largest = Math.max(
+      largest,
+      files.reduce((sum, { size }) => sum + size, 0),
+    );
+    return new Map(files.map(({ path, size }) => [path, size]));
+  };
+  const watch = async (): Promise<void> => {
+    for (; !isOver; await new Promise((resolve) => setTimeout(resolve, 50))) await sizes();
+  };
+  const watching = watch();
+  const wide = Array.from({ length: 16 }, (_, k) => {
+    const manifests = Array.from({ length: 10_000 }, (_, i) => {
+      return { mediaType: 'a/b', digest: blobOf(`${k} ${i}`).digest, size: 1 };
+    });
+    return {
+      ...blobOf(JSON.stringify({ schemaVersion: 2, mediaType: ociIndex, manifests })),
+      mediaType: ociIndex,
+    };
+  });
+  for (const index of wide) {
+    upstream.addManifest('library/x', index);
+    assert.equal((await mirror.get(`/v2/library/x/manifests/${index.digest}`)).status, 200);
+  }
+  const last = `/v2/library/x/manifests/${wide.at(-1)!.digest}`;
+  assert.equal((await mirror.get(last)).headers['x-cache'], 'hit');
+  const blob = randomBlob(2e6);
+  upstream.addBlob('library/y', blob);
+  const path = `/v2/library/y/blobs/${blob.digest}`;
+  assert.equal((await mirror.get(path)).headers['x-cache'], 'miss');
+  await until(async () => (await mirror.get(path)).headers['x-cache'] === 'hit', 'others are still kept');
+  const purged = await ask(`${mirror.adminUrl}/api/purge`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ pattern: 'docker.io/library/x', dryRun: false }),
+  });
+  assert.equal(purged.status, 200);
+  await until(async () => ((await sizes()).get('catalog.db') ?? 0) < 2e6, 'the catalog is small again');
+  isOver = true;
+  await watching;
+  t.diagnostic(`directory at most ${largest} bytes`);
+  assert.ok(largest < cap + 32e6, `${largest}`);
 });

@@ -57,7 +57,7 @@ test('links to nothing and tags that are too many are removed, while somebody el
     catalog.addPin(`x.io/p${i}`, 1);
     await new Promise((resolve) => setTimeout(resolve, 2));
   }
-  assert.deepEqual(await running, { links: 2 * 998 - 1, tags: 900 });
+  assert.deepEqual(await running, { links: 2 * 998 - 1, tags: 900, children: 0 });
   for (const digest of [stored!, arriving!, fresh!]) assert.ok(catalog.link(digest, 'x.io', 'a/b'));
   assert.equal(catalog.link(digests[3]!, 'x.io', 'a/b'), undefined);
   assert.ok(catalog.tag(repo, 't0'), 'its manifest is held');
