@@ -6,7 +6,8 @@ import pino from 'pino';
 import { request } from 'undici';
 import type { Config } from './config.ts';
 import { BlobStore } from './store/blob-store.ts';
-import { Catalog } from './store/catalog.ts';
+import { Catalog, explain } from './store/catalog.ts';
+import { isCorrupt, openToRead } from './store/catalog-file.ts';
 import { findDamage } from './store/check.ts';
 import { Inventory, type StoredBlob } from './store/inventory.ts';
 import { blobPath, blobsPath, catalogPath } from './store/layout.ts';
@@ -264,7 +265,11 @@ function withInventory<T>({ store }: Config, work: (inventory: Inventory) => T |
 }
 
 function withCatalog<T>({ store }: Config, work: (catalog: Catalog) => Promise<T>): Promise<T> {
-  return withReader(store.path, () => new Catalog(catalogPath(store.path), { readonly: true }), work);
+  return withReader(
+    store.path,
+    () => new Catalog(catalogPath(store.path), { reader: openToRead(store.path) }),
+    work,
+  );
 }
 
 /** What lists or shows reads the catalog beside whoever works on it, and changes nothing. */
@@ -276,11 +281,15 @@ async function withReader<R extends { close(): void }, T>(
   let reader: R;
   try {
     reader = open();
-  } catch (cause) {
-    throw new Error(`${path}: no store that can be read (${(cause as Error).message})`, { cause });
+  } catch (error) {
+    if (isCorrupt(error)) throw explain(error, catalogPath(path));
+    const cause = error as Error;
+    throw new Error(`${path}: no store that can be read (${cause.message})`, { cause });
   }
   try {
     return await work(reader);
+  } catch (error) {
+    throw isCorrupt(error) ? explain(error, catalogPath(path)) : error;
   } finally {
     reader.close();
   }

@@ -12,7 +12,8 @@ import type { Logger } from '../util/log.ts';
 import { Slots } from '../util/slots.ts';
 import { WorkerThread } from '../util/worker.ts';
 import { Buffers } from './buffers.ts';
-import { Catalog, explain, type Victim, type WideManifest } from './catalog.ts';
+import { Catalog, explain, isLarge, type Victim, type WideManifest } from './catalog.ts';
+import { isCorrupt } from './catalog-file.ts';
 import { Evictor, type EvictionReason, type EvictorOptions, type Reservation } from './evictor.ts';
 import { Health } from './health.ts';
 import { Ingest } from './ingest.ts';
@@ -157,6 +158,8 @@ export class BlobStore {
   readonly #partials: Partials;
   readonly #quarantine: Quarantine;
   readonly #recheck: Recheck;
+  /** A large catalog is being read through. */
+  #checked: Promise<void> | undefined;
   /** Work that a close must wait for. */
   readonly #pending = new Set<Promise<unknown>>();
   readonly #timer: NodeJS.Timeout | undefined;
@@ -247,8 +250,13 @@ export class BlobStore {
     this.#context = context;
     this.#unlock = unlock;
     this.#isOnCopy = inMemory;
+    this.health = new Health(this.#root, lockedFile, context.log);
     this.catalog = new Catalog(catalogPath(this.#root), {
       inMemory,
+      // Operators are told by what they do that it failed.
+      ...(options.upkeep !== false && {
+        onDamaged: (error: unknown) => this.health.catalogDamaged(error),
+      }),
       onLostWrite: (error) =>
         context.log.warn({ err: error }, 'something could not be written to the catalog'),
     });
@@ -264,7 +272,6 @@ export class BlobStore {
     this.#disk = new WorkerThread('disk-worker', import.meta.url, onDeath);
     this.#catalogDisk = new WorkerThread('disk-worker', import.meta.url, onDeath);
     this.catalog.onChange = (registry, repo, tag) => this.pins.changed(registry, repo, tag);
-    this.health = new Health(this.#root, lockedFile, context.log);
     this.#partials = new Partials(ingestPath(this.#root), { ...context, catalog: this.catalog });
     this.#quarantine = new Quarantine(quarantinePath(this.#root));
     this.#recheck = new Recheck({
@@ -296,7 +303,7 @@ export class BlobStore {
           const before = context.clock.now() - options.maxIdleMs;
           return this.catalog.idleSince(before, count);
         },
-        mayLeave: (digest) => this.#mayLeave(digest) && !this.#wasJustUsed(digest),
+        mayLeave: (digest) => !this.catalog.isDamaged && this.#mayLeave(digest) && !this.#wasJustUsed(digest),
         dropPartial: async () => (await quarantine.dropOldest()) || partials.dropOldest(),
         evict: (victim, reason) => this.#evict(victim, reason),
         get otherBytes() {
@@ -321,6 +328,8 @@ export class BlobStore {
         this.#behind(watched, 'looking after the catalog');
       }, watchMs).unref();
     }
+    if (!inMemory && isLarge(catalogPath(this.#root)))
+      this.#checked = this.#track(this.#check()).finally(() => (this.#checked = undefined));
     if (options.scrubEveryMs > 0)
       this.#behind(this.#scrubber(options.scrubEveryMs).run(this.#closing.signal), 'the scrub');
   }
@@ -386,7 +395,8 @@ export class BlobStore {
     const manifest = row.mediaType === blobMediaType ? undefined : recognise(bytes);
     const held = { ...row, children: this.catalog.children(digest), ...manifest, bytes };
     if (!this.catalog.blob(digest)) return held.mediaType;
-    if (held.mediaType !== row.mediaType && !this.catalog.queue.isWaiting)
+    const mayWrite = !this.catalog.queue.isWaiting && !this.catalog.isDamaged;
+    if (held.mediaType !== row.mediaType && mayWrite)
       this.catalog.addBlob(held, held.children, this.#context.clock.now());
     this.#memory.set(digest, held);
     return held.mediaType;
@@ -441,10 +451,15 @@ export class BlobStore {
   async commit(ingest: Ingest, mediaType: string): Promise<void> {
     const { digest, size, path } = ingest;
     if (size === undefined) throw new Error(`commit of ${digest} before its size is known`);
-    const isNew = await this.#publish(path, { digest, size, mediaType }, []).catch((cause: unknown) => {
+    const isNew = await this.#publish(path, { digest, size, mediaType }, []).catch(async (cause: unknown) => {
+      const fault = new MirrorError('store-full', `blob ${digest}: cannot be stored`, { cause });
       this.health.failed(cause);
-      throw new MirrorError('store-full', `blob ${digest}: cannot be stored`, { cause });
+      if (!this.catalog.isDamaged) throw fault;
+      // That is told already, and its readers have what they want.
+      await ingest.fail(fault);
+      return undefined;
     });
+    if (isNew === undefined) return;
     if (isNew) ingest.reservation.keep(size);
     this.#partials.forget(ingest);
     ingest.committed();
@@ -458,6 +473,7 @@ export class BlobStore {
       this.#settling.set(digest, held);
       const persisted = this.#persist(held)
         .catch((error: unknown) => {
+          if (this.catalog.isDamaged) return;
           if (!isFault(error, 'store-full')) this.health.failed(error);
           this.#context.log.warn({ err: error, digest }, 'content is not kept: it could not be written');
         })
@@ -543,15 +559,54 @@ export class BlobStore {
   }
 
   /** Mends what a crash has left behind; `signal` ends it early. */
-  reconcile(signal: AbortSignal): Promise<{ strayFiles: number; lostBlobs: number }> {
+  async reconcile(signal: AbortSignal): Promise<{ strayFiles: number; lostBlobs: number }> {
+    const known = <T>(found: T): T => {
+      // What a damaged catalog does not know is not stray.
+      this.catalog.expectUndamaged();
+      return found;
+    };
     const store = {
-      digestsWithPrefix: (prefix: string) => this.catalog.digestsWithPrefix(prefix),
-      describe: (digest: Digest) => this.describe(digest),
+      digestsWithPrefix: (prefix: string) => known(this.catalog.digestsWithPrefix(prefix)),
+      describe: (digest: Digest) => known(this.describe(digest)),
       open: (digest: Digest) => this.open(digest),
     };
+    const nothing = { strayFiles: 0, lostBlobs: 0 };
+    await this.#checked;
     // A copy may be older than the files: what it does not know is not stray.
-    if (this.#isOnCopy) return Promise.resolve({ strayFiles: 0, lostBlobs: 0 });
-    return this.#track(reconcile(blobsPath(this.#root), store, this.#startedAt, signal));
+    if (this.#isOnCopy || this.catalog.isDamaged) return nothing;
+    return this.#track(reconcile(blobsPath(this.#root), store, this.#startedAt, signal)).catch(
+      (error: unknown) => {
+        if (this.catalog.isDamaged) return nothing;
+        throw error;
+      },
+    );
+  }
+
+  /** Reads the whole catalog, on a thread of its own. */
+  async #check(): Promise<void> {
+    await this.#apart('check', { file: catalogPath(this.#root) }).catch((error: unknown) => {
+      if (!this.catalog.isDamaged)
+        this.#context.log.warn({ err: error }, 'the catalog could not be checked for damage');
+    });
+  }
+
+  /** What takes long, so that nothing waits for it. */
+  async #apart(method: 'check' | 'backup', files: { file: string; to?: string }): Promise<void> {
+    const thread = new WorkerThread('disk-worker', import.meta.url);
+    const end = (): void => void thread.close();
+    this.#closing.signal.addEventListener('abort', end);
+    try {
+      await thread.call(method, files).catch((error: unknown) => this.#sorted(error));
+    } finally {
+      this.#closing.signal.removeEventListener('abort', end);
+      await thread.close();
+    }
+  }
+
+  /** What went wrong with the catalog in a worker thread: damage is noted. */
+  #sorted(error: unknown): never {
+    if (isCorrupt(error)) this.catalog.damaged(error);
+    throw error;
   }
 
   async close(): Promise<void> {
@@ -675,6 +730,7 @@ export class BlobStore {
     const { digest } = descriptor;
     const work = async (): Promise<boolean> => {
       await this.#deleting.get(digest);
+      this.catalog.expectUndamaged();
       try {
         await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
         this.#dirty = true;
@@ -690,7 +746,8 @@ export class BlobStore {
         return isNew || wasLost;
       } catch (error) {
         // Without a row the file would be on nobody's account.
-        if (!this.catalog.blob(digest)) await unlink(this.pathOf(digest)).catch(() => undefined);
+        if (!this.catalog.isDamaged && !this.catalog.blob(digest))
+          await unlink(this.pathOf(digest)).catch(() => undefined);
         throw error;
       }
     };
@@ -814,7 +871,8 @@ export class BlobStore {
           isMore = await this.catalog.queue.write(() => this.catalog.removeMore(digest));
         }
       } catch (error) {
-        this.#context.log.warn({ err: error, digest }, 'the catalog could not forget a blob');
+        if (!this.catalog.isDamaged)
+          this.#context.log.warn({ err: error, digest }, 'the catalog could not forget a blob');
       }
       this.#evictor.removed(size);
       return true;
@@ -834,7 +892,8 @@ export class BlobStore {
   /** Work that nobody waits for: what goes wrong with it is in the log. */
   #behind(work: Promise<unknown>, what: string): void {
     this.#track(work).catch((error: unknown) => {
-      if (!this.#closing.signal.aborted) this.#context.log.error({ err: error }, `${what} failed`);
+      if (this.#closing.signal.aborted || (this.catalog.isDamaged && isCorrupt(error))) return;
+      this.#context.log.error({ err: error }, `${what} failed`);
     });
   }
 
@@ -863,14 +922,14 @@ export class BlobStore {
     if (this.#dirty) this.#behind(this.#checkpoint(), 'the checkpoint');
     this.#pruneSometimes();
     const now = Date.now();
-    if (!this.#isOnCopy && now - this.#backedUpAt >= backupEveryMs) {
+    if (!this.#isOnCopy && !this.catalog.isDamaged && now - this.#backedUpAt >= backupEveryMs) {
       this.#backedUpAt = now;
       this.#behind(this.#backup(), 'the backup');
     }
   }
 
   #pruneSometimes(): void {
-    if (this.#isOnCopy) return;
+    if (this.#isOnCopy || this.catalog.isDamaged) return;
     const { clock } = this.#context;
     const at = clock.monotonic();
     if (at - this.#prunedAt < pruneEveryMs && this.catalog.movedTags < pruneAfterTags) return;
@@ -882,11 +941,10 @@ export class BlobStore {
   async #prune(now: number): Promise<void> {
     const { log, onPruned } = this.#context;
     const file = catalogPath(this.#root);
-    const pruned = await this.#catalogDisk.call<Pruned>('prune', {
-      file,
-      maxTags,
-      linksBefore: now - linksWithoutContentMs,
-    } satisfies Prune);
+    const what = { file, maxTags, linksBefore: now - linksWithoutContentMs } satisfies Prune;
+    const pruned = await this.#catalogDisk
+      .call<Pruned>('prune', what)
+      .catch((error: unknown) => this.#sorted(error));
     for (const table of ['links', 'tags'] as const) if (pruned[table] > 0) onPruned(table, pruned[table]);
     if (pruned.links + pruned.tags > 0) log.info(pruned, 'rows of the catalog were pruned');
   }
@@ -913,23 +971,25 @@ export class BlobStore {
 
   async #backup(): Promise<void> {
     const files = { file: catalogPath(this.#root), to: backupPath(this.#root) };
-    await this.#catalogDisk.call('backup', files).catch((error: unknown) => {
-      this.#context.log.warn({ err: error }, 'the catalog could not be backed up');
+    await this.#apart('backup', files).catch((error: unknown) => {
+      if (!this.catalog.isDamaged && !this.#closing.signal.aborted)
+        this.#context.log.warn({ err: error }, 'the catalog could not be backed up');
     });
   }
 
   /** What the log holds goes into the catalog; a log that has grown is cut, in a moment in which nothing is written. */
   async #checkpoint(): Promise<void> {
     this.#dirty = false;
-    if (this.#isOnCopy) return;
+    if (this.#isOnCopy || this.catalog.isDamaged) return;
     const file = catalogPath(this.#root);
     try {
       // While much is written, only more would come meanwhile.
       if ((await sizeOf(walPath(this.#root))) < longLogBytes)
         await this.#catalogDisk.call('checkpoint', { file });
-      if ((await sizeOf(walPath(this.#root))) >= cutLogBytes) await this.#cutLog();
+      if (!this.#checked && (await sizeOf(walPath(this.#root))) >= cutLogBytes) await this.#cutLog();
     } catch (error) {
-      this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
+      if (isCorrupt(error)) this.catalog.damaged(error);
+      else this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
     }
   }
 

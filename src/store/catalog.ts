@@ -1,4 +1,4 @@
-import { readFileSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, renameSync, rmSync, statSync } from 'node:fs';
 import Database from 'better-sqlite3';
 import { blobMediaType, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
@@ -7,7 +7,8 @@ import type { Repo, RepoName } from '../oci/repo.ts';
 import { errorCode } from '../util/errors.ts';
 import type { Counts, LedgerRow, LedgerStore } from '../util/ledger.ts';
 import type { QuotaState } from '../util/quota-state.ts';
-import { expectVersion, migrate } from './schema.ts';
+import { copyOf, corruptCode, expectWhole, isCorrupt } from './catalog-file.ts';
+import { migrate } from './schema.ts';
 import { mostUses, worthOf } from './worth.ts';
 import { WriteQueue } from './write-queue.ts';
 
@@ -77,12 +78,17 @@ export interface Root {
 }
 
 export interface CatalogOptions {
-  /** It changes nothing. */
-  readonly?: boolean;
+  /** It was opened by whoever reads it only, and is closed with this. */
+  reader?: Database.Database;
   /** A copy of the file as it was when it was last written through; nothing of it comes back to the disk. */
   readonly inMemory?: boolean;
   /** A write that had to wait could not be done in the end. */
   readonly onLostWrite?: (error: unknown) => void;
+  /**
+   * It is found to be damaged while it is in use. From then on nothing is written to it, and what cannot be read is not known.
+   * Without it every access says so by itself.
+   */
+  readonly onDamaged?: (error: unknown) => void;
 }
 
 /** Lists are kept beside the cap. */
@@ -92,6 +98,9 @@ const maxListsOfRepo = 500;
 
 /** The write-ahead log is cut to this when it is begun anew. */
 const walLimitBytes = 4 * 1024 * 1024;
+
+/** What is larger is read through behind the start: that takes longer than whoever starts it waits gladly. */
+const largeBytes = 128 * 1024 * 1024;
 
 /** In one step, which nothing else can interrupt. */
 const usesAtOnce = 500;
@@ -125,27 +134,78 @@ export class Catalog implements LedgerStore {
   /** The priority of what has left last: what comes now starts above it. */
   #inflation: number;
   #statements: ReturnType<typeof prepareStatements>;
+  readonly #file: string;
+  readonly #onDamaged: ((error: unknown) => void) | undefined;
+  #damage: Error | undefined;
   /** Is told of every tag that points elsewhere from now on. */
   onChange: (registry: string, repo: string, tag: string) => void = () => undefined;
 
   /** Throws when it is damaged, in use by something else, or another version's. */
   constructor(file: string, options: CatalogOptions = {}) {
-    const { readonly = false, inMemory = false, onLostWrite = (): void => undefined } = options;
+    const { reader, inMemory = false, onLostWrite = (): void => undefined, onDamaged } = options;
     this.queue = new WriteQueue(onLostWrite, (work) => this.#db.transaction(work).immediate());
-    this.#db = inMemory
-      ? copyInMemory(file)
-      : readonly
-        ? new Database(file, { readonly, fileMustExist: true })
-        : openForWriting(file);
+    this.#file = file;
+    this.#onDamaged = onDamaged;
+    this.#db = reader ?? (inMemory ? copyInMemory(file) : openForWriting(file, true));
     try {
-      if (readonly) expectVersion(this.#db);
-      this.#statements = prepareStatements(this.#db);
+      this.#statements = this.#prepare();
+      // What is left is worth at least what has left.
+      this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
     } catch (error) {
       this.#db.close();
       throw explain(error, file);
     }
-    // What is left is worth at least what has left.
-    this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
+  }
+
+  #prepare(): ReturnType<typeof prepareStatements> {
+    const statements = prepareStatements(this.#db);
+    if (this.#onDamaged) this.#guard(statements);
+    return statements;
+  }
+
+  /** No request ends for what cannot be read of a damaged file. */
+  #guard(statements: ReturnType<typeof prepareStatements>): void {
+    const read = <T>(work: () => T, unknown: T): T => {
+      try {
+        return work();
+      } catch (error) {
+        if (!isCorrupt(error)) throw error;
+        this.damaged(error);
+        return unknown;
+      }
+    };
+    for (const statement of Object.values(statements) as unknown as Guarded[]) {
+      const get = statement.get.bind(statement);
+      const all = statement.all.bind(statement);
+      const run = statement.run.bind(statement);
+      statement.get = (...values) => read(() => get(...values), undefined);
+      statement.all = (...values) => read(() => all(...values), []);
+      statement.run = (...values) => {
+        if (this.#damage) return { changes: 0, lastInsertRowid: 0 };
+        try {
+          return run(...values);
+        } catch (error) {
+          if (isCorrupt(error)) this.damaged(error);
+          throw error;
+        }
+      };
+    }
+  }
+
+  /** Somebody has found it so. */
+  damaged(error: unknown): void {
+    if (this.#damage) return;
+    this.#damage = explain(error, this.#file) as Error;
+    this.#onDamaged?.(this.#damage);
+  }
+
+  get isDamaged(): boolean {
+    return this.#damage !== undefined;
+  }
+
+  /** For work that must not go on with less than all that was known. */
+  expectUndamaged(): void {
+    if (this.#damage) throw this.#damage;
   }
 
   /** Goes on with the file, and forgets what was only in memory. Throws when it cannot be used: then all is as it was. */
@@ -153,7 +213,7 @@ export class Catalog implements LedgerStore {
     const db = openForWriting(file);
     this.#db.close();
     this.#db = db;
-    this.#statements = prepareStatements(db);
+    this.#statements = this.#prepare();
   }
 
   /** Its file is gone, and what it held is still there: writes it to a new file, and goes on with that. */
@@ -166,7 +226,7 @@ export class Catalog implements LedgerStore {
       for (const ending of ['-wal', '-shm']) rmSync(file + ending, { force: true });
       renameSync(copy, file);
       this.#db = openForWriting(file);
-      this.#statements = prepareStatements(this.#db);
+      this.#statements = this.#prepare();
     });
   }
 
@@ -184,6 +244,7 @@ export class Catalog implements LedgerStore {
    * those that its bytes name, and so the same whoever gives it.
    */
   addBlob({ digest, size, mediaType }: Descriptor, children: readonly Child[], now: number): boolean {
+    this.expectUndamaged();
     const { addBlob, setMediaType, addChild, removeChildren, setHeld } = this.#statements;
     return this.#db.transaction(() => {
       const isManifest = mediaType !== blobMediaType;
@@ -210,6 +271,7 @@ export class Catalog implements LedgerStore {
    * returns whether there are more, which are to be removed by `removeMore`.
    */
   removeBlob(digest: Digest): boolean {
+    this.expectUndamaged();
     this.#used.delete(digest);
     return this.#db.transaction(() => {
       this.#statements.removeBlob.run(digest);
@@ -584,33 +646,43 @@ export class Catalog implements LedgerStore {
   }
 }
 
-/** Where SQLite keeps how a file is journalled: 1 is not by a write-ahead log, which memory has none of. */
-const journalBytes = [18, 19] as const;
-
-function copyInMemory(file: string): Database.Database {
-  let bytes: Buffer | undefined;
-  try {
-    bytes = readFileSync(file);
-  } catch {
-    // Then nothing is known.
-  }
-  if (!bytes || bytes.length === 0) {
-    const empty = new Database(':memory:');
-    migrate(empty, file);
-    return empty;
-  }
-  for (const at of journalBytes) bytes[at] = 1;
-  const db = new Database(bytes);
-  migrate(db, file);
-  return db;
+/** Of a statement, what may find the file damaged. */
+interface Guarded {
+  get: (...values: unknown[]) => unknown;
+  all: (...values: unknown[]) => unknown[];
+  run: (...values: unknown[]) => Database.RunResult;
 }
 
-function openForWriting(file: string): Database.Database {
+/** What is written is lost with it. */
+function copyInMemory(file: string): Database.Database {
+  let db: Database.Database | undefined;
+  try {
+    // Where there is none nothing is known.
+    const isThere = existsSync(file) && statSync(file).size > 0;
+    db = isThere ? copyOf(file) : new Database(':memory:');
+    expectWhole(db);
+    migrate(db, file);
+    return db;
+  } catch (error) {
+    db?.close();
+    throw explain(error, file);
+  }
+}
+
+/** Whether it is read through behind the start. */
+export function isLarge(file: string): boolean {
+  const { size } = statSync(file, { throwIfNoEntry: false }) ?? { size: 0 };
+  return size > largeBytes;
+}
+
+/** `checks`: unless it is large, it is read through first. */
+function openForWriting(file: string, checks = false): Database.Database {
   const db = new Database(file);
   try {
     // Of a file that is there it changes nothing before the next VACUUM (disk-worker).
     db.pragma('auto_vacuum = INCREMENTAL');
     db.pragma('journal_mode = WAL');
+    if (checks && !isLarge(file)) expectWhole(db);
     db.pragma('synchronous = NORMAL');
     // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
     db.pragma('wal_autocheckpoint = 0');
@@ -628,18 +700,17 @@ function openForWriting(file: string): Database.Database {
 /** What an operator can do about it. */
 export function explain(error: unknown, file: string): unknown {
   const code = errorCode(error) ?? '';
-  const remedy =
-    code === 'SQLITE_NOTADB' || code.startsWith('SQLITE_CORRUPT')
-      ? 'it is damaged: "layercache store rebuild" makes a new one from its backup and the files'
-      : code.startsWith('SQLITE_BUSY')
-        ? 'another program has it locked: end that one'
-        : code === 'SQLITE_FULL' || code.startsWith('SQLITE_IOERR')
-          ? 'the disk is full or cannot be written: make some room, the files under ingest/ and quarantine/ may go'
-          : code === 'SQLITE_ERROR'
-            ? 'its tables are not those of this program: "layercache store rebuild" makes new ones from the files'
-            : code === 'SQLITE_READONLY' || code.startsWith('SQLITE_CANTOPEN')
-              ? 'it cannot be written: give this user the directory'
-              : undefined;
+  const remedy = corruptCode.test(code)
+    ? 'it is damaged: "layercache store rebuild" makes a new one from its backup and the files'
+    : code.startsWith('SQLITE_BUSY')
+      ? 'another program has it locked: end that one'
+      : code === 'SQLITE_FULL' || code.startsWith('SQLITE_IOERR')
+        ? 'the disk is full or cannot be written: make some room, the files under ingest/ and quarantine/ may go'
+        : code === 'SQLITE_ERROR'
+          ? 'its tables are not those of this program: "layercache store rebuild" makes new ones from the files'
+          : code === 'SQLITE_READONLY' || code.startsWith('SQLITE_CANTOPEN')
+            ? 'it cannot be written: give this user the directory'
+            : undefined;
   if (remedy === undefined) return error;
   return new Error(`${file} cannot be used (${code}): ${remedy}`, { cause: error });
 }

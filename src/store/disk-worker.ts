@@ -2,6 +2,7 @@ import { closeSync, fdatasyncSync, fsyncSync, mkdirSync, openSync, renameSync } 
 import { dirname } from 'node:path';
 import Database from 'better-sqlite3';
 import { answerCalls } from '../util/worker.ts';
+import { expectWhole } from './catalog-file.ts';
 import { prune, type Prune } from './prune.ts';
 
 /** What waits for the disk: done synchronously on a thread of its own, so that nothing else waits with it. */
@@ -29,6 +30,15 @@ function catalogOf(file: string): Database.Database {
   return db;
 }
 
+function check(file: string): void {
+  const db = new Database(file, { readonly: true, fileMustExist: true });
+  try {
+    expectWhole(db);
+  } finally {
+    db.close();
+  }
+}
+
 answerCalls({
   /** Makes a whole file visible under its final name, for good. */
   publish({ from, to }: { from: string; to: string }) {
@@ -43,7 +53,7 @@ answerCalls({
     fdatasyncSync(fd);
     sync(directory, fsyncSync);
   },
-  /** A copy that is whole at every moment. */
+  /** A copy that is whole at every moment; of a damaged catalog none, since the last one may be sound. */
   async backup({ file, to }: { file: string; to: string }) {
     const db = new Database(file, { readonly: true });
     try {
@@ -52,8 +62,13 @@ answerCalls({
     } finally {
       db.close();
     }
+    check(`${to}.new`);
     sync(`${to}.new`, fdatasyncSync);
     renameSync(`${to}.new`, to);
+  },
+  /** Throws when it is damaged. */
+  check({ file }: { file: string }) {
+    check(file);
   },
   prune(what: Prune) {
     return prune(catalogOf(what.file), what);

@@ -14,6 +14,7 @@ export class Health {
   lockedFile: number | undefined;
   readonly #log: Logger;
   #trouble: string | undefined;
+  #isCatalogDamaged = false;
   /** The data directory is not there any more: nothing of it can be served. */
   isGone = false;
 
@@ -29,7 +30,20 @@ export class Health {
   }
 
   failed(error: unknown): void {
+    if (this.#isCatalogDamaged) return;
     this.#note(`the store cannot be written (${errorCode(error) ?? 'unknown'})`, error);
+  }
+
+  /** That lasts until it is made anew. */
+  catalogDamaged(error: unknown): void {
+    this.#isCatalogDamaged = true;
+    const remedy = 'stop layercache, run "layercache store rebuild", and start it again';
+    const why = `the catalog is damaged: ${remedy}`;
+    this.#log.error(
+      { err: error },
+      `${why}. Until then pulls go on past it, and what is missing is not kept`,
+    );
+    this.#trouble = why;
   }
 
   /** Looks whether the directory is still there, and, while there is trouble, whether it can be written. */
@@ -40,7 +54,7 @@ export class Health {
       this.#note('the data directory was removed or replaced while it was in use: restart layercache');
       return;
     }
-    if (this.#trouble === undefined) return;
+    if (this.#trouble === undefined || this.#isCatalogDamaged) return;
     // The way that blobs go.
     const [from, to] = [join(ingestPath(this.#root), '.probe'), join(blobsPath(this.#root), '.probe')];
     try {

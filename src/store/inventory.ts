@@ -1,10 +1,9 @@
-import Database from 'better-sqlite3';
+import type Database from 'better-sqlite3';
 import type { Digest } from '../oci/digest.ts';
 import type { Pattern } from '../oci/pattern.ts';
 import { footprintOfSize } from './catalog.ts';
+import { openToRead } from './catalog-file.ts';
 import { readIntervals } from './journal.ts';
-import { catalogPath } from './layout.ts';
-import { expectVersion } from './schema.ts';
 
 /**
  * What one repo has in the store, in bytes on disk: what its tags and its upstream's word lead to, and all parts of that. What
@@ -58,15 +57,9 @@ const dayMs = 24 * 60 * 60_000;
 export class Inventory {
   readonly #db: Database.Database;
 
-  /** Throws when there is no catalog. */
+  /** Throws when there is no catalog, or a damaged one. */
   constructor(path: string) {
-    this.#db = new Database(catalogPath(path), { readonly: true, fileMustExist: true });
-    try {
-      expectVersion(this.#db);
-    } catch (error) {
-      this.#db.close();
-      throw error;
-    }
+    this.#db = openToRead(path);
   }
 
   /** Patterns that were pinned by command. */

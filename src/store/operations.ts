@@ -20,7 +20,15 @@ export interface StoreOperations {
 
 /** `registries`: the upstreams that are configured. */
 export function storeOperations(store: BlobStore, registries: () => readonly string[]): StoreOperations {
+  const mustBeWhole = (): void => {
+    try {
+      store.catalog.expectUndamaged();
+    } catch (error) {
+      throw new OperationError((error as Error).message);
+    }
+  };
   const pinning = async (work: () => number): Promise<{ pinnedBytes: number }> => {
+    mustBeWhole();
     await store.catalog.queue.write(() => undefined);
     return { pinnedBytes: work() };
   };
@@ -30,9 +38,11 @@ export function storeOperations(store: BlobStore, registries: () => readonly str
     unpin: (pattern) => pinning(() => store.pins.unpin(pattern)),
     async purge(pattern, dryRun) {
       const parsed = patternOf(pattern);
+      mustBeWhole();
       return dryRun ? previewPurge(store.catalog, parsed) : purge(store, parsed);
     },
     async quarantine(digests) {
+      mustBeWhole();
       let quarantined = 0;
       for (const digest of digests) {
         const held = isDigest(digest) ? store.describe(digest) : undefined;
@@ -51,6 +61,7 @@ export function storeOperations(store: BlobStore, registries: () => readonly str
           `${registry}: not among the configured upstreams, ${registries().join(', ')}`,
         );
       }
+      mustBeWhole();
       try {
         return await importRegistry(store, directory, registry);
       } catch (error) {

@@ -4,6 +4,7 @@ import { mkdir, mkdtemp, readFile, rm, stat, truncate, utimes, writeFile } from 
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
+import Database from 'better-sqlite3';
 import { ask, sameBytes } from '../support/http.ts';
 import { imageOf, randomBlob, type Blob, type Image } from '../support/images.ts';
 import { TestMirror, until, type MirrorOptions } from '../support/mirror.ts';
@@ -294,6 +295,30 @@ describe('store commands', () => {
       assert.equal(upstream.blobBytes, 0);
       assert.equal(upstream.count('manifest', { method: 'GET' }), 0);
     }
+  });
+
+  test('of a damaged catalog all say so, with what to do', async () => {
+    await mirror.stop();
+    const file = join(mirror.dataDirectory, 'catalog.db');
+    const db = new Database(file);
+    const row = db
+      .prepare<[], { page: number }>(
+        `SELECT rootpage AS page FROM sqlite_master WHERE name = 'links_by_repo'`,
+      )
+      .get();
+    db.close();
+    const bytes = await readFile(file);
+    randomBlob(4096).bytes.copy(bytes, 4096 * ((row?.page ?? 0) - 1));
+    await writeFile(file, bytes);
+    const pattern = 'docker.io/acme/**';
+    const commands = [['usage'], ['list'], ['pins'], ['verify'], ['purge', pattern, '--dry-run']];
+    for (const command of [...commands, ['purge', pattern], ['pin', pattern]]) {
+      const { code, err } = await layercache(command);
+      assert.equal(code, 1, command.join(' '));
+      assert.match(err, /catalog\.db cannot be used \(SQLITE_CORRUPT\).*"layercache store rebuild"/);
+    }
+    assert.equal((await layercache(['rebuild'])).code, 0);
+    assert.equal((await layercache(['verify'])).code, 0);
   });
 
   test('a catalog that is gone or empty beside blobs is not begun anew', async () => {

@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
-import { mkdir, rm, stat, truncate, writeFile } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
+import { mkdir, open, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
-import { sameBytes, type Reply } from '../support/http.ts';
+import Database from 'better-sqlite3';
+import { ask, sameBytes, type Reply } from '../support/http.ts';
 import { imageOf, largeBlob, manifestOf, randomBlob, type Blob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream } from '../support/upstream.ts';
@@ -61,6 +63,134 @@ describe('store', () => {
     await mirror.restart();
     for (const blob of blobs) assert.equal((await get(blob)).headers['x-cache'], 'hit');
     assert.equal(upstream.calls.length, 0);
+  });
+
+  describe('a catalog with a page of garbage', () => {
+    const image = imageOf([randomBlob(3000), randomBlob(5000), largeBlob(200_000)]);
+    const parts = [image.config, ...image.layers];
+    const catalog = (): string => join(mirror.dataDirectory, 'catalog.db');
+
+    async function begin(): Promise<void> {
+      upstream.addImage('library/x', image, '1');
+      await start({});
+      await pull();
+      await until(stored(5), 'it is stored');
+    }
+
+    async function pull(): Promise<void> {
+      const { status, body } = await mirror.get('/v2/library/x/manifests/1');
+      assert.equal(status, 200, body.toString());
+      for (const part of parts) {
+        const reply = await get(part);
+        assert.equal(reply.status, 200, reply.body.toString());
+        sameBytes(reply.body, part.bytes);
+      }
+    }
+
+    async function spoil(page: number): Promise<void> {
+      const file = await open(catalog(), 'r+');
+      await file.write(randomBytes(4096), 0, 4096, (page - 1) * 4096);
+      await file.close();
+    }
+
+    test('is refused at the start, with its path and what to do, unless that page is not in use', async () => {
+      await begin();
+      await mirror.stop();
+      const whole = await readFile(catalog());
+      let refused = 0;
+      const pages = whole.length / 4096;
+      for (let page = 1; page <= pages; page += 1) {
+        await spoil(page);
+        const error = await mirror.start().then(
+          () => undefined,
+          (each: unknown) => each as Error,
+        );
+        if (error) {
+          refused += 1;
+          const remedy =
+            /catalog\.db cannot be used \(SQLITE_(CORRUPT|NOTADB)\S*\): it is damaged: "layercache store rebuild"/;
+          assert.match(error.message, remedy, `page ${page}`);
+        } else {
+          await pull();
+          await mirror.stop();
+        }
+        assert.equal((await mirror.files('blobs')).length, 5);
+        for (const ending of ['-wal', '-shm']) await rm(catalog() + ending, { force: true });
+        await writeFile(catalog(), whole);
+      }
+      assert.ok(refused > pages / 2, `${refused} of ${pages}`);
+    });
+
+    test('that becomes so while it is in use: pulls go past it, and it is told', async () => {
+      await begin();
+      await mirror.stop();
+      const db = new Database(catalog());
+      const roots = db
+        .prepare<[], { name: string; page: number }>(
+          `SELECT name, rootpage AS page FROM sqlite_master
+           WHERE rootpage > 0 AND tbl_name IN ('blobs', 'links', 'tags', 'children')`,
+        )
+        .all();
+      db.close();
+      await mirror.start();
+      for (const { page } of roots) await spoil(page);
+      // Whoever has it open reads it again after somebody else has written to it.
+      const other = new Database(catalog());
+      other.prepare(`INSERT OR REPLACE INTO notes VALUES ('test', '')`).run();
+      const mark = mirror.log.length;
+      for (let i = 0; i < 2; i++) await pull();
+      upstream.addImage('library/y', imageOf([randomBlob(4000)]), '1');
+      assert.equal((await mirror.get('/v2/library/y/manifests/1')).status, 200);
+      assert.equal((await mirror.head('/v2/library/x/manifests/1')).status, 200);
+      assert.equal((await mirror.get('/v2/library/x/tags/list')).status, 200);
+      const { status, body } = await ask(`${mirror.adminUrl}/readyz`);
+      assert.equal(status, 200);
+      assert.match(body.toString(), /degraded: the catalog is damaged: .*layercache store rebuild/);
+      assert.match(await mirror.metrics(), /^layercache_store_writable 0$/m);
+      const pin = await ask(`${mirror.adminUrl}/api/pin`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ pattern: 'docker.io/library/x' }),
+      });
+      assert.equal(pin.status, 409);
+      assert.match(pin.body.toString(), /catalog\.db cannot be used.*layercache store rebuild/);
+      const loud = mirror.log
+        .slice(mark)
+        .split('\n')
+        .filter((line) => /"level":(40|50|60)/.test(line));
+      assert.equal(loud.filter((line) => line.includes('the catalog is damaged')).length, 1);
+      assert.equal(loud.length, 1, loud.join('\n'));
+      other.close();
+      await mirror.stop();
+      assert.equal((await mirror.files('blobs')).length, 5, 'nothing is thrown away');
+      await assert.rejects(mirror.start(), /catalog\.db cannot be used \(SQLITE_CORRUPT/);
+    });
+
+    test('in a large catalog is found behind the start, and no backup is made of it', async () => {
+      await begin();
+      await until(
+        async () => (await mirror.files()).some(({ path }) => path === 'catalog.backup.db'),
+        'it is backed up',
+      );
+      await mirror.stop();
+      const db = new Database(catalog());
+      db.exec('CREATE TABLE large AS SELECT zeroblob(140000000) AS bytes');
+      const index = db
+        .prepare<[], { page: number }>(
+          `SELECT rootpage AS page FROM sqlite_master WHERE name = 'links_by_repo'`,
+        )
+        .get();
+      db.close();
+      await spoil(index?.page ?? 0);
+      const backup = join(mirror.dataDirectory, 'catalog.backup.db');
+      await utimes(backup, 1, 1);
+      await mirror.start();
+      await until(() => mirror.log.includes('the catalog is damaged'), 'it is found');
+      await pull();
+      assert.equal((await mirror.files('blobs')).length, 5);
+      await mirror.stop();
+      assert.equal((await stat(backup)).mtimeMs, 1000);
+    });
   });
 
   test('a lock that is garbage is named, with what to do', async () => {
