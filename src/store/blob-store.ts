@@ -14,6 +14,7 @@ import { WorkerThread } from '../util/worker.ts';
 import { Buffers } from './buffers.ts';
 import { Catalog, explain, isLarge, type Victim, type WideManifest } from './catalog.ts';
 import { isCorrupt } from './catalog-file.ts';
+import { missingFile } from './check.ts';
 import { Evictor, type EvictionReason, type EvictorOptions, type Reservation } from './evictor.ts';
 import { Health } from './health.ts';
 import { Ingest } from './ingest.ts';
@@ -167,6 +168,10 @@ export class BlobStore {
   readonly #closing = new AbortController();
   /** By the file system's clock, whatever the injected one says. */
   readonly #startedAt = Date.now();
+  /** From then on a file that is missing has not been lost in a crash before the start. */
+  #isReconciled = false;
+  /** Whose files were missing before. */
+  #lostBlobs = 0;
   #dirty = false;
   #prunedAt = -Infinity;
   #isWatching = false;
@@ -502,6 +507,14 @@ export class BlobStore {
     if (!row) return;
     const { log, onDamaged } = this.#context;
     const pinnedFor = this.#pinnedFor(digest);
+    if (why === missingFile && !this.#isReconciled) {
+      this.#lostBlobs += 1;
+      // A crash comes between the end of a file and that of its row. What is pinned does not go by itself.
+      if (!pinnedFor) {
+        await this.#delete(row);
+        return;
+      }
+    }
     log.error({ digest, size: row.size, why }, 'a stored blob is damaged: it will be fetched again');
     await this.#delete(row, async (path) => {
       try {
@@ -570,16 +583,19 @@ export class BlobStore {
       describe: (digest: Digest) => known(this.describe(digest)),
       open: (digest: Digest) => this.open(digest),
     };
-    const nothing = { strayFiles: 0, lostBlobs: 0 };
-    await this.#checked;
-    // A copy may be older than the files: what it does not know is not stray.
-    if (this.#isOnCopy || this.catalog.isDamaged) return nothing;
-    return this.#track(reconcile(blobsPath(this.#root), store, this.#startedAt, signal)).catch(
-      (error: unknown) => {
-        if (this.catalog.isDamaged) return nothing;
-        throw error;
-      },
-    );
+    try {
+      await this.#checked;
+      // A copy may be older than the files: what it does not know is not stray.
+      if (this.#isOnCopy || this.catalog.isDamaged) return { strayFiles: 0, lostBlobs: 0 };
+      const work = reconcile(blobsPath(this.#root), store, this.#startedAt, signal);
+      const strayFiles = await this.#track(work);
+      return { strayFiles, lostBlobs: this.#lostBlobs };
+    } catch (error) {
+      if (this.catalog.isDamaged) return { strayFiles: 0, lostBlobs: this.#lostBlobs };
+      throw error;
+    } finally {
+      this.#isReconciled = true;
+    }
   }
 
   /** Reads the whole catalog, on a thread of its own. */
@@ -658,9 +674,9 @@ export class BlobStore {
     const file = new SharedFile(row, this.pathOf(digest), {
       onIdle: () => this.#endLease(digest, file),
       // Later leases must not share the file that was found wanting.
-      onDamaged: () => {
+      onDamaged: (why) => {
         // What it was replaced by since may be all right.
-        if (this.#leases.get(digest) === file) this.#damaged(row);
+        if (this.#leases.get(digest) === file) this.#damaged(row, why);
       },
     });
     this.#leases.set(digest, file);
@@ -885,8 +901,8 @@ export class BlobStore {
     return this.#track(done);
   }
 
-  #damaged({ digest }: Descriptor): void {
-    this.#behind(this.quarantine(digest, 'found when it was opened'), 'taking out a damaged blob');
+  #damaged({ digest }: Descriptor, why: string): void {
+    this.#behind(this.quarantine(digest, why), 'taking out a damaged blob');
   }
 
   /** Work that nobody waits for: what goes wrong with it is in the log. */

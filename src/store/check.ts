@@ -3,6 +3,9 @@ import type { Digest } from '../oci/digest.ts';
 import { errorCode } from '../util/errors.ts';
 import type { Verifier } from './verifier.ts';
 
+/** What is said of a file that is not there. */
+export const missingFile = 'its file is missing';
+
 const stepBytes = 4 * 1024 * 1024;
 
 /**
@@ -19,7 +22,7 @@ export async function findDamage(
   try {
     handle = await open(path, 'r');
   } catch (error) {
-    if (errorCode(error) === 'ENOENT') return 'its file is missing';
+    if (errorCode(error) === 'ENOENT') return missingFile;
     throw error;
   }
   const verification = verifier.start(digest, handle.fd);

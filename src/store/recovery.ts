@@ -17,43 +17,40 @@ const timeSlackMs = 1000;
 /**
  * Makes directory and catalog agree after a crash: a file without a row goes, a row without a file too. It runs behind
  * the first answers, so files are looked at only when they are older than `startedAt` (ms since the epoch): newer ones
- * are being worked on. Returns how many of each it found.
+ * are being worked on. Resolves to how many files went; the rows are counted by whoever finds that a file is missing.
  */
 export async function reconcile(
   blobsDirectory: string,
   store: Recoverable,
   startedAt: number,
   signal: AbortSignal,
-): Promise<{ strayFiles: number; lostBlobs: number }> {
-  const found = { strayFiles: 0, lostBlobs: 0 };
+): Promise<number> {
+  let strayFiles = 0;
   for (const algorithm of ['sha256', 'sha512']) {
     for (let prefix = 0; prefix < 256 && !signal.aborted; prefix++) {
       const hex = prefix.toString(16).padStart(2, '0');
       const directory = join(blobsDirectory, algorithm, hex);
       const digests = store.digestsWithPrefix(`${algorithm}:${hex}`);
       const files = new Set(await filesIn(directory));
-      for (const digest of digests) {
-        if (!files.has(digest.slice(algorithm.length + 1)) && (await isLost(store, digest)))
-          found.lostBlobs += 1;
-      }
+      for (const digest of digests)
+        if (!files.has(digest.slice(algorithm.length + 1))) await dropIfLost(store, digest);
       for (const file of files) {
         const digest = `${algorithm}:${file}`;
         if (isDigest(digest) && store.describe(digest)) continue;
-        if (await removeIfOlder(join(directory, file), startedAt - timeSlackMs)) found.strayFiles += 1;
+        if (await removeIfOlder(join(directory, file), startedAt - timeSlackMs)) strayFiles += 1;
       }
     }
   }
-  return found;
+  return strayFiles;
 }
 
 /** Opening is what finds a file missing, and then drops the row. */
-async function isLost(store: Recoverable, digest: Digest): Promise<boolean> {
+async function dropIfLost(store: Recoverable, digest: Digest): Promise<void> {
   const content = store.open(digest);
   try {
     await content?.prepare();
-    return false;
   } catch {
-    return true;
+    // That was it.
   } finally {
     content?.release();
   }

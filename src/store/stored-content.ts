@@ -7,6 +7,7 @@ import type { ByteRange } from '../oci/range.ts';
 import { errorCode, isFault, MirrorError } from '../util/errors.ts';
 import { writeTo } from '../util/outlet.ts';
 import type { Buffers } from './buffers.ts';
+import { missingFile } from './check.ts';
 import { copyFile } from './copy.ts';
 import { Reads } from './reads.ts';
 
@@ -55,7 +56,7 @@ async function sendBytes(sink: Writable, all: Buffer, range: ByteRange | undefin
 
 export interface SharedFileEvents {
   readonly onIdle: () => void;
-  readonly onDamaged: () => void;
+  readonly onDamaged: (why: string) => void;
 }
 
 /** A stored blob's file: opened once for all who lease it, closed when the last has left. */
@@ -108,9 +109,9 @@ export class SharedFile {
         const what = `blob ${this.#row.digest}: too many open files`;
         throw new MirrorError('overloaded', what, { cause: error, retryAfterMs: 1000 });
       }
-      const why = { ENOENT: 'its file is missing', EIO: 'its file cannot be read' }[code ?? ''];
+      const why = { ENOENT: missingFile, EIO: 'its file cannot be read' }[code ?? ''];
       if (why === undefined && !isFault(error, 'damaged')) throw error;
-      this.#events.onDamaged();
+      this.#events.onDamaged(why ?? (error as Error).message);
       throw why === undefined ? error : this.damaged(why, error);
     }
   }

@@ -319,6 +319,7 @@ describe('store', () => {
     await rm(pathOf(lost));
     // Files of the last second are taken for new.
     await until(async () => Date.now() - (await stat(stray)).ctimeMs > 1000, 'the file is old');
+    const mark = mirror.log.length;
     await mirror.start();
     assert.deepEqual(
       (await mirror.files('blobs')).map(({ path }) => join(mirror.dataDirectory, path)),
@@ -329,6 +330,21 @@ describe('store', () => {
     assert.equal((await get(kept)).headers['x-cache'], 'hit');
     assert.equal((await get(lost)).headers['x-cache'], 'miss');
     assert.equal(upstream.count('blob'), 1);
+    const loud = (): string[] =>
+      mirror.log
+        .slice(mark)
+        .split('\n')
+        .filter((line) => /"level":(40|50|60)/.test(line));
+    const mended = /"level":40.*"strayFiles":1,"lostBlobs":1,"msg":"mended what a crash had left behind"/;
+    await until(() => mended.test(loud().join('\n')), 'it is told');
+    assert.equal(loud().length, 1, 'what a crash leaves is no damage');
+    assert.equal(await mirror.metric('layercache_damaged_blobs_total'), 0);
+    await until(stored(2), 'it is stored again');
+    await rm(pathOf(kept));
+    assert.equal((await get(kept)).headers['x-cache'], 'miss');
+    const damaged = /"level":50.*its file is missing.*a stored blob is damaged/;
+    await until(() => damaged.test(loud().join('\n')), 'of what goes missing later it is told');
+    assert.equal(await mirror.metric('layercache_damaged_blobs_total'), 1);
   });
 
   test('one digest that comes as a blob and as a manifest counts once, and stays a manifest', async () => {
