@@ -598,23 +598,24 @@ export class BlobStore {
     }
   }
 
-  /** Reads the whole catalog, on a thread of its own. */
+  /** Reads the whole catalog. */
   async #check(): Promise<void> {
-    await this.#apart('check', { file: catalogPath(this.#root) }).catch((error: unknown) => {
-      if (!this.catalog.isDamaged)
+    const { signal } = this.#closing;
+    await this.#apart('check', { file: catalogPath(this.#root) }, signal).catch((error: unknown) => {
+      if (!this.catalog.isDamaged && !signal.aborted)
         this.#context.log.warn({ err: error }, 'the catalog could not be checked for damage');
     });
   }
 
-  /** What takes long, so that nothing waits for it. */
-  async #apart(method: 'check' | 'backup', files: { file: string; to?: string }): Promise<void> {
+  /** What takes long, on a thread of its own, so that nothing waits for it; `signal` ends it early. */
+  async #apart(method: 'check' | 'backup', files: object, signal?: AbortSignal): Promise<void> {
     const thread = new WorkerThread('disk-worker', import.meta.url);
     const end = (): void => void thread.close();
-    this.#closing.signal.addEventListener('abort', end);
+    signal?.addEventListener('abort', end);
     try {
       await thread.call(method, files).catch((error: unknown) => this.#sorted(error));
     } finally {
-      this.#closing.signal.removeEventListener('abort', end);
+      signal?.removeEventListener('abort', end);
       await thread.close();
     }
   }
@@ -988,7 +989,7 @@ export class BlobStore {
   async #backup(): Promise<void> {
     const files = { file: catalogPath(this.#root), to: backupPath(this.#root) };
     await this.#apart('backup', files).catch((error: unknown) => {
-      if (!this.catalog.isDamaged && !this.#closing.signal.aborted)
+      if (!this.catalog.isDamaged)
         this.#context.log.warn({ err: error }, 'the catalog could not be backed up');
     });
   }

@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import Database from 'better-sqlite3';
 import { errorCode } from '../util/errors.ts';
 import { catalogPath, lockPath } from './layout.ts';
@@ -21,6 +21,9 @@ export function expectWhole(db: Database.Database): void {
   if (found !== 'ok') throw new Database.SqliteError(String(found), 'SQLITE_CORRUPT');
 }
 
+/** What is larger is more than memory may have: it is opened where it lies, and what SQLite needs for that is left beside it. */
+const mostCopiedBytes = 1024 * 1024 * 1024;
+
 /**
  * The catalog for whoever only reads: beside the process that has the store, else a copy in memory. Nothing is written. Throws
  * when there is none, and when it is damaged or another version's.
@@ -41,6 +44,7 @@ function openAsItIs(root: string): Database.Database {
   const file = catalogPath(root);
   const beside = isLocked(lockPath(root)) ? openBeside(file) : undefined;
   if (beside) return beside;
+  if (statSync(file).size > mostCopiedBytes) return new Database(file, { readonly: true });
   const copy = copyOf(file);
   // A process that has just begun may have written while it was read.
   const late = isLocked(lockPath(root)) ? openBeside(file) : undefined;

@@ -1,4 +1,4 @@
-import { closeSync, fdatasyncSync, fsyncSync, mkdirSync, openSync, renameSync } from 'node:fs';
+import { closeSync, fdatasyncSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import Database from 'better-sqlite3';
 import { answerCalls } from '../util/worker.ts';
@@ -30,10 +30,10 @@ function catalogOf(file: string): Database.Database {
   return db;
 }
 
-function check(file: string): void {
-  const db = new Database(file, { readonly: true, fileMustExist: true });
+function withDatabase(file: string, options: Database.Options, work: (db: Database.Database) => void): void {
+  const db = new Database(file, { ...options, fileMustExist: true });
   try {
-    expectWhole(db);
+    work(db);
   } finally {
     db.close();
   }
@@ -62,13 +62,22 @@ answerCalls({
     } finally {
       db.close();
     }
-    check(`${to}.new`);
+    try {
+      // Without a write-ahead log it can be read with nothing beside it.
+      withDatabase(`${to}.new`, {}, (copy) => {
+        copy.pragma('journal_mode = DELETE');
+        expectWhole(copy);
+      });
+    } catch (error) {
+      rmSync(`${to}.new`);
+      throw error;
+    }
     sync(`${to}.new`, fdatasyncSync);
     renameSync(`${to}.new`, to);
   },
   /** Throws when it is damaged. */
   check({ file }: { file: string }) {
-    check(file);
+    withDatabase(file, { readonly: true }, expectWhole);
   },
   prune(what: Prune) {
     return prune(catalogOf(what.file), what);

@@ -1,10 +1,11 @@
-import { copyFile, mkdir, rename, stat, unlink } from 'node:fs/promises';
+import { copyFile, rename, stat, unlink } from 'node:fs/promises';
 import Database from 'better-sqlite3';
 import { errorCode } from '../util/errors.ts';
 import { Catalog } from './catalog.ts';
 import { contentOf, filesOf } from './files.ts';
-import { backupPath, blobPath, blobsPath, catalogPath, lockPath } from './layout.ts';
+import { backupPath, blobPath, catalogPath, lockPath } from './layout.ts';
 import { lockDirectory } from './lock.ts';
+import { prepareDirectory } from './precautions.ts';
 
 export interface Rebuilt {
   /** What the new catalog started from. */
@@ -22,7 +23,7 @@ export interface Rebuilt {
  * has to be downloaded again. Which repo has what the upstream is asked about anew. Throws when a mirror is running.
  */
 export async function rebuildCatalog(root: string, now: number): Promise<Rebuilt> {
-  await mkdir(blobsPath(root), { recursive: true });
+  await prepareDirectory(root);
   const unlock = lockDirectory(lockPath(root));
   try {
     const file = catalogPath(root);

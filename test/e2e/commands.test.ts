@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
@@ -53,12 +53,15 @@ describe('store commands', () => {
   });
 
   /** `isRunning`: the address of the running mirror's admin API is known. */
-  async function layercache(args: string[], env: Record<string, string> = {}): Promise<Ended> {
+  async function layercache(args: string[], env: Record<string, string> = {}, uid?: number): Promise<Ended> {
     const file = join(mirror.directory, 'mirror.config.json');
     const admin: Record<string, string> = mirror.isRunning
       ? { LAYERCACHE_ADMIN_LISTEN: mirror.adminUrl.replace('http://', '') }
       : {};
-    const options = { env: { ...process.env, ...admin, ...env } };
+    const options = {
+      env: { ...process.env, ...admin, ...env },
+      ...(uid !== undefined && { uid, gid: uid }),
+    };
     try {
       const { stdout, stderr } = await run(
         process.execPath,
@@ -99,6 +102,33 @@ describe('store commands', () => {
     assert.deepEqual(await blobs(), held);
     assert.equal((await layercache(['pin', 'docker.io/acme/y:1'])).code, 0);
     assert.deepEqual(await blobs(), held, 'nor is anything else done beside what was asked for');
+  });
+
+  test('what lists or shows needs no right to write, and leaves nothing behind', async () => {
+    // With the mirror stopped in order, and as it is left by kill -9: with a log that is not in the catalog yet.
+    const rest = join(mirror.directory, 'rest');
+    upstream.addImage('library/z', imageOf([]), 'late');
+    await mirror.get('/v2/library/z/manifests/late');
+    await run('cp', ['-a', mirror.dataDirectory, rest]);
+    await rm(join(rest, 'catalog.db-shm'));
+    await mirror.stop();
+    await chmod(mirror.directory, 0o755);
+    const isRoot = process.getuid?.() === 0;
+    if (!isRoot) await run('chmod', ['-R', 'a-w', rest, mirror.dataDirectory]);
+    const look = async (path: string): Promise<string> =>
+      (await run('find', [path, '-printf', '%p %T@ %s\n'])).stdout;
+    for (const path of [mirror.dataDirectory, rest]) {
+      const before = await look(path);
+      const commands = [['pins'], ['purge', 'docker.io/**', '--dry-run'], ['list'], ['usage'], ['verify']];
+      for (const command of commands) {
+        const env = { LAYERCACHE_STORE_PATH: path };
+        const { code, out, err } = await layercache(command, env, isRoot ? 65534 : undefined);
+        assert.equal(code, 0, `${command.join(' ')}: ${err}`);
+        if (command[0] === 'list') assert.match(out, /library\/z:late/);
+      }
+      assert.equal(await look(path), before);
+    }
+    if (!isRoot) await run('chmod', ['-R', 'u+w', rest, mirror.dataDirectory]);
   });
 
   test('the admin API takes nothing that is misspelt or of another kind for its default', async () => {
