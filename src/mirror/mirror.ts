@@ -7,6 +7,7 @@ import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { Reference } from '../oci/route.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { TagRow } from '../store/catalog.ts';
+import { MemoryContent } from '../store/stored-content.ts';
 import type { RegistryClient, UpstreamManifest } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
 import { Deadline, orLate } from '../util/deadline.ts';
@@ -23,6 +24,8 @@ import type { Upstreams } from './upstreams.ts';
 import { isWhole } from './wholeness.ts';
 
 const maxUnrefreshed = 10_000;
+/** For what is served stale when the time is over. */
+const leastReadMs = 1000;
 const largeManifestBytes = 1024 * 1024;
 
 /** How an answer was come by. */
@@ -134,7 +137,7 @@ export class Mirror {
         if (held) {
           this.#askedFor(repo, digest, asked, want, 'hit');
           if (isWholeWant(want) && 'copyTo' in held) this.#store.taken(digest, asked.client);
-          if (await isReadable(held)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
+          if (await isReadable(held, deadline)) return { ...answer(held, 'hit'), mediaType: blobMediaType };
         } else if (wantsNoBytes(question, digest)) return await this.#headOfBlob(repo, digest, deadline);
         else {
           const { content, result } = fills.join(repo, digest, want);
@@ -168,7 +171,7 @@ export class Mirror {
           continue;
         }
         const held = this.#lease(digest, question);
-        if (!held || !(await isReadable(held))) continue;
+        if (!held || !(await isReadable(held, deadline))) continue;
         const isKnown = held.mediaType !== unnamedType || access.typeOf(repo, digest) !== undefined;
         if (isKnown || proven === 'stored') return answer(held, 'hit');
         // As what this repo's upstream gives it has still to be asked.
@@ -191,7 +194,7 @@ export class Mirror {
     if (size <= largeManifestBytes) return fetched;
     await inTime(this.#store.settled(digest), deadline, `manifest ${digest}`);
     const stored = this.#store.open(digest);
-    return stored && (await isReadable(stored)) ? stored : fetched;
+    return stored && (await isReadable(stored, deadline)) ? stored : fetched;
   }
 
   async #tag(repo: Repo, tag: string, question: Question): Promise<Answer> {
@@ -251,7 +254,7 @@ export class Mirror {
     const digest = [known.digest, known.previous].find((each) => each !== null && this.#holdsManifest(each));
     if (!digest || !access.grants(repo, digest)) return undefined;
     const held = this.#lease(digest, question);
-    if (!held || !(await isReadable(held))) return undefined;
+    if (!held || !(await isReadable(held, question.deadline))) return undefined;
     if (!isRunning) void this.#refresh(repo, tag);
     const reason = fresh && digest === known.digest ? 'tag-fresh' : 'revalidated-behind';
     return { ...answer(held, 'hit'), reason, ageMs: clock.now() - known.saidAt };
@@ -363,7 +366,7 @@ export class Mirror {
     for (const each of [row.digest, row.previous])
       if (each !== null && !digest && (await isWhole(each, parts, what))) digest = each;
     const held = digest && this.#lease(digest, question);
-    if (!held || !(await isReadable(held))) return undefined;
+    if (!held || !(await isReadable(held, question.deadline))) return undefined;
     const reason = isGone ? 'tag-gone' : error.fault;
     return { ...answer(held, 'stale'), reason, ageMs: now - row.saidAt };
   }
@@ -501,13 +504,21 @@ async function prepared(content: Content): Promise<Content> {
 }
 
 /** What is damaged has been dropped from the store, and is to be looked for again. */
-async function isReadable(held: Content | Descriptor): Promise<boolean> {
+async function isReadable(held: Content | Descriptor, deadline: Deadline): Promise<boolean> {
   if (!('copyTo' in held)) return true;
+  const ready = prepared(held);
   try {
-    await prepared(held);
+    // Memory keeps nobody waiting; a disk that does not answer might, for ever.
+    await (held instanceof MemoryContent
+      ? ready
+      : inTime(ready, deadline.atLeast(leastReadMs), `${held.digest} from the store's disk`));
     return true;
   } catch (error) {
     if (isFault(error, 'damaged')) return false;
+    ready.then(
+      (content) => content.release(),
+      () => undefined,
+    );
     throw error;
   }
 }

@@ -1,10 +1,13 @@
-import { open, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import type { Digest } from '../oci/digest.ts';
 import { errorCode } from '../util/errors.ts';
+import { openStored } from './files.ts';
 import type { Verifier } from './verifier.ts';
 
 /** What is said of a file that is not there. */
 export const missingFile = 'its file is missing';
+/** And of what is a directory, a pipe or a device. */
+export const notAFile = 'it is no regular file';
 
 const stepBytes = 4 * 1024 * 1024;
 
@@ -20,14 +23,17 @@ export async function findDamage(
 ): Promise<string | undefined> {
   let handle;
   try {
-    handle = await open(path, 'r');
+    handle = await openStored(path);
   } catch (error) {
     if (errorCode(error) === 'ENOENT') return missingFile;
+    if (errorCode(error) === 'ENXIO') return notAFile;
     throw error;
   }
   const verification = verifier.start(digest, handle.fd);
   try {
-    const { size: length, ino } = await handle.stat();
+    const entry = await handle.stat();
+    if (!entry.isFile()) return notAFile;
+    const { size: length, ino } = entry;
     for (let at = 0; at < Math.min(length, size);) {
       const step = Math.min(stepBytes, length - at);
       at += step;

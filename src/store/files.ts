@@ -1,4 +1,5 @@
-import { readdir, readFile } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { open, readdir, readFile, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { blobMediaType } from '../oci/content.ts';
 import { isDigest, type Digest } from '../oci/digest.ts';
@@ -18,6 +19,11 @@ export async function* filesOf(root: string): AsyncGenerator<Digest> {
       }
     }
   }
+}
+
+/** Opens a stored file to be read. What is no file at all is not waited for, as a named pipe is for somebody who writes. */
+export function openStored(path: string): Promise<FileHandle> {
+  return open(path, constants.O_RDONLY | constants.O_NONBLOCK);
 }
 
 /** What a file holds of which only its name is known. */

@@ -81,7 +81,9 @@ async function compare(
   for await (const digest of filesOf(root)) {
     if (catalog.blob(digest)) continue;
     const path = blobPath(root, digest);
-    const { size } = await stat(path);
+    const entry = await stat(path);
+    if (!entry.isFile()) continue;
+    const { size } = entry;
     const { mediaType, children } = await contentOf(path, size);
     catalog.addBlob({ digest, size, mediaType }, children, now);
     found += 1;

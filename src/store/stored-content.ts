@@ -1,4 +1,5 @@
-import { open, readFile, type FileHandle } from 'node:fs/promises';
+import type { Stats } from 'node:fs';
+import type { FileHandle } from 'node:fs/promises';
 import type { Writable } from 'node:stream';
 import { smallSize, type Content, type Descriptor } from '../oci/content.ts';
 import { hashesTo, type Digest } from '../oci/digest.ts';
@@ -7,8 +8,9 @@ import type { ByteRange } from '../oci/range.ts';
 import { errorCode, isFault, MirrorError } from '../util/errors.ts';
 import { writeTo } from '../util/outlet.ts';
 import type { Buffers } from './buffers.ts';
-import { missingFile } from './check.ts';
+import { missingFile, notAFile } from './check.ts';
 import { copyFile } from './copy.ts';
+import { openStored } from './files.ts';
 import { Reads } from './reads.ts';
 
 /** Content in memory: small, or not on disk yet. */
@@ -90,7 +92,7 @@ export class SharedFile {
   }
 
   open(): Promise<FileHandle> {
-    this.#handle ??= open(this.path, 'r');
+    this.#handle ??= openStored(this.path);
     return this.#handle;
   }
 
@@ -109,14 +111,16 @@ export class SharedFile {
         const what = `blob ${this.#row.digest}: too many open files`;
         throw new MirrorError('overloaded', what, { cause: error, retryAfterMs: 1000 });
       }
-      const why = { ENOENT: missingFile, EIO: 'its file cannot be read' }[code ?? ''];
+      const why = { ENOENT: missingFile, ENXIO: notAFile, EIO: 'its file cannot be read' }[code ?? ''];
       if (why === undefined && !isFault(error, 'damaged')) throw error;
       this.#events.onDamaged(why ?? (error as Error).message);
       throw why === undefined ? error : this.damaged(why, error);
     }
   }
 
-  checkSize(size: number): void {
+  check(entry: Stats): void {
+    if (!entry.isFile()) throw this.damaged(notAFile);
+    const { size } = entry;
     if (size !== this.#row.size) throw this.damaged(`its file has ${size} bytes, expected ${this.#row.size}`);
   }
 
@@ -162,8 +166,14 @@ export class SmallContent extends FileContent {
 
   async prepare(): Promise<void> {
     this.#bytes = await this.file.inspect(async () => {
-      const bytes = await readFile(this.file.path);
-      this.file.checkSize(bytes.length);
+      const handle = await openStored(this.file.path);
+      let bytes: Buffer;
+      try {
+        this.file.check(await handle.stat());
+        bytes = await handle.readFile();
+      } finally {
+        await handle.close();
+      }
       if (!hashesTo(bytes, this.digest)) {
         throw this.file.damaged('its file has other bytes');
       }
@@ -190,7 +200,7 @@ export class StoredContent extends FileContent {
   async prepare(): Promise<void> {
     this.#handle = await this.file.inspect(async () => {
       const handle = await this.file.open();
-      this.file.checkSize((await handle.stat()).size);
+      this.file.check(await handle.stat());
       return handle;
     });
   }

@@ -19,6 +19,11 @@ export class Deadline {
     return performance.now() >= this.#at;
   }
 
+  /** For a last step, which has so much time even if all of it was taken by the steps before. */
+  atLeast(ms: number): Deadline {
+    return ms < this.left ? this : new Deadline(ms);
+  }
+
   /** Aborts with a `TimeoutError` when the time is over. */
   get signal(): AbortSignal {
     this.#signal ??= AbortSignal.timeout(this.left);

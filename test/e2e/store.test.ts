@@ -7,6 +7,8 @@ import Database from 'better-sqlite3';
 import { ask, sameBytes, type Reply } from '../support/http.ts';
 import { imageOf, largeBlob, manifestOf, randomBlob, type Blob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
+import { SmallContent, StoredContent } from '../../src/store/stored-content.ts';
+import { run } from '../support/programs.ts';
 import { Upstream } from '../support/upstream.ts';
 
 const MB = 1_000_000;
@@ -154,6 +156,7 @@ describe('store', () => {
       });
       assert.equal(pin.status, 409);
       assert.match(pin.body.toString(), /catalog\.db cannot be used.*layercache store rebuild/);
+      await until(() => mirror.log.includes('the catalog is damaged'), 'the log tells');
       const loud = mirror.log
         .slice(mark)
         .split('\n')
@@ -304,6 +307,49 @@ describe('store', () => {
     await writeFile(pathOf(small), Buffer.alloc(1000));
     await mirror.start();
     sameBytes((await get(small)).body, small.bytes);
+  });
+
+  test('what lies in the place of a stored file and is none is damage, and nobody waits for it', async () => {
+    await start({});
+    const blobs = [add(50_000), add(2 * MB), add(2 * MB + 1)];
+    for (const blob of blobs) await get(blob);
+    await until(stored(3), 'they are stored');
+    await mirror.stop();
+    for (const [i, blob] of blobs.entries()) {
+      await rm(pathOf(blob));
+      await run(i < 2 ? 'mkfifo' : 'mkdir', [pathOf(blob)]);
+    }
+    await mirror.start();
+    for (const blob of blobs) {
+      const { status, body, headers } = await get(blob);
+      assert.deepEqual([status, headers['x-cache']], [200, 'miss']);
+      sameBytes(body, blob.bytes);
+    }
+    assert.equal(await mirror.metric('layercache_damaged_blobs_total'), 3);
+    await until(stored(3), 'they are stored again');
+    for (const blob of blobs) assert.equal((await get(blob)).headers['x-cache'], 'hit');
+  });
+
+  test('a disk that does not answer keeps nobody waiting for longer than firstByteTimeout', async (t) => {
+    const config = { fetch: { firstByteTimeout: '500ms' } };
+    mirror = await TestMirror.start({ upstream: upstream.url, config });
+    const blobs = [add(50_000), add(2 * MB)];
+    for (const blob of blobs) await get(blob);
+    await until(stored(2), 'they are stored');
+    await mirror.restart();
+    const hung = Promise.withResolvers<undefined>();
+    for (const content of [SmallContent, StoredContent])
+      t.mock.method(content.prototype, 'prepare', () => hung.promise);
+    for (const blob of blobs) {
+      const began = performance.now();
+      const { status, body } = await get(blob);
+      assert.equal(status, 504);
+      assert.match(body.toString(), /from the store's disk: not there in time/);
+      assert.ok(performance.now() - began < 3000);
+    }
+    t.mock.restoreAll();
+    hung.resolve(undefined);
+    for (const blob of blobs) assert.equal((await get(blob)).headers['x-cache'], 'hit');
   });
 
   test('start-up mends what a crash has left behind', async () => {
