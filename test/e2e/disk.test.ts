@@ -193,14 +193,16 @@ describe('a disk in trouble', { skip: missing('mount') }, () => {
     await mirror.get('/v2/library/x/manifests/1');
     for (const { digest } of [image.config, ...image.layers])
       await mirror.get(`/v2/library/x/blobs/${digest}`);
-    await until(async () => (await mirror.files('blobs')).length === 3, 'all is stored');
+    const isStored = async (): Promise<boolean> =>
+      (await mirror.files('blobs')).length === 3 && (await mirror.metric('layercache_fills_active')) === 0;
+    await until(isStored, 'all is stored');
     const { digest, bytes } = image.layers[0]!;
     const hex = digest.slice(7);
     await writeFile(join(mirror.dataDirectory, 'blobs/sha256', hex.slice(0, 2), hex), 'something else');
     upstream.forget();
     sameBytes((await mirror.get(`/v2/library/x/blobs/${digest}`)).body, bytes);
     const post = { method: 'POST', headers: { 'content-type': 'application/json' } };
-    await until(async () => (await mirror.files('blobs')).length === 3, 'it is stored again');
+    await until(isStored, 'it is stored again');
     await writeFile(join(mirror.dataDirectory, 'blobs/sha256', hex.slice(0, 2), hex), 'something else');
     const put = await ask(`${mirror.adminUrl}/api/quarantine`, {
       ...post,
@@ -208,7 +210,7 @@ describe('a disk in trouble', { skip: missing('mount') }, () => {
     });
     assert.equal(put.body.toString(), '{"quarantined":1}');
     await until(() => upstream.count('blob') === 2, 'it is fetched again');
-    await until(async () => (await mirror.files('blobs')).length === 3, 'it is stored again');
+    await until(isStored, 'it is stored again');
     assert.equal(await mirror.metric('layercache_damaged_blobs_total'), 2);
   });
 });
