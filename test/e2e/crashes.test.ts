@@ -64,7 +64,9 @@ test('killed again and again during fills, commits and evictions: nothing is wro
       if (status === 'rejected') assert.match(String(reason), /ECONN|socket hang up/);
     // The catalog's own files stand beside the cap.
     const used = (await diskBytes(join(data, 'blobs'))) + (await diskBytes(join(data, 'ingest')));
-    assert.ok(used <= maxBytes * 1.05, `${used} bytes`);
+    // A file that was published when it was killed, and is in no catalog yet, is removed by the process after it.
+    const stray = 5 * MB;
+    assert.ok(used <= maxBytes * 1.05 + stray, `${used} bytes`);
   }
   // What is younger than a process may be its own work: strays of the last moment are seen by the one after.
   await new Promise((resolve) => setTimeout(resolve, 1500));
