@@ -107,13 +107,14 @@ const leastFreeBytes = 1024 * 1024;
 const shrinkPages = 512;
 /** The file system is to have so much left for that. */
 const shrinkRoomBytes = 64 * 1024 * 1024;
-const shrinkAgainMs = 60_000;
+const shrinkAgainMs = 10_000;
 const watchMs = 250;
 /** A write-ahead log of this size is cut. */
 const cutLogBytes = 4 * 1024 * 1024;
 /** And one of this size at once. */
 const longLogBytes = 16 * 1024 * 1024;
 const lookedAtOnce = 16;
+const lockedAtCloseMs = 5000;
 const backupEveryMs = 60 * 60_000;
 const pruneEveryMs = 60 * 60_000;
 /** Sooner, when so many tags have come. */
@@ -630,9 +631,12 @@ export class BlobStore {
     clearInterval(this.#timer);
     clearInterval(this.#logTimer);
     this.#closing.abort();
-    this.pins.close();
+    // Another program may have the catalog locked for longer than anybody waits.
+    const locked = setInterval(() => this.catalog.queue.giveUp(), lockedAtCloseMs).unref();
+    await this.pins.close();
     await this.#recheck.close();
     while (this.#pending.size > 0) await Promise.allSettled(this.#pending);
+    clearInterval(locked);
     await this.#flushAllUses();
     await this.#checkpoint();
     this.catalog.close();

@@ -372,6 +372,11 @@ export class Catalog implements LedgerStore {
     return this.#statements.children.all(parent).map((row) => ({ ...row, foreign: row.foreign === 1 }));
   }
 
+  /** Those children of a manifest that are held, of `count` of its children from one on. */
+  heldChildren(parent: Digest, from: number, count: number): Digest[] {
+    return this.#statements.heldChildren.all(parent, from, from + count).map(({ digest }) => digest);
+  }
+
   /** Whether it was ever stored, as a part of a manifest that is held. */
   wasHeld(digest: Digest): boolean {
     return this.#statements.wasHeld.get(digest) !== undefined;
@@ -587,8 +592,9 @@ export class Catalog implements LedgerStore {
     return this.#statements.removePin.run(pattern).changes === 1;
   }
 
-  pinned(): Digest[] {
-    return this.#statements.pinned.all().map(({ digest }) => digest);
+  /** Blobs that are pinned, in the order of digests, after one that was given before. */
+  pinnedAfter(digest: string, count: number): Digest[] {
+    return this.#statements.pinned.all(digest, count).map(({ digest }) => digest);
   }
 
   setPinned(pinned: readonly Digest[], others: readonly Digest[]): void {
@@ -613,10 +619,20 @@ export class Catalog implements LedgerStore {
     return only === undefined ? tagged.all(glob) : taggedAs.all(only, glob);
   }
 
-  /** Manifests that belong to repos that match a GLOB over `registry/repo`; or one of them. */
-  linked(glob: string, only?: Digest): Root[] {
-    const { linked, linkedAs } = this.#statements;
-    const rows = only === undefined ? linked.all(glob) : linkedAs.all(only, glob);
+  /** One manifest, as belonging to repos that match a GLOB over `registry/repo`. */
+  linked(glob: string, only: Digest): Root[] {
+    return this.#statements.linkedAs.all(only, glob).map((row) => ({ ...row, tag: undefined }));
+  }
+
+  /** All tags, some at a time, after one that was given before. */
+  tagsAfter(last: Root | undefined, count: number): Root[] {
+    return this.#statements.tagsAfter.all(last?.registry ?? '', last?.repo ?? '', last?.tag ?? '', count);
+  }
+
+  /** All manifests, for each repo that they belong to, some at a time, after one that was given before. */
+  linkedAfter(last: Root | undefined, count: number): Root[] {
+    const { linkedAfter } = this.#statements;
+    const rows = linkedAfter.all(last?.digest ?? '', last?.registry ?? '', last?.repo ?? '', count);
     return rows.map((row) => ({ ...row, tag: undefined }));
   }
 
@@ -641,7 +657,7 @@ export class Catalog implements LedgerStore {
   }
 
   close(): void {
-    this.queue.flush();
+    this.queue.giveUp();
     this.#db.close();
   }
 }
@@ -752,6 +768,10 @@ function prepareStatements(db: Database.Database) {
     children: db.prepare<[Digest], Omit<Child, 'foreign'> & { foreign: number }>(
       'SELECT digest, size, kind, is_foreign AS "foreign" FROM children WHERE parent = ? ORDER BY position',
     ),
+    heldChildren: db.prepare<[Digest, number, number], { digest: Digest }>(
+      `SELECT children.digest FROM children JOIN blobs ON blobs.digest = children.digest
+       WHERE parent = ? AND position >= ? AND position < ? ORDER BY position`,
+    ),
     addChild: db.prepare(
       `INSERT INTO children VALUES (?, ?, ?, ?, ?, ?, EXISTS (SELECT 1 FROM blobs WHERE blobs.digest = ?))`,
     ),
@@ -847,7 +867,9 @@ function prepareStatements(db: Database.Database) {
     pins: db.prepare<[], { pattern: string }>('SELECT pattern FROM pins ORDER BY pattern'),
     addPin: db.prepare('INSERT OR IGNORE INTO pins VALUES (?, ?)'),
     removePin: db.prepare<[string]>('DELETE FROM pins WHERE pattern = ?'),
-    pinned: db.prepare<[], { digest: Digest }>('SELECT digest FROM blobs WHERE pinned = 1'),
+    pinned: db.prepare<[string, number], { digest: Digest }>(
+      'SELECT digest FROM blobs WHERE pinned = 1 AND digest > ? ORDER BY digest LIMIT ?',
+    ),
     setPinned: db.prepare<[number, Digest]>('UPDATE blobs SET pinned = ? WHERE digest = ?'),
     hasPinnedParent: db.prepare<[Digest], object>(
       `SELECT 1 FROM children JOIN blobs ON blobs.digest = children.parent
@@ -859,9 +881,14 @@ function prepareStatements(db: Database.Database) {
     taggedAs: db.prepare<[Digest, string], Root>(
       `SELECT registry, repo, tag, digest FROM tags WHERE digest = ? AND registry || '/' || repo GLOB ?`,
     ),
-    linked: db.prepare<[string], Omit<Root, 'tag'>>(
-      `SELECT registry, repo, digest FROM links JOIN blobs USING (digest)
-       WHERE repo <> '' AND registry || '/' || repo GLOB ? AND blobs.media_type <> 'application/octet-stream'`,
+    tagsAfter: db.prepare<[string, string, string, number], Root>(
+      `SELECT registry, repo, tag, digest FROM tags WHERE (registry, repo, tag) > (?, ?, ?)
+       ORDER BY registry, repo, tag LIMIT ?`,
+    ),
+    linkedAfter: db.prepare<[string, string, string, number], Omit<Root, 'tag'>>(
+      `SELECT registry, repo, links.digest FROM links CROSS JOIN blobs ON blobs.digest = links.digest
+       WHERE (links.digest, registry, repo) > (?, ?, ?) AND repo <> '' AND blobs.media_type <> 'application/octet-stream'
+       ORDER BY links.digest, registry, repo LIMIT ?`,
     ),
     linkedAs: db.prepare<[Digest, string], Omit<Root, 'tag'>>(
       `SELECT registry, repo, digest FROM links JOIN blobs USING (digest)

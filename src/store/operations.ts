@@ -27,15 +27,16 @@ export function storeOperations(store: BlobStore, registries: () => readonly str
       throw new OperationError((error as Error).message);
     }
   };
-  const pinning = async (work: () => number): Promise<{ pinnedBytes: number }> => {
-    mustBeWhole();
-    await store.catalog.queue.write(() => undefined);
-    return { pinnedBytes: work() };
-  };
   return {
     pins: () => Promise.resolve(store.pins.list()),
-    pin: (pattern) => pinning(() => store.pins.pin(pattern)),
-    unpin: (pattern) => pinning(() => store.pins.unpin(pattern)),
+    async pin(pattern) {
+      mustBeWhole();
+      return { pinnedBytes: await store.pins.pin(pattern) };
+    },
+    async unpin(pattern) {
+      mustBeWhole();
+      return { pinnedBytes: await store.pins.unpin(pattern) };
+    },
     async purge(pattern, dryRun) {
       const parsed = patternOf(pattern);
       mustBeWhole();

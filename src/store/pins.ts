@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Digest } from '../oci/digest.ts';
 import { signatureTags, subjectOf } from '../oci/signatures.ts';
 import { Pattern } from '../oci/pattern.ts';
@@ -7,6 +8,7 @@ import type { Logger } from '../util/log.ts';
 import { formatSize } from '../util/units.ts';
 import { footprint, type Catalog, type Root } from './catalog.ts';
 import { OperationError, patternOf } from './operation-error.ts';
+import { atOnce, inSteps } from './steps.ts';
 
 export interface Pin {
   readonly pattern: string;
@@ -15,6 +17,20 @@ export interface Pin {
 }
 
 const refreshAfterMs = 250;
+/** Looking at everything is to take a fifth of the time at most. */
+const restShare = 4;
+const rootsAtOnce = 200;
+const childrenAtOnce = 500;
+const pinnedAtOnce = 500;
+const flagsAtOnce = 50;
+/** So often in a row nothing is taken back, since tags have moved meanwhile. */
+const mostPutOff = 5;
+
+interface Reach {
+  /** What is held of it. */
+  readonly held: ReadonlySet<Digest>;
+  readonly bytes: number;
+}
 
 /**
  * What stays whatever happens: images by pattern, with everything they reach that was ever asked for: index, platforms,
@@ -29,6 +45,12 @@ export class Pins {
   #patterns: Pattern[] = [];
   #timer: NodeJS.Timeout | undefined;
   #isClosed = false;
+  /** Looking and changing, one after the other. */
+  #line: Promise<unknown> = Promise.resolve();
+  /** While it looks: the patterns that it looks for, what has been stored since it began, and how many of their tags have moved. */
+  #looking: { patterns: readonly Pattern[]; stored: Set<Digest>; moved: number } | undefined;
+  #lookedMs = 0;
+  #putOff = 0;
   /** What is held and pinned, as it was when it was looked at last. */
   bytes = 0;
 
@@ -43,10 +65,17 @@ export class Pins {
     this.#clock = clock;
     this.#maxBytes = maxBytes;
     this.#patterns = this.#listed();
-    const bytes = this.refresh();
+    // Nothing else goes on yet.
+    const { held, bytes } = atOnce(this.#reach(this.#patterns));
+    const before = atOnce(this.#pinned());
+    catalog.setPinned(
+      [...held].filter((digest) => !before.has(digest)),
+      [...before].filter((digest) => !held.has(digest)),
+    );
+    this.bytes = bytes;
     if (bytes <= maxBytes) return;
     // What was pinned while it ran can be taken back; what is configured cannot.
-    const alone = this.#reach(parsed(pins)).bytes;
+    const alone = atOnce(this.#reach(parsed(pins))).bytes;
     if (alone > maxBytes) throw new OperationError(`store.pins: ${this.#tooMuch(alone)}`);
     log.warn(`pins: ${this.#tooMuch(bytes)}`);
   }
@@ -55,33 +84,43 @@ export class Pins {
     return listPins(this.#configured, this.#catalog.pins());
   }
 
-  /** Throws `OperationError`. Returns the bytes that are pinned then. */
-  pin(text: string): number {
-    const pattern = patternOf(text);
-    const { bytes } = this.#reach([...this.#patterns, pattern]);
-    if (bytes > this.#maxBytes) throw new OperationError(`${text}: ${this.#tooMuch(bytes)}`);
-    this.#catalog.addPin(text, this.#clock.now());
-    this.#patterns.push(pattern);
-    return this.refresh();
+  /** Rejects with `OperationError`. Resolves to the bytes that are pinned then. */
+  pin(text: string): Promise<number> {
+    return this.#inLine(() => {
+      const pattern = patternOf(text);
+      const patterns = [...this.#patterns, pattern];
+      return this.#look(patterns, async (bytes) => {
+        if (bytes > this.#maxBytes) throw new OperationError(`${text}: ${this.#tooMuch(bytes)}`);
+        await this.#catalog.queue.write(() => this.#catalog.addPin(text, this.#clock.now()));
+        this.#patterns = patterns;
+      });
+    });
   }
 
-  unpin(text: string): number {
-    if (this.#configured.includes(text))
-      throw new OperationError(`${text}: pinned by the configuration, store.pins`);
-    if (!this.#catalog.removePin(text)) throw new OperationError(`${text}: not pinned`);
-    this.#patterns = this.#listed();
-    return this.refresh();
+  unpin(text: string): Promise<number> {
+    return this.#inLine(async () => {
+      if (this.#configured.includes(text))
+        throw new OperationError(`${text}: pinned by the configuration, store.pins`);
+      if (!(await this.#catalog.queue.write(() => this.#catalog.removePin(text))))
+        throw new OperationError(`${text}: not pinned`);
+      this.#patterns = this.#listed();
+      return this.#look(this.#patterns);
+    });
   }
 
   /** A tag points elsewhere. */
   changed(registry: string, name: string, tag: string): void {
-    if (this.#patterns.length === 0 || this.#timer) return;
-    const isMeant = this.#patterns.some((pattern) => pattern.matches({ registry, name }, tag));
-    if (isMeant || subjectOf(tag) !== undefined) this.#refreshSoon();
+    const patterns = this.#looking?.patterns ?? this.#patterns;
+    if (patterns.length === 0 || (this.#timer && !this.#looking)) return;
+    const isMeant = patterns.some((pattern) => pattern.matches({ registry, name }, tag));
+    if (!isMeant && subjectOf(tag) === undefined) return;
+    if (this.#looking) this.#looking.moved += 1;
+    this.#refreshSoon();
   }
 
   /** Something new is held: it is pinned with what it belongs to. Never throws. */
   stored(digest: Digest): void {
+    this.#looking?.stored.add(digest);
     if (this.#patterns.length === 0) return;
     try {
       if (!this.#covers(digest)) return;
@@ -94,70 +133,167 @@ export class Pins {
     }
   }
 
-  /** Looks at everything anew. Returns the bytes that are pinned. */
-  refresh(): number {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
-    const { held, bytes } = this.#reach(this.#patterns);
-    const before = new Set(this.#catalog.pinned());
-    this.#catalog.setPinned(
-      [...held].filter((digest) => !before.has(digest)),
-      [...before].filter((digest) => !held.has(digest)),
-    );
-    this.bytes = bytes;
-    return bytes;
+  /** Looks at everything anew, with others being answered in between. Resolves to the bytes that are pinned. */
+  refresh(): Promise<number> {
+    return this.#inLine(() => this.#look(this.#patterns));
   }
 
   #refreshSoon(): void {
     if (this.#isClosed) return;
-    this.#timer ??= setTimeout(() => {
-      try {
-        this.refresh();
-      } catch (error) {
-        this.#log.warn({ err: error }, 'pins could not be looked at anew');
-        this.#timer = undefined;
-      }
-    }, refreshAfterMs).unref();
+    this.#timer ??= setTimeout(
+      () => {
+        this.refresh().catch((error: unknown) => {
+          if (!this.#isClosed) this.#log.warn({ err: error }, 'pins could not be looked at anew');
+        });
+      },
+      Math.max(refreshAfterMs, restShare * this.#lookedMs),
+    ).unref();
   }
 
-  close(): void {
+  async close(): Promise<void> {
     this.#isClosed = true;
     clearTimeout(this.#timer);
+    await this.#line;
   }
 
-  #reach(patterns: readonly Pattern[]): { held: Set<Digest>; bytes: number } {
+  #inLine<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#line.then(work);
+    this.#line = turn.catch(() => undefined);
+    return turn;
+  }
+
+  /**
+   * Sets the flags to what the patterns reach; `accept` may throw what is against it. Whatever is stored meanwhile is judged again
+   * at the end, when its parents have their flags. Of what moves meanwhile it may have seen neither the old place nor the new
+   * one: then nothing is taken back before it looks again.
+   */
+  async #look(
+    patterns: readonly Pattern[],
+    accept: (bytes: number) => Promise<void> = () => Promise.resolve(),
+  ): Promise<number> {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const startedAt = performance.now();
+    const looking = { patterns, stored: new Set<Digest>(), moved: 0 };
+    this.#looking = looking;
+    try {
+      const before = await inSteps(this.#unlessClosed(this.#pinned()));
+      const { held, bytes } = await inSteps(this.#unlessClosed(this.#reach(patterns)));
+      await accept(bytes);
+      await this.#flag([...held.difference(before)], () => true, true);
+      if (looking.moved > 0 && this.#putOff < mostPutOff) this.#putOff += 1;
+      else {
+        this.#putOff = 0;
+        await this.#flag([...before.difference(held)], (digest) => !looking.stored.has(digest), false);
+      }
+      this.bytes = bytes;
+      return bytes;
+    } finally {
+      this.#lookedMs = performance.now() - startedAt;
+      this.#looking = undefined;
+      if (looking.moved > 0) this.#refreshSoon();
+      if (!this.#isClosed) await inSteps(this.#judgeAgain(looking.stored));
+    }
+  }
+
+  async #flag(
+    digests: readonly Digest[],
+    isMeant: (digest: Digest) => boolean,
+    flag: boolean,
+  ): Promise<void> {
+    for (let at = 0; at < digests.length && !this.#isClosed; at += flagsAtOnce) {
+      await this.#catalog.queue.write(() => {
+        const some = digests.slice(at, at + flagsAtOnce).filter(isMeant);
+        this.#catalog.setPinned(flag ? some : [], flag ? [] : some);
+      });
+      await nextTurn();
+    }
+  }
+
+  *#judgeAgain(stored: ReadonlySet<Digest>): Generator<undefined, undefined> {
+    for (const digest of stored) {
+      if (this.#isClosed) return;
+      this.stored(digest);
+      yield;
+    }
+  }
+
+  *#unlessClosed<T>(work: Generator<undefined, T>): Generator<undefined, T> {
+    for (;;) {
+      if (this.#isClosed) throw new Error('the store is closing');
+      const { done, value } = work.next();
+      if (done) return value;
+      yield;
+    }
+  }
+
+  *#pinned(): Generator<undefined, ReadonlySet<Digest>> {
+    const all = new Set<Digest>();
+    for (let last = ''; ;) {
+      const some = this.#catalog.pinnedAfter(last, pinnedAtOnce);
+      for (const digest of some) all.add(digest);
+      last = some.at(-1) ?? last;
+      if (some.length < pinnedAtOnce) return all;
+      yield;
+    }
+  }
+
+  *#reach(patterns: readonly Pattern[]): Generator<undefined, Reach> {
     const held = new Set<Digest>();
     const seen = new Set<string>();
     let bytes = 0;
-    const visit = (digest: Digest, registry: string, name: string): void => {
-      const key = `${registry}/${name}@${digest}`;
-      const blob = this.#catalog.blob(digest);
-      if (!blob || seen.has(key)) return;
-      seen.add(key);
-      if (!held.has(digest)) bytes += footprint(blob.size);
-      held.add(digest);
-      if (blob.mediaType === blobMediaType) return;
-      for (const child of this.#catalog.children(digest)) visit(child.digest, registry, name);
-      for (const tag of signatureTags(digest)) {
-        const row = this.#catalog.tag({ registry, name }, tag);
-        if (row) visit(row.digest, registry, name);
+    for (const roots of this.#rootsInSteps(patterns)) {
+      yield;
+      for (const { registry, repo: name, digest: root } of roots) {
+        const open = [root];
+        for (let digest = open.pop(); digest !== undefined; digest = open.pop()) {
+          const key = `${registry}/${name}@${digest}`;
+          const blob = seen.has(key) ? undefined : this.#catalog.blob(digest);
+          if (!blob) continue;
+          seen.add(key);
+          if (!held.has(digest)) bytes += footprint(blob.size);
+          held.add(digest);
+          if (blob.mediaType === blobMediaType) continue;
+          for (let from = 0; ; from += childrenAtOnce) {
+            open.push(...this.#catalog.heldChildren(digest, from, childrenAtOnce));
+            yield;
+            if (!this.#catalog.hasMoreChildren(digest, from + childrenAtOnce)) break;
+          }
+          for (const tag of signatureTags(digest)) {
+            const row = this.#catalog.tag({ registry, name }, tag);
+            if (row) open.push(row.digest);
+          }
+        }
       }
-    };
-    for (const { registry, repo, digest } of this.#roots(patterns)) visit(digest, registry, repo);
+    }
     return { held, bytes };
   }
 
-  /** The manifests that the patterns name, by tag or by digest; or whether they name this one. */
-  #roots(patterns: readonly Pattern[], only?: Digest): Root[] {
-    return patterns.flatMap((pattern) =>
-      [...this.#catalog.tagged(pattern.glob, only), ...this.#catalog.linked(pattern.glob, only)].filter(
+  /** The manifests that the patterns name, by tag or by digest. */
+  *#rootsInSteps(patterns: readonly Pattern[]): Generator<Root[], undefined> {
+    if (patterns.length === 0) return;
+    const isMeant = ({ registry, repo, tag }: Root): boolean =>
+      patterns.some((pattern) => pattern.matches({ registry, name: repo }, tag));
+    for (const next of [
+      (last: Root | undefined) => this.#catalog.tagsAfter(last, rootsAtOnce),
+      (last: Root | undefined) => this.#catalog.linkedAfter(last, rootsAtOnce),
+    ]) {
+      for (let roots = next(undefined); roots.length > 0; roots = next(roots.at(-1)))
+        yield roots.filter(isMeant);
+    }
+  }
+
+  /** Whether the patterns name the manifest, by tag or by digest. */
+  #isRoot(digest: Digest): boolean {
+    return this.#patterns.some((pattern) =>
+      [...this.#catalog.tagged(pattern.glob, digest), ...this.#catalog.linked(pattern.glob, digest)].some(
         ({ registry, repo, tag }) => pattern.matches({ registry, name: repo }, tag),
       ),
     );
   }
 
   #covers(digest: Digest): boolean {
-    if (this.#catalog.hasPinnedParent(digest) || this.#roots(this.#patterns, digest).length > 0) return true;
+    if (this.#catalog.hasPinnedParent(digest) || this.#isRoot(digest)) return true;
     // A signature belongs to what its tag names.
     return this.#catalog.tagsOf(digest).some(({ tag }) => {
       const subject = tag === undefined ? undefined : subjectOf(tag);

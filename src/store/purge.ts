@@ -1,10 +1,10 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Digest } from '../oci/digest.ts';
 import type { Pattern } from '../oci/pattern.ts';
 import type { BlobStore } from './blob-store.ts';
 import { footprint, type Catalog, type Root } from './catalog.ts';
+import { inSteps } from './steps.ts';
 
-const rootsAtOnce = 20;
+const childrenAtOnce = 500;
 
 export interface Purged {
   readonly tags: number;
@@ -28,13 +28,9 @@ interface Plan {
  */
 export async function purge(store: BlobStore, pattern: Pattern): Promise<Purged> {
   const { catalog } = store;
-  const { tags, victims, kept } = await plan(catalog, pattern);
+  const { tags, victims, kept } = await inSteps(plan(catalog, pattern));
   catalog.removeListsOf(pattern.glob);
-  for (const { registry, repo, tag } of tags) {
-    if (tag === undefined) continue;
-    catalog.removeTag({ registry, name: repo }, tag);
-    store.onTagChanged(registry, repo, tag);
-  }
+  await inSteps(forget(store, tags));
   const gone = await store.remove(victims.keys());
   return {
     tags: tags.length,
@@ -44,41 +40,57 @@ export async function purge(store: BlobStore, pattern: Pattern): Promise<Purged>
   };
 }
 
+function* forget(store: BlobStore, tags: readonly Root[]): Generator<undefined, undefined> {
+  for (const { registry, repo, tag } of tags) {
+    if (tag === undefined) continue;
+    store.catalog.removeTag({ registry, name: repo }, tag);
+    store.onTagChanged(registry, repo, tag);
+    yield;
+  }
+}
+
 /** What `purge` would do, but for what is in use then; nothing is changed. */
 export async function previewPurge(catalog: Catalog, pattern: Pattern): Promise<Purged> {
-  const { tags, victims, kept } = await plan(catalog, pattern);
+  const { tags, victims, kept } = await inSteps(plan(catalog, pattern));
   const bytes = [...victims.values()].reduce((sum, size) => sum + size, 0);
   return { tags: tags.length, blobs: victims.size, bytes, kept };
 }
 
-async function plan(catalog: Catalog, pattern: Pattern): Promise<Plan> {
+/** A running mirror answers in between. */
+function* plan(catalog: Catalog, pattern: Pattern): Generator<undefined, Plan> {
   const isMeant = ({ registry, repo, tag }: Root): boolean => pattern.matches({ registry, name: repo }, tag);
   // What is pinned keeps its tag.
   const tags = catalog.tagged(pattern.glob).filter((root) => isMeant(root) && !catalog.isPinned(root.digest));
   const owned = catalog.blobsOf(pattern.glob).filter(isMeant);
   const victims = new Map<Digest, number>();
   const pinned = new Set<Digest>();
-  const visit = (digest: Digest): void => {
+  const visit = (digest: Digest): boolean => {
     const blob = catalog.blob(digest);
-    if (!blob || victims.has(digest)) return;
+    if (!blob || victims.has(digest)) return false;
     // Another tag, another repo or another image that stays holds it.
     const isTagged = catalog.tagsOf(digest).some((root) => !isMeant(root));
     const isShared = catalog
       .reposOf(digest)
       .some(({ registry, repo }) => !pattern.matchesRepo({ registry, name: repo }));
-    if (isTagged || isShared || catalog.parents(digest).some((parent) => !victims.has(parent))) return;
+    if (isTagged || isShared || catalog.parents(digest).some((parent) => !victims.has(parent))) return false;
     if (catalog.isPinned(digest)) {
       pinned.add(digest);
-      return;
+      return false;
     }
     victims.set(digest, footprint(blob.size));
-    for (const child of catalog.children(digest)) visit(child.digest);
+    return true;
   };
-  let looked = 0;
-  for (const { digest } of [...tags, ...owned]) {
-    visit(digest);
-    // A running mirror answers in between.
-    if (++looked % rootsAtOnce === 0) await nextTurn();
+  for (const { digest: root } of [...tags, ...owned]) {
+    const open = [root];
+    for (let digest = open.pop(); digest !== undefined; digest = open.pop()) {
+      yield;
+      if (!visit(digest)) continue;
+      for (let from = 0; ; from += childrenAtOnce) {
+        open.push(...catalog.heldChildren(digest, from, childrenAtOnce));
+        yield;
+        if (!catalog.hasMoreChildren(digest, from + childrenAtOnce)) break;
+      }
+    }
   }
   return { tags, victims, kept: pinned.size };
 }

@@ -101,6 +101,15 @@ export class WriteQueue {
     while (this.#step());
   }
 
+  /** Does what can be done, and gives the rest up, if it does not wait for work of our own. */
+  giveUp(): void {
+    if (this.#pauses > 0) return;
+    this.flush();
+    clearTimeout(this.#timer);
+    const given = this.#waiting.splice(0);
+    for (const { onError } of given) onError(new Error('the catalog was locked to the end'));
+  }
+
   /** Until nothing waits, or it is locked. */
   async #drain(): Promise<void> {
     if (this.#isDraining) return;

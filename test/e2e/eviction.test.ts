@@ -81,7 +81,8 @@ describe('what leaves', () => {
     mirror.clock.advance(20 * 60_000);
     await until(async () => !(await isHeld(idle)), 'it has left');
     assert.ok(await isHeld(used));
-    assert.equal(await mirror.metric('layercache_evictions_total{reason="idle"}'), 1);
+    const evicted = (): Promise<number> => mirror.metric('layercache_evictions_total{reason="idle"}');
+    await until(async () => (await evicted()) === 1, 'it is counted');
   });
 
   test('a cap that was lowered is met behind the first answers', async () => {
@@ -188,7 +189,8 @@ test('indexes of very many parts do not make the catalog large, and what they to
     body: JSON.stringify({ pattern: 'docker.io/library/x', dryRun: false }),
   });
   assert.equal(purged.status, 200);
-  await until(async () => ((await sizes()).get('catalog.db') ?? 0) < 2e6, 'the catalog is small again');
+  // Some free pages are kept.
+  await until(async () => ((await sizes()).get('catalog.db') ?? 0) < 5e6, 'the catalog is small again');
   isOver = true;
   await watching;
   t.diagnostic(`directory at most ${largest} bytes`);
