@@ -28,6 +28,7 @@ import {
   secretReader,
   type CredentialSource,
 } from './upstream/credentials.ts';
+import { portOf } from './upstream/network-policy.ts';
 import type { Quota } from './upstream/quota.ts';
 import { RegistryClient } from './upstream/registry-client.ts';
 import type { Budget } from './util/budget.ts';
@@ -142,18 +143,15 @@ function buildUpstream(
   };
 }
 
-function isPrivateUpstream({ upstreams, families }: Config, { hostname, port, protocol }: URL): boolean {
+function isPrivateUpstream({ upstreams, families }: Config, to: URL): boolean {
   // A name that ends in a dot is the same host.
-  const isSame = (url: URL): boolean =>
-    url.hostname.replace(/\.$/, '') === hostname.replace(/\.$/, '') &&
-    (url.port || defaultPorts[url.protocol]) === (port || defaultPorts[protocol]);
+  const hostOf = ({ hostname }: URL): string => hostname.replace(/\.$/, '');
   return (
-    upstreams.some((each) => each.private && isSame(each.url)) ||
-    families.some((family) => family.private && family.pattern.matches(hostname.replace(/\.$/, '')))
+    upstreams.some(
+      (each) => each.private && hostOf(each.url) === hostOf(to) && portOf(each.url) === portOf(to),
+    ) || families.some((family) => family.private && family.pattern.matches(hostOf(to)))
   );
 }
-
-const defaultPorts: Readonly<Record<string, string>> = { 'https:': '443', 'http:': '80' };
 
 export function tagPolicyOf({ tags }: Config): TagPolicy {
   const { revalidate, whenGone, staleIfError, negativeTtl } = tags;

@@ -45,9 +45,10 @@ interface Waiter {
 
 /**
  * Upstream connections for bodies: a cap over all and one for each upstream, given to whoever has the smallest rank, among
- * equals to whose registry (or all under its pattern) has fewest, and then in the order of asking. Who has none and is worth more than what others hold
- * does not wait for the end of a span: one of them is asked to yield. So it is when another registry has two more, or when
- * the holder brings hardly anything: registries that keep their connections busy with nothing do not starve the rest.
+ * equals to whose registry (or all under its pattern) has fewest, and then in the order of asking. Who has none and is worth
+ * more than what others hold does not wait for the end of a span: one of them is asked to yield. So it is when another
+ * registry has two more, or when the holder brings hardly anything: registries that keep their connections busy with nothing
+ * do not starve the rest.
  */
 export class Connections {
   readonly #limit: number;
@@ -147,10 +148,8 @@ export class Connections {
       .filter(([, held]) => isOfUse(held.pool))
       // A holder's rank is that of one connection more.
       .filter(([holder, held]) => {
-        const isLess = holder.rank - 1 > claimant.rank;
-        const hasMore = held.pool.lead(pool) >= 2 && holder.rank - 1 >= claimant.rank;
-        const isInVain = holder.isSlow && holder.rank - 1 >= claimant.rank;
-        return isLess || hasMore || isInVain;
+        const lead = holder.rank - 1 - claimant.rank;
+        return lead > 0 || (lead === 0 && (held.pool.lead(pool) >= 2 || holder.isSlow));
       })
       .sort(([a, heldOfA], [b, heldOfB]) => b.rank - a.rank || heldOfB.pool.used - heldOfA.pool.used);
     return holders.some(([holder]) => holder.yield());

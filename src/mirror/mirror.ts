@@ -10,7 +10,7 @@ import type { TagRow } from '../store/catalog.ts';
 import { MemoryContent } from '../store/stored-content.ts';
 import type { RegistryClient, UpstreamManifest } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
-import { Deadline, orLate } from '../util/deadline.ts';
+import { Deadline } from '../util/deadline.ts';
 import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Access } from './access.ts';
@@ -470,8 +470,8 @@ function late(what: string): MirrorError {
   return new MirrorError('upstream-timeout', `${what}: not there in time (fetch.firstByteTimeout)`);
 }
 
-function inTime<T>(work: Promise<T>, { signal }: Deadline, what: string): Promise<T> {
-  return orLate(work, signal, () => late(what));
+function inTime<T>(work: Promise<T>, deadline: Deadline, what: string): Promise<T> {
+  return deadline.before(work, () => late(what));
 }
 
 /** Content that can be sent; what comes too late is given back. */

@@ -7,11 +7,10 @@ import { mayBe, parseManifest, unnamedType } from '../oci/manifest.ts';
 import type { ByteRange } from '../oci/range.ts';
 import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
-import type { Given } from '../upstream/answers.ts';
-import type { Body } from '../upstream/body.ts';
-import { toFault } from '../upstream/transport.ts';
+import { readAtMost, type Given } from '../upstream/answers.ts';
+import { tryTwice } from '../upstream/try-twice.ts';
 import type { Deadline } from '../util/deadline.ts';
-import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
+import { isFault, MirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Access } from './access.ts';
 import type { Upstreams } from './upstreams.ts';
@@ -122,12 +121,8 @@ export class Proofs {
     if (!held) return undefined;
     try {
       await held.prepare();
-      const compare = (): Promise<Given | undefined> => this.#compare(repo, held, what, signal);
-      const given = await compare().catch((error: unknown) => {
-        // A connection that breaks off once is no reason to refuse a pull.
-        if (toMirrorError(error).row.retry !== true || signal.aborted) throw error;
-        return compare();
-      });
+      // A connection that breaks off once is no reason to refuse a pull.
+      const given = await tryTwice(() => this.#compare(repo, held, what, signal));
       if (given) return given;
       const error = new MirrorError('digest-mismatch', `${what}: the upstream has other bytes`);
       this.#refused.set(what, error);
@@ -146,7 +141,7 @@ export class Proofs {
     const { size = 0 } = held;
     if (size <= wholeBytes) {
       const { body, isPublic } = await source.fetch(undefined, signal);
-      const bytes = await readAtMost(body, wholeBytes, what, signal);
+      const bytes = await readAtMost({ what, signal }, body, wholeBytes);
       return bytes && hashesTo(bytes, held.digest) ? { isPublic } : undefined;
     }
     let isPublic = true;
@@ -156,7 +151,7 @@ export class Proofs {
         said.body.discard();
         throw new MirrorError('upstream-invalid', `${what}: the upstream gives no part of it`);
       }
-      const theirs = await readAtMost(said.body, sampleBytes, what, signal);
+      const theirs = await readAtMost({ what, signal }, said.body, sampleBytes);
       if (!theirs?.equals(bytes)) return undefined;
       isPublic &&= said.isPublic;
     }
@@ -174,18 +169,6 @@ async function telling(content: Content, size: number): Promise<{ range: ByteRan
     places.push({ range, bytes, kinds: new Set(bytes).size });
   }
   return places.sort((a, b) => b.kinds - a.kinds).slice(0, samples);
-}
-
-/** Undefined: it is longer than `limit`. Throws a fault of the upstream when the body breaks off. */
-function readAtMost(
-  body: Body,
-  limit: number,
-  what: string,
-  signal: AbortSignal,
-): Promise<Buffer | undefined> {
-  return body.bytes(limit, signal).catch((cause: unknown) => {
-    throw toFault(what, cause, signal);
-  });
 }
 
 /** Few bytes of content, in memory. */

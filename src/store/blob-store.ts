@@ -587,7 +587,7 @@ export class BlobStore {
     try {
       await this.#checked;
       // A copy may be older than the files: what it does not know is not stray.
-      if (this.#isOnCopy || this.catalog.isDamaged) return { strayFiles: 0, lostBlobs: 0 };
+      if (this.#isCatalogFrozen) return { strayFiles: 0, lostBlobs: 0 };
       const work = reconcile(blobsPath(this.#root), store, this.#startedAt, signal);
       const strayFiles = await this.#track(work);
       return { strayFiles, lostBlobs: this.#lostBlobs };
@@ -642,6 +642,11 @@ export class BlobStore {
     this.catalog.close();
     await Promise.all([this.verifier.close(), this.#disk.close(), this.#catalogDisk.close()]);
     this.#unlock();
+  }
+
+  /** Nothing is written to the catalog's file: it is damaged, or the disk takes nothing and a copy is used. */
+  get #isCatalogFrozen(): boolean {
+    return this.#isOnCopy || this.catalog.isDamaged;
   }
 
   #scrubber(everyMs: number): Scrubber {
@@ -943,14 +948,14 @@ export class BlobStore {
     if (this.#dirty) this.#behind(this.#checkpoint(), 'the checkpoint');
     this.#pruneSometimes();
     const now = Date.now();
-    if (!this.#isOnCopy && !this.catalog.isDamaged && now - this.#backedUpAt >= backupEveryMs) {
+    if (!this.#isCatalogFrozen && now - this.#backedUpAt >= backupEveryMs) {
       this.#backedUpAt = now;
       this.#behind(this.#backup(), 'the backup');
     }
   }
 
   #pruneSometimes(): void {
-    if (this.#isOnCopy || this.catalog.isDamaged) return;
+    if (this.#isCatalogFrozen) return;
     const { clock } = this.#context;
     const at = clock.monotonic();
     if (at - this.#prunedAt < pruneEveryMs && this.catalog.movedTags < pruneAfterTags) return;
@@ -1001,7 +1006,7 @@ export class BlobStore {
   /** What the log holds goes into the catalog; a log that has grown is cut, in a moment in which nothing is written. */
   async #checkpoint(): Promise<void> {
     this.#dirty = false;
-    if (this.#isOnCopy || this.catalog.isDamaged) return;
+    if (this.#isCatalogFrozen) return;
     const file = catalogPath(this.#root);
     try {
       // While much is written, only more would come meanwhile.

@@ -9,6 +9,7 @@ import type { Counts, LedgerRow, LedgerStore } from '../util/ledger.ts';
 import type { QuotaState } from '../util/quota-state.ts';
 import { copyOf, corruptCode, expectWhole, isCorrupt } from './catalog-file.ts';
 import { migrate } from './schema.ts';
+import { stepMs } from './steps.ts';
 import { mostUses, worthOf } from './worth.ts';
 import { WriteQueue } from './write-queue.ts';
 
@@ -104,8 +105,8 @@ const largeBytes = 128 * 1024 * 1024;
 
 /** In one step, which nothing else can interrupt. */
 const usesAtOnce = 500;
-const usesStepMs = 8;
 const childrenAtOnce = 1000;
+const heldAtOnce = 500;
 
 /** A repo of this name stands for its whole registry. */
 export const everywhere = '';
@@ -331,7 +332,7 @@ export class Catalog implements LedgerStore {
     if (this.#used.size === 0 || this.queue.isWaiting) return false;
     const { use } = this.#statements;
     const inflation = this.#inflation;
-    const until = performance.now() + usesStepMs;
+    const until = performance.now() + stepMs;
     const written: Digest[] = [];
     this.#db.transaction(() => {
       for (const [digest, { at, count }] of this.#used) {
@@ -372,9 +373,14 @@ export class Catalog implements LedgerStore {
     return this.#statements.children.all(parent).map((row) => ({ ...row, foreign: row.foreign === 1 }));
   }
 
-  /** Those children of a manifest that are held, of `count` of its children from one on. */
-  heldChildren(parent: Digest, from: number, count: number): Digest[] {
-    return this.#statements.heldChildren.all(parent, from, from + count).map(({ digest }) => digest);
+  /** Those children of a manifest that are held, some at a time. */
+  *heldChildren(parent: Digest): Generator<Digest[], undefined> {
+    let from = 0;
+    do {
+      const to = from + heldAtOnce;
+      yield this.#statements.heldChildren.all(parent, from, to).map(({ digest }) => digest);
+      from = to;
+    } while (this.hasMoreChildren(parent, from));
   }
 
   /** Whether it was ever stored, as a part of a manifest that is held. */

@@ -20,7 +20,6 @@ const refreshAfterMs = 250;
 /** Looking at everything is to take a fifth of the time at most. */
 const restShare = 4;
 const rootsAtOnce = 200;
-const childrenAtOnce = 500;
 const pinnedAtOnce = 500;
 const flagsAtOnce = 50;
 /** So often in a row nothing is taken back, since tags have moved meanwhile. */
@@ -254,10 +253,9 @@ export class Pins {
           if (!held.has(digest)) bytes += footprint(blob.size);
           held.add(digest);
           if (blob.mediaType === blobMediaType) continue;
-          for (let from = 0; ; from += childrenAtOnce) {
-            open.push(...this.#catalog.heldChildren(digest, from, childrenAtOnce));
+          for (const children of this.#catalog.heldChildren(digest)) {
+            open.push(...children);
             yield;
-            if (!this.#catalog.hasMoreChildren(digest, from + childrenAtOnce)) break;
           }
           for (const tag of signatureTags(digest)) {
             const row = this.#catalog.tag({ registry, name }, tag);

@@ -25,8 +25,9 @@ const busyTries = 20;
 const busyRestMs = 100;
 
 /**
- * Removes rows of the catalog that serve nobody: links to blobs that are neither stored nor arriving, and tags that are too
- * many, first those whose manifest is not held, and what manifests that are gone have left. It runs beside the mirror, with a connection of its own.
+ * Removes rows of the catalog that serve nobody: links to blobs that are neither stored nor arriving, tags beyond the limit
+ * (first those whose manifest is not held), and children of manifests that are gone. It runs beside the mirror, with a connection
+ * of its own.
  */
 export async function prune(db: Database, { linksBefore, maxTags }: Prune): Promise<Pruned> {
   const links = await inSteps(

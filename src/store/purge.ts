@@ -4,8 +4,6 @@ import type { BlobStore } from './blob-store.ts';
 import { footprint, type Catalog, type Root } from './catalog.ts';
 import { inSteps } from './steps.ts';
 
-const childrenAtOnce = 500;
-
 export interface Purged {
   readonly tags: number;
   readonly blobs: number;
@@ -85,10 +83,9 @@ function* plan(catalog: Catalog, pattern: Pattern): Generator<undefined, Plan> {
     for (let digest = open.pop(); digest !== undefined; digest = open.pop()) {
       yield;
       if (!visit(digest)) continue;
-      for (let from = 0; ; from += childrenAtOnce) {
-        open.push(...catalog.heldChildren(digest, from, childrenAtOnce));
+      for (const children of catalog.heldChildren(digest)) {
+        open.push(...children);
         yield;
-        if (!catalog.hasMoreChildren(digest, from + childrenAtOnce)) break;
       }
     }
   }

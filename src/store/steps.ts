@@ -1,6 +1,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 
-const stepMs = 8;
+/** What may go on without others being answered in between, in milliseconds. */
+export const stepMs = 8;
 
 /** Does work that stands still at every `yield`: when it has gone on for some milliseconds, others are answered in between. */
 export async function inSteps<T>(work: Iterator<unknown, T>): Promise<T> {

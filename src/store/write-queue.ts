@@ -1,11 +1,10 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { errorCode } from '../util/errors.ts';
+import { stepMs } from './steps.ts';
 
 const retryMs = 20;
 /** More than comes in the time that a checkpoint takes; what another program has locked for longer is lost. */
 const maxWaiting = 20_000;
-/** What has waited is written in steps of this length; in between others are answered. */
-const stepMs = 8;
 
 interface Waiting {
   /** Done again from its beginning, if what it was written with could not be. */

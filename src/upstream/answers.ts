@@ -4,7 +4,7 @@ import { MirrorError } from '../util/errors.ts';
 import type { Body } from './body.ts';
 import { parseChallenges } from './challenge.ts';
 import type { Ask } from './questions.ts';
-import { one, type Response } from './transport.ts';
+import { one, toFault, type Response } from './transport.ts';
 
 /** Whether the upstream gives it to everybody: it knows us neither by credentials nor otherwise. */
 export interface Given {
@@ -46,6 +46,17 @@ export function isNotEnough({ headers }: Response): boolean {
 /** A portal or an error page in place of content. */
 export function isWebPage({ headers }: Response): boolean {
   return bareMediaType(one(headers, 'content-type')) === 'text/html';
+}
+
+/** All bytes of a body; undefined: it is longer than `limit`. Throws a fault of the upstream when it breaks off. */
+export function readAtMost(
+  { what, signal }: Pick<Ask, 'what' | 'signal'>,
+  body: Body,
+  limit: number,
+): Promise<Buffer | undefined> {
+  return body.bytes(limit, signal).catch((cause: unknown) => {
+    throw toFault(what, cause, signal);
+  });
 }
 
 export function readBlob({ what }: Ask, response: Landed, range: ByteRange | undefined): UpstreamBlob {

@@ -58,6 +58,17 @@ export function reachOf(address: string): Reach {
   return privateRanges.has(range) ? 'private' : 'forbidden';
 }
 
+/** Its port, named or not. */
+export function portOf({
+  protocol,
+  port,
+}: {
+  readonly protocol: string;
+  readonly port?: string | null;
+}): string {
+  return port || (protocol === 'https:' ? '443' : '80');
+}
+
 /** A host that can only be meant for the own network: an address of it, `localhost`, or a name without a dot. */
 function isPrivateHost(host: string): boolean {
   const bare = unbracket(host);
@@ -153,7 +164,7 @@ export class NetworkPolicy {
         callback(error as Error, null);
         return;
       }
-      const port = options.port || (options.protocol === 'https:' ? '443' : '80');
+      const port = portOf(options);
       if (this.#proxy?.covers(literal, port)) {
         this.#tunnel(this.#proxy, { host: literal, port }, timeoutMs, trusted).then(
           (socket) => {

@@ -6,7 +6,7 @@ import { parseUnsatisfied, type ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Budget } from '../util/budget.ts';
 import type { Clock } from '../util/clock.ts';
-import { errorCode, isFault, MirrorError, toMirrorError } from '../util/errors.ts';
+import { MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
 import type { Ledger } from '../util/ledger.ts';
 import type { Metrics } from '../util/metrics.ts';
@@ -14,6 +14,7 @@ import { quotaSpent, type Admission, type Turn, type Turns } from './admission.t
 import {
   isNotEnough,
   isWebPage,
+  readAtMost,
   readBlob,
   sizeOf,
   tooLarge,
@@ -24,13 +25,13 @@ import {
 import type { Body } from './body.ts';
 import { NetworkPolicy, type NetworkPolicyOptions } from './network-policy.ts';
 import { askBlob, askList, askManifest, type Ask, type ListOf } from './questions.ts';
+import { tryTwice } from './try-twice.ts';
 import { noAuthorization, Tokens, type Authorization } from './tokens.ts';
 import {
   isPull,
   isPullLimit,
   one,
   statusFault,
-  toFault,
   Transport,
   urlBelow,
   type Response,
@@ -201,7 +202,7 @@ export class RegistryClient {
   async manifest(repo: Repo, reference: string, signal: AbortSignal): Promise<UpstreamManifest> {
     const ask = askManifest('GET', repo, reference, signal);
     await this.#look(repo, reference, signal);
-    return this.#tryTwice(async () => {
+    return tryTwice(async () => {
       const response = await this.#once(ask);
       const done = await this.#roomFor(ask, response);
       try {
@@ -247,7 +248,7 @@ export class RegistryClient {
    */
   async list(repo: Repo, of: ListOf, query: URLSearchParams, signal: AbortSignal): Promise<UpstreamList> {
     const ask = askList(repo, of, query, signal);
-    return this.#tryTwice(async () => {
+    return tryTwice(async () => {
       const response = await this.#once(ask);
       if (response.status !== 200 || isWebPage(response)) {
         response.body.discard();
@@ -319,16 +320,7 @@ export class RegistryClient {
   }
 
   #fetch(ask: Ask): Promise<Landed> {
-    return this.#tryTwice(() => this.#once(ask));
-  }
-
-  async #tryTwice<T>(work: () => Promise<T>): Promise<T> {
-    try {
-      return await work();
-    } catch (error) {
-      if (!isWorthARetry(error)) throw error;
-      return await work();
-    }
+    return tryTwice(() => this.#once(ask));
   }
 
   /** Asks where the upstream has sent us before. Undefined: that link is not good any more. */
@@ -393,7 +385,7 @@ export class RegistryClient {
     }
   }
 
-  /** Another mirror may have an account, and gives what that sees to whoever asks it. */
+  /** Another Layercache answered. Its account may see what is private: that counts as private here too. */
   #isFromCache({ url, headers }: Landed): boolean {
     return url.origin === this.#base.origin && cacheResults.test(one(headers, 'x-cache') ?? '');
   }
@@ -476,9 +468,7 @@ export class RegistryClient {
   }
 
   async #bytes({ what, signal }: Pick<Ask, 'what' | 'signal'>, body: Body, limit: number): Promise<Buffer> {
-    const bytes = await body.bytes(limit, signal).catch((cause: unknown) => {
-      throw toFault(what, cause, signal);
-    });
+    const bytes = await readAtMost({ what, signal }, body, limit);
     if (bytes) return bytes;
     if (limit === this.#maxManifestBytes) throw tooLarge(what, limit);
     throw new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes`);
@@ -493,10 +483,4 @@ function ageOf({ headers }: Response): Aged {
     ageMs: Math.min(Number(seconds) * 1000, longestAgeMs),
     isStale: one(headers, 'x-cache') === 'stale',
   };
-}
-
-/** A host that does not even accept a connection would only cost the same time again. */
-function isWorthARetry(error: unknown): boolean {
-  if (!isFault(error, 'upstream-down', 'redirect-refused') || error.notAsked) return false;
-  return errorCode(error.cause) !== 'UND_ERR_CONNECT_TIMEOUT' && errorCode(error.cause) !== 'ENOTFOUND';
 }

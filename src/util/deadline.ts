@@ -3,25 +3,37 @@
  * something is waited for.
  */
 export class Deadline {
-  readonly #at: number;
+  /** By `performance.now()`. */
+  protected at: number;
   #signal: AbortSignal | undefined;
 
   constructor(ms: number) {
-    this.#at = performance.now() + ms;
+    this.at = performance.now() + ms;
   }
 
   /** Milliseconds, 0 when it is over. */
   get left(): number {
-    return Math.max(0, Math.ceil(this.#at - performance.now()));
+    return Math.max(0, Math.ceil(this.at - performance.now()));
   }
 
   get isOver(): boolean {
-    return performance.now() >= this.#at;
+    return performance.now() >= this.at;
   }
 
   /** For a last step, which has so much time even if all of it was taken by the steps before. */
   atLeast(ms: number): Deadline {
     return ms < this.left ? this : new Deadline(ms);
+  }
+
+  /**
+   * What is waited for, but no longer than that: then it rejects with `late()`. The work itself goes on. Nothing stays of it, as a
+   * signal would, which costs six times as much.
+   */
+  before<T>(work: Promise<T>, late: () => unknown): Promise<T> {
+    return unlessLate(work, late, (leave) => {
+      const timer = setTimeout(leave, this.left).unref();
+      return () => clearTimeout(timer);
+    });
   }
 
   /** Aborts with a `TimeoutError` when the time is over. */
@@ -33,21 +45,11 @@ export class Deadline {
 
 /** The time of work that several wait for: it ends with the latest of their deadlines. */
 export class SharedDeadline extends Deadline {
-  #latest: Deadline;
   readonly #late = new AbortController();
   #timer: NodeJS.Timeout | undefined;
 
   constructor(first: Deadline) {
     super(first.left);
-    this.#latest = first;
-  }
-
-  override get left(): number {
-    return this.#latest.left;
-  }
-
-  override get isOver(): boolean {
-    return this.#latest.isOver;
   }
 
   override get signal(): AbortSignal {
@@ -57,7 +59,7 @@ export class SharedDeadline extends Deadline {
 
   /** Somebody else waits for the work too. */
   join(deadline: Deadline): void {
-    if (deadline.left > this.#latest.left) this.#latest = deadline;
+    this.at = Math.max(this.at, performance.now() + deadline.left);
   }
 
   /** The work has ended. */
@@ -75,14 +77,25 @@ export class SharedDeadline extends Deadline {
 }
 
 /** What is waited for, but no longer than the signal lets: then it rejects with `late()`. The work itself goes on. */
-export async function orLate<T>(work: Promise<T>, signal: AbortSignal, late: () => unknown): Promise<T> {
+export function orLate<T>(work: Promise<T>, signal: AbortSignal, late: () => unknown): Promise<T> {
+  return unlessLate(work, late, (leave) => {
+    if (signal.aborted) leave();
+    signal.addEventListener('abort', leave, { once: true });
+    return () => signal.removeEventListener('abort', leave);
+  });
+}
+
+/** `watch` calls `leave` when it is too late, until what it returns is called. */
+async function unlessLate<T>(
+  work: Promise<T>,
+  late: () => unknown,
+  watch: (leave: () => void) => () => void,
+): Promise<T> {
   const left = Promise.withResolvers<never>();
-  const leave = (): void => left.reject(late());
-  if (signal.aborted) leave();
-  signal.addEventListener('abort', leave, { once: true });
+  const unwatch = watch(() => left.reject(late()));
   try {
     return await Promise.race([work, left.promise]);
   } finally {
-    signal.removeEventListener('abort', leave);
+    unwatch();
   }
 }

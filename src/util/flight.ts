@@ -1,4 +1,4 @@
-import { orLate, SharedDeadline, type Deadline } from './deadline.ts';
+import { SharedDeadline, type Deadline } from './deadline.ts';
 
 interface Run<V> {
   readonly outcome: Promise<V>;
@@ -37,7 +37,7 @@ export class Flight<K, V> {
       shared?.join(deadline);
       const outcome = running?.outcome ?? this.#startWithin(key, deadline, work);
       try {
-        return { value: await orLate(outcome, deadline.signal, late), joined: running !== undefined };
+        return { value: await deadline.before(outcome, late), joined: running !== undefined };
       } catch (error) {
         // It was too late to join: the time of all others was over already.
         const cameLate = shared?.signal.aborted === true && !deadline.isOver;

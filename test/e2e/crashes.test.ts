@@ -1,25 +1,21 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { digestOf } from '../../src/oci/digest.ts';
 import { Catalog, footprint } from '../../src/store/catalog.ts';
+import { filesBelow } from '../support/files.ts';
 import { ask } from '../support/http.ts';
 import { imageOf, largeBlob, type Blob } from '../support/images.ts';
 import { until } from '../support/mirror.ts';
-import { Program, run } from '../support/programs.ts';
+import { main, Program, run } from '../support/programs.ts';
 import { Upstream } from '../support/upstream.ts';
 
 const MB = 1_000_000;
 
 async function diskBytes(directory: string): Promise<number> {
-  let total = 0;
-  for (const name of await readdir(directory, { recursive: true })) {
-    const entry = await stat(join(directory, name)).catch(() => undefined);
-    if (entry?.isFile()) total += footprint(entry.size);
-  }
-  return total;
+  return (await filesBelow(directory)).reduce((sum, { size }) => sum + footprint(size), 0);
 }
 
 test('killed again and again during fills, commits and evictions: nothing is wrong, nothing is forgotten', async (t) => {
@@ -72,7 +68,6 @@ test('killed again and again during fills, commits and evictions: nothing is wro
   await new Promise((resolve) => setTimeout(resolve, 1500));
   const program = new Program(['serve'], directory);
   await program.port();
-  const main = join(import.meta.dirname, '../../src/main.js');
   const verify = async (): Promise<{ damaged: unknown[]; bytes: number; blobs: number }> => {
     const { stdout } = await run(process.execPath, [main, 'store', 'verify', '--json'], { cwd: directory });
     return JSON.parse(stdout) as { damaged: unknown[]; bytes: number; blobs: number };

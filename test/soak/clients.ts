@@ -4,7 +4,7 @@ import { ask, type Ask, type Reply } from '../support/http.ts';
 import type { Findings } from './findings.ts';
 import type { Random } from './random.ts';
 import { limits, type Subject } from './subject.ts';
-import type { Item, World } from './world.ts';
+import type { Item, Version, World } from './world.ts';
 
 const outsiderAddress = '127.0.0.3';
 /** What the mirror may say while an upstream is in trouble. */
@@ -81,21 +81,20 @@ export class Client {
 
   /** A whole pull, as engines do it: the tag, one platform, configuration and layers together. */
   async #pull(item: Item): Promise<void> {
-    const reply = await this.#tag(item);
-    const version = item.versions.find(({ manifest }) => reply?.body.equals(manifest.bytes));
-    if (!reply || reply.status !== 200 || reply.broken) return;
+    const version = await this.#tag(item);
     if (!version) return;
     const image = this.#random.of(version.images);
     if (image.manifest !== version.manifest) await this.#blob(item, image.manifest, 'manifests');
     await Promise.all([image.config, ...image.layers].map((blob) => this.#blob(item, blob)));
   }
 
-  async #tag(item: Item, options: Ask = {}): Promise<Reply | undefined> {
+  /** What the tag leads to; undefined: there was no whole answer, or a wrong one. */
+  async #tag(item: Item, options: Ask = {}): Promise<Version | undefined> {
     const asked = Date.now();
     const path = `/v2/${item.repo}/manifests/${item.tag}`;
     const isCalm = this.#isCalmSince(asked - limits.tagTtlMs - 1000);
     const reply = await this.#ask(path, item.ns, options, this.#mustRefuse(item));
-    if (reply?.status !== 200 || reply.broken || this.#mustRefuse(item)) return reply;
+    if (reply?.status !== 200 || reply.broken || this.#mustRefuse(item)) return undefined;
     const version = item.versions.find(({ manifest }) => reply.body.equals(manifest.bytes));
     if (!version) this.#wrong(path, reply, 'the tag leads to what it never led to');
     else if (isCalm && version.replacedAt < asked - limits.tagTtlMs - 1000)
@@ -104,7 +103,7 @@ export class Client {
       this.#wrong(path, reply, `content-type ${String(reply.headers['content-type'])}`);
     else if (reply.headers['docker-content-digest'] !== version.manifest.digest)
       this.#wrong(path, reply, 'docker-content-digest is not that of the body');
-    return reply;
+    return version;
   }
 
   async #blob(

@@ -33,7 +33,7 @@ export class Observer {
     const { subject, findings } = this.#around;
     const { pid } = subject;
     try {
-      const diskBytes = (await subject.files()).reduce((sum, { bytes }) => sum + bytes, 0);
+      const diskBytes = (await subject.files()).reduce((sum, file) => sum + file.diskBytes, 0);
       if (diskBytes > limits.maxBytes + limits.slackBytes)
         findings.add(`the data directory has ${diskBytes} bytes`);
       this.#peak.diskBytes = Math.max(this.#peak.diskBytes, diskBytes);
@@ -65,7 +65,7 @@ export class Observer {
     const folders = await Promise.all(
       ['blobs', 'ingest', 'quarantine'].map((folder) => subject.files(folder)),
     );
-    const found = folders.flat().reduce((sum, { bytes }) => sum + bytes, 0);
+    const found = folders.flat().reduce((sum, file) => sum + file.diskBytes, 0);
     findings.say(`at rest: layercache_store_bytes ${said}, du ${found}`);
     if (Math.abs(said - found) > 2_000_000)
       findings.add(`layercache_store_bytes is ${said}, du says ${found}`);

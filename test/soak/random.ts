@@ -1,6 +1,4 @@
-import { createHash } from 'node:crypto';
-import type { Digest } from '../../src/oci/digest.ts';
-import type { Blob } from '../support/images.ts';
+import { blockSize, largeBlob, type Blob } from '../support/images.ts';
 
 /** Numbers that a seed repeats (mulberry32). */
 export class Random {
@@ -43,10 +41,8 @@ export class Random {
 
   /** No two blocks of a blob, and no two blobs, are alike. */
   blob(size: number): Blob {
-    const block = Buffer.alloc(4096);
+    const block = Buffer.alloc(blockSize);
     for (let at = 0; at < block.length; at += 4) block.writeUInt32LE(this.between(0, 2 ** 32), at);
-    const bytes = Buffer.alloc(size, block);
-    for (let at = 0; at + 4 <= size; at += block.length) bytes.writeUInt32LE(at / block.length, at);
-    return { bytes, digest: `sha256:${createHash('sha256').update(bytes).digest('hex')}` as Digest };
+    return largeBlob(size, block);
   }
 }

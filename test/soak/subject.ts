@@ -1,8 +1,9 @@
-import { appendFile, readdir, stat, writeFile } from 'node:fs/promises';
+import { appendFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { filesBelow, type FoundFile } from '../support/files.ts';
 import { ask } from '../support/http.ts';
 import { until } from '../support/mirror.ts';
-import { freePort, Program, run } from '../support/programs.ts';
+import { freePort, main, Program, run } from '../support/programs.ts';
 import { login, type World } from './world.ts';
 
 /** Figures of the mirror that the clients and the observer judge by. */
@@ -16,8 +17,6 @@ export const limits = {
   handles: 700,
   loopLagSeconds: 1.5,
 };
-
-const main = join(import.meta.dirname, '../../src/main.js');
 
 /** The mirror under test: a process of its own, which is killed, started again and given new configurations. */
 export class Subject {
@@ -122,18 +121,10 @@ export class Subject {
     );
   }
 
-  /** Files below a folder of the data directory, with the bytes that they take on the disk. */
-  async files(below = ''): Promise<{ path: string; bytes: number }[]> {
-    const root = join(this.data, below);
-    const names = await readdir(root, { recursive: true }).catch(() => []);
-    const found = await Promise.all(
-      names.map(async (name) => {
-        const path = join(root, name);
-        const entry = await stat(path).catch(() => undefined);
-        return entry?.isFile() ? [{ path, bytes: entry.blocks * 512 }] : [];
-      }),
-    );
-    return found.flat();
+  /** Files below a folder of the data directory. */
+  files(below = ''): Promise<FoundFile[]> {
+    // It is not there before the first start.
+    return filesBelow(join(this.data, below)).catch(() => []);
   }
 
   async #end(): Promise<void> {

@@ -158,7 +158,7 @@ function events(around: Surroundings, random: Random): Trouble[] {
       async run() {
         const [gone, cut] = random.shuffled(await subject.files('blobs'));
         if (gone) await rm(gone.path, { force: true });
-        if (cut) await truncate(cut.path, random.between(0, cut.bytes)).catch(() => undefined);
+        if (cut) await truncate(cut.path, random.between(0, cut.size)).catch(() => undefined);
         // Who reads it at this moment gets what is left of it.
         for (const file of [gone, cut]) if (file) around.damaged.set(digestOf(file.path), Date.now());
       },

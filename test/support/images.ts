@@ -29,11 +29,11 @@ export function randomBlob(size: number): Blob {
   return blobOf(randomBytes(size));
 }
 
-const blockSize = 4096;
+export const blockSize = 4096;
 
-/** A large blob made of one random block with its number written into it: cheap to make, and no two places are alike. */
-export function largeBlob(size: number): Blob {
-  const bytes = Buffer.alloc(size, randomBytes(blockSize));
+/** A large blob made of one block with its number written into it: cheap to make, and no two places are alike. */
+export function largeBlob(size: number, block = randomBytes(blockSize)): Blob {
+  const bytes = Buffer.alloc(size, block);
   for (let at = 0; at + 4 <= size; at += blockSize) bytes.writeUInt32LE(at / blockSize, at);
   return { bytes, digest: `sha256:${createHash('sha256').update(bytes).digest('hex')}` as Digest };
 }

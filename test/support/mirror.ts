@@ -1,9 +1,10 @@
-import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { loadConfig, type Config } from '../../src/config.ts';
 import { Service } from '../../src/service.ts';
 import type { Clock } from '../../src/util/clock.ts';
+import { filesBelow } from './files.ts';
 import { ask, type Ask, type Reply } from './http.ts';
 
 /** Time that stands still until a test moves it, or lets it run. Both clocks move together. */
@@ -159,16 +160,8 @@ export class TestMirror {
 
   /** Every file below the data directory, with its size. */
   async files(below = ''): Promise<{ path: string; size: number }[]> {
-    const names = await readdir(join(this.dataDirectory, below), { recursive: true });
-    const entries = await Promise.all(
-      names.map(async (name) => {
-        const path = join(below, name);
-        // What went away since it was listed is not there.
-        const entry = await stat(join(this.dataDirectory, path)).catch(() => undefined);
-        return entry?.isFile() ? [{ path, size: entry.size }] : [];
-      }),
-    );
-    return entries.flat();
+    const found = await filesBelow(join(this.dataDirectory, below));
+    return found.map(({ path, size }) => ({ path: relative(this.dataDirectory, path), size }));
   }
 }
 

@@ -122,7 +122,8 @@ export class DockerRegistry {
   }
 }
 
-const main = join(import.meta.dirname, '../../src/main.js');
+/** What starts the program. */
+export const main = join(import.meta.dirname, '../../src/main.js');
 
 /** Whether another user could run the program where it lies. */
 export function canRunAs(uid: number): boolean {
