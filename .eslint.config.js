@@ -1,32 +1,6 @@
 import { defineConfig } from 'eslint/config';
 import tseslint from 'typescript-eslint';
-
-/** The floors of src/: a folder imports only from the folders named behind it (docs/design.md, "Rooms"). */
-const floors = {
-  util: [],
-  oci: ['util'],
-  store: ['util', 'oci'],
-  upstream: ['util', 'oci'],
-  mirror: ['util', 'oci', 'store', 'upstream'],
-  server: ['util', 'oci', 'mirror'],
-};
-
-const floorRules = Object.entries(floors).map(([folder, below]) => ({
-  files: [`src/${folder}/**/*.ts`],
-  rules: {
-    'no-restricted-imports': [
-      'error',
-      {
-        patterns: [
-          {
-            regex: `^\\.\\./(?!(?:${[...below, '-'].join('|')})/)`,
-            message: `src/${folder} may import from ${below.join(', ') || 'nothing above it'} only.`,
-          },
-        ],
-      },
-    ],
-  },
-}));
+import layercache from './.eslint.rooms.js';
 
 export default defineConfig(
   { ignores: ['dist/', 'node_modules/', 'data/'] },
@@ -47,7 +21,7 @@ export default defineConfig(
       '@typescript-eslint/consistent-type-imports': 'error',
     },
   },
-  ...floorRules,
+  { files: ['src/**/*.ts'], plugins: { layercache }, rules: { 'layercache/rooms': 'error' } },
   {
     files: ['test/**/*.ts', 'bench/**/*.ts'],
     rules: {

@@ -2,7 +2,7 @@
  * Which policy keeps what is asked for again: `node bench/eviction.ts [ACCESS-LOG ...]` replays pulls, made up and
  * recorded, against caches of several sizes and prints the hit ratios by bytes and by requests.
  */
-import { mostUses, worthOf } from '../src/store/worth.ts';
+import { mostUses, worthOf } from '../src/store/catalog/worth.ts';
 import { recordedTrace, syntheticTraces, type Request, type Trace } from './traces.ts';
 
 /** A cache of blobs that decides what leaves. */

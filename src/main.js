@@ -11,5 +11,5 @@ if (major < 24) {
 // Before the pool is first used: dirty-page throttling in four writes must not stop every read and look-up.
 process.env['UV_THREADPOOL_SIZE'] ??= '16';
 
-const { run } = await import('./cli.ts');
+const { run } = await import('./cli/cli.ts');
 await run(process.argv);

@@ -6,62 +6,31 @@ import { isWholeWant, type Want } from '../oci/range.ts';
 import { isFromPattern, type Repo } from '../oci/repo.ts';
 import type { Reference } from '../oci/route.ts';
 import type { BlobStore } from '../store/blob-store.ts';
-import type { TagRow } from '../store/catalog.ts';
-import { MemoryContent } from '../store/stored-content.ts';
+import type { TagRow } from '../store/catalog/catalog.ts';
+import { MemoryContent } from '../store/reading/stored-content.ts';
 import type { RegistryClient, UpstreamManifest } from '../upstream/registry-client.ts';
 import type { Clock } from '../util/clock.ts';
 import { Deadline } from '../util/deadline.ts';
 import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
-import type { Access } from './access.ts';
-import type { Fills } from './fills.ts';
-import { isFresh, isFreshEnough, isServableStale, type TagPolicy } from './freshness.ts';
-import { Negatives } from './negatives.ts';
-import type { Prefetch } from './prefetch.ts';
-import { Proofs } from './proofs.ts';
-import type { Tags } from './tags.ts';
+import type { Access } from './access/links.ts';
+import { Proofs } from './access/proofs.ts';
+import type { Answer, Asked, Question, Result } from './answer.ts';
+import type { Fills } from './fill/fills.ts';
+import type { Prefetch } from './fill/prefetch.ts';
+import { isFresh, isFreshEnough, isServableStale, type TagPolicy } from './tags/freshness.ts';
+import { Negatives } from './tags/negatives.ts';
+import type { Tags } from './tags/tags.ts';
+import { isWhole } from './tags/wholeness.ts';
 import type { Upstreams } from './upstreams.ts';
-import { isWhole } from './wholeness.ts';
 
 const maxUnrefreshed = 10_000;
 /** For what is served stale when the time is over. */
 const leastReadMs = 1000;
 const largeManifestBytes = 1024 * 1024;
 
-/** How an answer was come by. */
-export type Result = 'hit' | 'joined' | 'miss' | 'revalidated' | 'stale';
-
-export interface Answer {
-  readonly digest: Digest;
-  readonly mediaType: string;
-  /** Undefined while the upstream has not told. */
-  readonly size: number | undefined;
-  /** To be released by the caller. Absent in the answer to a HEAD. */
-  readonly content?: Content;
-  readonly result: Result;
-  readonly reason?: string;
-  /** Since the upstream last said that the tag points there. */
-  readonly ageMs?: number;
-}
-
-export type Method = 'GET' | 'HEAD';
-
 /** What a request has been shown to be entitled to: the stored content, or what is arriving from its own registry. */
 type Proven = 'stored' | 'arriving' | undefined;
-
-/** A client's question. */
-export interface Asked {
-  readonly method: Method;
-  /** Who asks: an address. */
-  readonly client: string;
-  /** Whether the client has the digest already (If-None-Match): then it is told so, and nothing is fetched for it. */
-  readonly knows?: ((digest: Digest) => boolean) | undefined;
-}
-
-/** The same on its way: everything before its first byte has one deadline. */
-interface Question extends Asked {
-  readonly deadline: Deadline;
-}
 
 export interface MirrorOptions {
   firstByteTimeoutMs: number;
@@ -211,7 +180,7 @@ export class Mirror {
       const ageMs = clock.now() - row.saidAt;
       if (wantsNoBytes(question, row.digest) && !this.#holdsManifest(row.digest)) {
         // Whoever is told of what cannot be pulled now would not take what is held.
-        const spent = this.#upstreamOf(repo).admission.spent(repo, `${repo.key}:${tag}`);
+        const spent = this.#upstreamOf(repo).accounts.spent(repo, `${repo.key}:${tag}`);
         const stale = spent && (await this.#stale(repo, row, question, spent));
         if (stale) return stale;
         // The row has all that a HEAD wants, and a pull is spent only on who asks for the bytes.
@@ -268,7 +237,7 @@ export class Mirror {
     try {
       const { digest } = await this.#askTag(repo, tag, deadline);
       this.#unrefreshed.delete(key);
-      if (this.#holdsManifest(digest) || !this.#upstreamOf(repo).admission.mayPullAhead(repo)) return;
+      if (this.#holdsManifest(digest) || !this.#upstreamOf(repo).accounts.mayPullAhead(repo)) return;
       const { value } = await this.#fetch(repo, digest, deadline);
       value.release();
     } catch {

@@ -1,11 +1,11 @@
 import { LRUCache } from 'lru-cache';
 import { createRepo, type Repo } from '../oci/repo.ts';
 import type { Place } from '../oci/route.ts';
-import type { PullFigures } from '../upstream/admission.ts';
+import type { PullFigures } from '../upstream/accounts/account-pool.ts';
 import type { RegistryClient } from '../upstream/registry-client.ts';
 import { MirrorError } from '../util/errors.ts';
 import type { Slots } from '../util/slots.ts';
-import type { Pool } from './connections.ts';
+import type { Pool } from './fill/connections.ts';
 import type { RegistryPattern } from './registry-pattern.ts';
 
 /** A registry that we pull from. */
@@ -136,7 +136,7 @@ export class Upstreams {
 
   /** The pulls that are left for a repo, as its upstream's headers would say it to one client for all of ours. */
   pullsLeft(repo: Repo): PullFigures | undefined {
-    return this.of(repo).client.admission.pool;
+    return this.of(repo).client.accounts.pulls;
   }
 
   named(registry: string): NamedUpstream | undefined {

@@ -1,3 +1,4 @@
+import { OperationError } from '../util/errors.ts';
 import type { RepoName } from './repo.ts';
 
 /**
@@ -45,4 +46,11 @@ function toRegExp(text: string): RegExp {
 export function globToRegExp(text: string, standFor: (stars: string) => string): RegExp {
   const source = text.replace(/[.+?^${}()|[\]\\]/g, '\\$&').replace(/\*+/g, standFor);
   return new RegExp(`^${source}$`);
+}
+
+/** Throws `OperationError` when the text is not a pattern. */
+export function patternOf(text: string): Pattern {
+  const pattern = Pattern.parse(text);
+  if (pattern) return pattern;
+  throw new OperationError(`${text}: not a pattern such as "docker.io/library/alpine:3*"`);
 }

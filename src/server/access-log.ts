@@ -1,8 +1,8 @@
 import type { Repo } from '../oci/repo.ts';
-import type { Ledger } from '../util/ledger.ts';
-import type { Log } from '../util/log.ts';
-import type { Kind, Metrics } from '../util/metrics.ts';
-import type { Trace } from '../util/trace.ts';
+import type { Ledger } from '../telemetry/ledger.ts';
+import type { Log } from '../telemetry/log.ts';
+import type { Kind, Metrics } from '../telemetry/metrics.ts';
+import type { Trace } from '../telemetry/trace.ts';
 
 /** What is known of one request when it has been answered. */
 export class AccessRecord implements Trace {

@@ -1,4 +1,3 @@
-import { timingSafeEqual, createHash } from 'node:crypto';
 import express, {
   type Express,
   type NextFunction,
@@ -6,9 +5,10 @@ import express, {
   type RequestHandler,
   type Response,
 } from 'express';
+import { createHash, timingSafeEqual } from 'node:crypto';
 import { z } from 'zod';
-import type { Metrics } from '../util/metrics.ts';
-import type { Logger } from '../util/log.ts';
+import type { Logger } from '../telemetry/log.ts';
+import type { Metrics } from '../telemetry/metrics.ts';
 import { createApp } from './app.ts';
 
 /** What may be asked of the running mirror: a name, and what answers it. A thrown `OperationError` is 409. */

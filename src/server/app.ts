@@ -1,5 +1,5 @@
-import type { RequestListener } from 'node:http';
 import express, { type Express, type Request, type Response } from 'express';
+import type { RequestListener } from 'node:http';
 import { createRegistryHandler, type RegistryContext } from './registry-routes.ts';
 
 /** The registry API as an Express application. */

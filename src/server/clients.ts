@@ -1,12 +1,12 @@
+import { LRUCache } from 'lru-cache';
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { Server as TlsServer } from 'node:https';
 import { isIP, type Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
-import { LRUCache } from 'lru-cache';
 import type { Repo } from '../oci/repo.ts';
+import type { Logger } from '../telemetry/log.ts';
 import type { Clock } from '../util/clock.ts';
 import { MirrorError } from '../util/errors.ts';
-import type { Logger } from '../util/log.ts';
 import { clientNetwork, plainAddress, type Networks } from '../util/networks.ts';
 import { Slots } from '../util/slots.ts';
 import { Htpasswd } from './htpasswd.ts';

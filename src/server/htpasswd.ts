@@ -1,10 +1,10 @@
+import { LRUCache } from 'lru-cache';
 import { createHmac, randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import { LRUCache } from 'lru-cache';
+import type { Logger } from '../telemetry/log.ts';
 import { errorCode } from '../util/errors.ts';
 import { Flight } from '../util/flight.ts';
-import type { Logger } from '../util/log.ts';
 import { watchFiles } from '../util/watch.ts';
 import { WorkerThread } from '../util/worker.ts';
 import { showPath } from './tls.ts';

@@ -1,9 +1,8 @@
 import { once } from 'node:events';
-import type { Duplex } from 'node:stream';
 import { createServer, type RequestListener, type Server } from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
-import type { TlsFiles } from './tls.ts';
-import { readTls } from './tls.ts';
+import type { Duplex } from 'node:stream';
+import { readTls, type TlsFiles } from './tls.ts';
 
 /** A client that accepts no byte for that long is cut. */
 const stuckAfterMs = 5 * 60_000;

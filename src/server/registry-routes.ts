@@ -1,17 +1,19 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Lists } from '../mirror/lists.ts';
-import type { Answer, Asked, Mirror } from '../mirror/mirror.ts';
+import type { Answer, Asked } from '../mirror/answer.ts';
+import type { Mirror } from '../mirror/mirror.ts';
+import type { Lists } from '../mirror/tags/lists.ts';
 import type { Upstreams } from '../mirror/upstreams.ts';
 import type { Repo } from '../oci/repo.ts';
 import { parseRoute, splitAbsolute, type Route } from '../oci/route.ts';
+import type { Ledger } from '../telemetry/ledger.ts';
+import type { Log } from '../telemetry/log.ts';
+import type { Metrics } from '../telemetry/metrics.ts';
+import { trace } from '../telemetry/trace.ts';
 import type { Clock } from '../util/clock.ts';
 import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
-import type { Ledger } from '../util/ledger.ts';
-import type { Log } from '../util/log.ts';
-import type { Metrics } from '../util/metrics.ts';
-import { trace } from '../util/trace.ts';
 import { AccessRecord, finishAccess } from './access-log.ts';
 import type { Clients } from './clients.ts';
+import { nextTurn, turnOf } from './pipelining.ts';
 import {
   knownTo,
   pullHeadersOf,
@@ -22,7 +24,6 @@ import {
   wantOf,
   type Exchange,
 } from './send.ts';
-import { nextTurn, turnOf } from './turns.ts';
 import { mirrorsOf } from './via.ts';
 
 export interface RegistryContext {

@@ -1,12 +1,12 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { ListAnswer } from '../mirror/lists.ts';
-import type { Answer } from '../mirror/mirror.ts';
+import type { Answer } from '../mirror/answer.ts';
+import type { ListAnswer } from '../mirror/tags/lists.ts';
 import { smallSize, type Content } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import { hullOf, parseRanges, resolveWants, type ByteRange, type Want } from '../oci/range.ts';
 import type { Route } from '../oci/route.ts';
+import type { Kind } from '../telemetry/metrics.ts';
 import { faults, MirrorError } from '../util/errors.ts';
-import type { Kind } from '../util/metrics.ts';
 import type { AccessRecord } from './access-log.ts';
 import { Multipart } from './multipart.ts';
 

@@ -2,8 +2,8 @@ import { X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { Server } from 'node:https';
 import { createSecureContext, type SecureContextOptions } from 'node:tls';
+import type { Logger } from '../telemetry/log.ts';
 import { errorCode } from '../util/errors.ts';
-import type { Logger } from '../util/log.ts';
 import { watchFiles } from '../util/watch.ts';
 
 /** Files in PEM. */

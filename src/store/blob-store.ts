@@ -1,23 +1,20 @@
+import { LRUCache } from 'lru-cache';
 import { randomBytes } from 'node:crypto';
 import { stat, statfs, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { LRUCache } from 'lru-cache';
 import { blobMediaType, smallSize, type Content, type Descriptor } from '../oci/content.ts';
 import { hexOf, isDigest, type Digest } from '../oci/digest.ts';
 import { recognise, type Child } from '../oci/manifest.ts';
+import type { Logger } from '../telemetry/log.ts';
 import type { Clock } from '../util/clock.ts';
 import { errorCode, isFault, MirrorError } from '../util/errors.ts';
-import type { Logger } from '../util/log.ts';
 import { Slots } from '../util/slots.ts';
 import { WorkerThread } from '../util/worker.ts';
-import { Buffers } from './buffers.ts';
-import { Catalog, explain, isLarge, type Victim, type WideManifest } from './catalog.ts';
-import { isCorrupt } from './catalog-file.ts';
-import { missingFile } from './check.ts';
-import { Evictor, type EvictionReason, type EvictorOptions, type Reservation } from './evictor.ts';
-import { Health } from './health.ts';
-import { Ingest } from './ingest.ts';
+import { isCorrupt } from './catalog/catalog-file.ts';
+import { Catalog, explain, isLarge, type Victim, type WideManifest } from './catalog/catalog.ts';
+import type { Prune, Pruned } from './catalog/prune.ts';
+import { missingFile } from './disk/files.ts';
 import {
   backupPath,
   blobPath,
@@ -27,25 +24,34 @@ import {
   lockPath,
   quarantinePath,
   walPath,
-} from './layout.ts';
-import { lockDirectory } from './lock.ts';
-import { Partials } from './partials.ts';
-import { Pins } from './pins.ts';
-import type { Prune, Pruned } from './prune.ts';
-import { Quarantine } from './quarantine.ts';
+} from './disk/layout.ts';
+import { lockDirectory } from './disk/lock.ts';
+import { Ingest } from './ingest/ingest.ts';
+import { Partials } from './ingest/partials.ts';
+import { Verifier } from './ingest/verifier.ts';
+import { Buffers } from './reading/buffers.ts';
+import {
+  MemoryContent,
+  SharedFile,
+  SmallContent,
+  StoredContent,
+  type Held,
+} from './reading/stored-content.ts';
+import { Evictor, type EvictionReason, type EvictorOptions, type Reservation } from './room/evictor.ts';
+import { Pins } from './room/pins.ts';
+import { Quarantine } from './room/quarantine.ts';
+import { Health } from './upkeep/health.ts';
+import { Recheck } from './upkeep/recheck.ts';
+import { reconcile } from './upkeep/recovery.ts';
+import { Scrubber } from './upkeep/scrubber.ts';
 import {
   isDiskTrouble,
   prepareDirectory,
-  removeLeftovers,
   refuseToBeginAnew,
+  removeLeftovers,
   warnOfNetwork,
   warnOfRoom,
-} from './precautions.ts';
-import { Recheck } from './recheck.ts';
-import { reconcile } from './recovery.ts';
-import { Scrubber } from './scrubber.ts';
-import { MemoryContent, SharedFile, SmallContent, StoredContent, type Held } from './stored-content.ts';
-import { Verifier } from './verifier.ts';
+} from './upkeep/startup-checks.ts';
 
 export interface StoreOptions extends EvictorOptions {
   /** The data directory. */

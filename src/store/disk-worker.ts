@@ -1,9 +1,9 @@
+import Database from 'better-sqlite3';
 import { closeSync, fdatasyncSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
-import Database from 'better-sqlite3';
 import { answerCalls } from '../util/worker.ts';
-import { expectWhole } from './catalog-file.ts';
-import { prune, type Prune } from './prune.ts';
+import { expectWhole } from './catalog/catalog-file.ts';
+import { prune, type Prune } from './catalog/prune.ts';
 
 /** What waits for the disk: done synchronously on a thread of its own, so that nothing else waits with it. */
 

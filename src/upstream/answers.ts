@@ -1,17 +1,18 @@
 import { bareMediaType } from '../oci/manifest.ts';
 import { parseContentRange, parseUnsatisfied, type ByteRange } from '../oci/range.ts';
 import { MirrorError } from '../util/errors.ts';
-import type { Body } from './body.ts';
-import { parseChallenges } from './challenge.ts';
+import { parseChallenges } from './auth/challenge.ts';
+import type { Body } from './http/body.ts';
+import { one } from './http/headers.ts';
+import { toFault, type Response } from './http/transport.ts';
 import type { Ask } from './questions.ts';
-import { one, toFault, type Response } from './transport.ts';
 
 /** Whether the upstream gives it to everybody: it knows us neither by credentials nor otherwise. */
-export interface Given {
+export interface Provenance {
   readonly isPublic: boolean;
 }
 
-export interface UpstreamBlob extends Given {
+export interface UpstreamBlob extends Provenance {
   /** Of the whole blob; undefined when the upstream does not tell. */
   readonly size: number | undefined;
   /** What the body holds: from 0 where the upstream ignores ranges; its end is undefined with the size. */
@@ -21,7 +22,7 @@ export interface UpstreamBlob extends Given {
 }
 
 /** An answer, and where it came from in the end. */
-export type Landed = Response & Given & { readonly url: URL };
+export type FinalResponse = Response & Provenance & { readonly url: URL };
 
 export function tooLarge(what: string, limit: number): MirrorError {
   return new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes: see fetch.maxManifestBytes`);
@@ -59,7 +60,7 @@ export function readAtMost(
   });
 }
 
-export function readBlob({ what }: Ask, response: Landed, range: ByteRange | undefined): UpstreamBlob {
+export function readBlob({ what }: Ask, response: FinalResponse, range: ByteRange | undefined): UpstreamBlob {
   const { status, headers, body, isPublic } = response;
   const size = sizeOf(response);
   const invalid = (sent: string): MirrorError => {

@@ -2,7 +2,7 @@ import type { Digest } from '../oci/digest.ts';
 import { acceptManifests, ociIndex } from '../oci/manifest.ts';
 import type { ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
-import type { Call } from './transport.ts';
+import type { Call } from './http/transport.ts';
 
 /** A question about a repo, before it is known as whom and where it is asked. */
 export type Ask = Omit<Call, 'url' | 'redirected'> & { readonly repo: Repo; readonly path: string };

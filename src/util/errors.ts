@@ -123,3 +123,8 @@ export function errorCode(error: unknown): string | undefined {
   const code = (error as { code?: unknown } | null | undefined)?.code;
   return typeof code === 'string' ? code : undefined;
 }
+
+/** What an operator asked for cannot be done. The message names it and what would help. */
+export class OperationError extends Error {
+  override readonly name = 'OperationError';
+}

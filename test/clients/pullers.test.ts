@@ -1,9 +1,9 @@
+import { hashSync } from 'bcryptjs';
 import assert from 'node:assert/strict';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { hashSync } from 'bcryptjs';
 import { Authority } from '../support/certificates.ts';
 import { TestMirror, until } from '../support/mirror.ts';
 import { Daemon, DockerRegistry, missing, run } from '../support/programs.ts';

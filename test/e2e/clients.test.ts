@@ -1,3 +1,4 @@
+import { hashSync } from 'bcryptjs';
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { copyFile, mkdtemp, readFile, rm, utimes, writeFile } from 'node:fs/promises';
@@ -6,7 +7,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 import { connect as connectTls } from 'node:tls';
-import { hashSync } from 'bcryptjs';
 import { Authority } from '../support/certificates.ts';
 import { errorOf, sameBytes, type Ask } from '../support/http.ts';
 import { imageOf, randomBlob } from '../support/images.ts';

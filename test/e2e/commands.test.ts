@@ -1,10 +1,10 @@
+import Database from 'better-sqlite3';
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { chmod, mkdir, mkdtemp, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
-import Database from 'better-sqlite3';
 import { ask, sameBytes } from '../support/http.ts';
 import { imageOf, randomBlob, type Blob, type Image } from '../support/images.ts';
 import { TestMirror, until, type MirrorOptions } from '../support/mirror.ts';

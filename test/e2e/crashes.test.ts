@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { digestOf } from '../../src/oci/digest.ts';
-import { Catalog, footprint } from '../../src/store/catalog.ts';
+import { Catalog, footprint } from '../../src/store/catalog/catalog.ts';
 import { filesBelow } from '../support/files.ts';
 import { ask } from '../support/http.ts';
 import { imageOf, largeBlob, type Blob } from '../support/images.ts';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { sendBlob } from '../support/bodies.ts';
-import { errorOf, type Reply, sameBytes } from '../support/http.ts';
+import { errorOf, sameBytes, type Reply } from '../support/http.ts';
 import { blobOf, largeBlob, randomBlob, type Blob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream, type Script } from '../support/upstream.ts';

@@ -68,7 +68,7 @@ describe('an ill upstream', () => {
     // Together they wait for the one that is let through first.
     for (const reply of await repeat(20, () => get('2'))) assert.equal(reply.status, 200);
     assert.equal(await shut('registry'), 0);
-    await until(() => mirror.log.includes('a host answers again'), 'the log tells');
+    await until(() => mirror.log.includes('circuit closed: host answers again'), 'the log tells');
   });
 
   test('silent: one timeout, not one for each request', async () => {

@@ -260,7 +260,7 @@ describe('pulls', () => {
       await start({ logins }, { upstreamConfig: { accounts } });
       for (let i = 0; i < 10; i++) assert.equal((await get(i)).status, 200);
       assert.ok(upstream.count('token') <= 4);
-      await until(() => /"account":"ann".*an account is set aside/.test(mirror.log), 'the log tells');
+      await until(() => /"account":"ann".*account disabled/.test(mirror.log), 'the log tells');
       const aside = 'layercache_account_refused{registry="docker.io",account="ann"}';
       assert.equal(await mirror.metric(aside), 1);
       await writeFile(file, `${logins[0]!.password}\n`);

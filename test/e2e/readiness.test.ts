@@ -58,7 +58,7 @@ describe('/readyz says what does not work', () => {
     assert.equal(status, 200);
     assert.equal(text, 'degraded: docker.io refuses the configured credentials, or they cannot be had');
     for (let i = 0; i < 3; i++) await mirror.get(`/v2/x/manifests/${i}`);
-    assert.equal(await lines('an account is set aside'), 1);
+    assert.equal(await lines('account disabled'), 1);
   });
 
   test('spent pulls, with the time at which they may be back: one line then, and one when they are', async () => {

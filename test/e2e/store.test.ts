@@ -1,13 +1,13 @@
+import Database from 'better-sqlite3';
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { mkdir, open, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
-import Database from 'better-sqlite3';
+import { SmallContent, StoredContent } from '../../src/store/reading/stored-content.ts';
 import { ask, sameBytes, type Reply } from '../support/http.ts';
 import { imageOf, largeBlob, manifestOf, randomBlob, type Blob } from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
-import { SmallContent, StoredContent } from '../../src/store/stored-content.ts';
 import { run } from '../support/programs.ts';
 import { Upstream } from '../support/upstream.ts';
 
@@ -420,8 +420,8 @@ describe('store', () => {
     await start({});
     await assert.rejects(
       (async () => {
-        const { Service } = await import('../../src/service.ts');
-        const { loadConfig } = await import('../../src/config.ts');
+        const { Service } = await import('../../src/service/service.ts');
+        const { loadConfig } = await import('../../src/config/load.ts');
         const file = join(mirror.directory, 'mirror.config.json');
         await Service.start(loadConfig({ file, env: {}, directory: mirror.directory }), {
           logSink: { write: () => 0 },

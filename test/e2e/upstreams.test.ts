@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { createServer } from 'node:net';
 import { once } from 'node:events';
+import { createServer } from 'node:net';
 import { afterEach, describe, test } from 'node:test';
 import { errorOf, sameBytes } from '../support/http.ts';
 import { blobOf, imageOf, randomBlob } from '../support/images.ts';

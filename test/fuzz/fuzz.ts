@@ -2,8 +2,8 @@
  * Throws made-up and mutated input at everything that reads what clients and upstreams send: nothing may be thrown but a
  * fault, nothing may take long, and what comes out must be of its form. `npm run fuzz -- <seconds> [seed]`.
  */
-import assert from 'node:assert/strict';
 import fc from 'fast-check';
+import assert from 'node:assert/strict';
 import { RegistryPattern } from '../../src/mirror/registry-pattern.ts';
 import { isDigest } from '../../src/oci/digest.ts';
 import { checkList, nextPage } from '../../src/oci/list.ts';
@@ -20,10 +20,10 @@ import {
 import { createRepo } from '../../src/oci/repo.ts';
 import { parseRoute } from '../../src/oci/route.ts';
 import { parseHtpasswd } from '../../src/server/htpasswd.ts';
-import { parseChallenges } from '../../src/upstream/challenge.ts';
-import { NetworkPolicy, reachOf } from '../../src/upstream/network-policy.ts';
-import { Proxy } from '../../src/upstream/proxy.ts';
-import { parseRetryAfter } from '../../src/upstream/retry-after.ts';
+import { parseChallenges } from '../../src/upstream/auth/challenge.ts';
+import { parseRetryAfter } from '../../src/upstream/http/headers.ts';
+import { NetworkPolicy, reachOf } from '../../src/upstream/http/network-policy.ts';
+import { Proxy } from '../../src/upstream/http/proxy.ts';
 import { MirrorError } from '../../src/util/errors.ts';
 import { isNetwork, Networks } from '../../src/util/networks.ts';
 import { parseDuration, parseSize } from '../../src/util/units.ts';

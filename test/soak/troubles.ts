@@ -1,6 +1,6 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import { open, rm, stat, truncate } from 'node:fs/promises';
 import { basename } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { sendBlob, type BodyOptions } from '../support/bodies.ts';
 import type { Kind, Script, Upstream } from '../support/upstream.ts';
 import type { Surroundings } from './clients.ts';

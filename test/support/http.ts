@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { Agent, request as requestPlainly, type IncomingHttpHeaders } from 'node:http';
-import { Agent as TlsAgent, request as requestOverTls, type AgentOptions } from 'node:https';
+import { request as requestOverTls, Agent as TlsAgent, type AgentOptions } from 'node:https';
 
 export interface Reply {
   readonly status: number;

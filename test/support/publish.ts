@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
-import { gzipSync } from 'node:zlib';
 import { cp, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
 import type { Digest } from '../../src/oci/digest.ts';
 import { ask } from './http.ts';
 import { blobOf, indexOf, manifestOf, ociManifest, type Blob, type Image, type Manifest } from './images.ts';

@@ -1,0 +1,93 @@
+import { Command, Option } from 'commander';
+import { ConfigError, fileVariable, loadConfig, type Config } from '../config/load.ts';
+import { Service } from '../service/service.ts';
+import { version } from '../version.ts';
+import { addStoreCommands } from './store-commands.ts';
+
+/** npm passes on the signal that the process group has got already: a second one so soon is the same one. */
+const sameSignalMs = 1000;
+
+export async function run(argv: readonly string[]): Promise<void> {
+  const program = new Command('layercache')
+    .description('A pull-through caching mirror for Docker Hub and any other OCI registry.')
+    .version(version);
+  const configOption = (): Option =>
+    new Option(
+      '-c, --config <file>',
+      'configuration file (default: mirror.config.json, if there is one)',
+    ).env(fileVariable);
+  program
+    .command('serve', { isDefault: true })
+    .description('run the mirror')
+    .addOption(configOption())
+    .action(async ({ config }: { config?: string }) => serve(config));
+  addStoreCommands(program, configOption, readConfig);
+  await program.parseAsync(argv);
+}
+
+async function serve(file: string | undefined): Promise<void> {
+  const config = readConfig(file);
+  if (!config) return;
+  let service: Service | undefined;
+  // From the beginning: without a listener it would end the process.
+  process.on('SIGHUP', () => service && reload(service, file));
+  try {
+    service = await Service.start(config);
+  } catch (error) {
+    fail(explainFailure(error));
+    return;
+  }
+  stopOnSignals(service);
+}
+
+function readConfig(file: string | undefined): Config | undefined {
+  try {
+    return loadConfig({ file, env: process.env, directory: process.cwd() });
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    fail(error.message);
+    return undefined;
+  }
+}
+
+function stopOnSignals(service: Service): void {
+  let firstAt: number | undefined;
+  const onSignal = (signal: NodeJS.Signals): void => {
+    const now = performance.now();
+    if (firstAt === undefined) {
+      firstAt = now;
+      service.log.events.info({ signal }, 'stopping: running answers have 30 s to finish');
+      void service.stop().then(() => process.exit(0));
+    } else if (now - firstAt > sameSignalMs) process.exit(1);
+  };
+  process.on('SIGTERM', onSignal);
+  process.on('SIGINT', onSignal);
+}
+
+function reload(service: Service, file: string | undefined): void {
+  try {
+    service.reload(loadConfig({ file, env: process.env, directory: process.cwd() }));
+  } catch (error) {
+    const { events } = service.log;
+    const problems = error instanceof ConfigError ? error.problems : undefined;
+    events.error(
+      { ...(problems ? { problems } : { err: error }) },
+      'the configuration cannot be used: it stays as it was',
+    );
+  }
+}
+
+/** What happened, and what led to it; of a bug also where. */
+function explainFailure(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const lines = [error.message];
+  for (let { cause } = error; cause instanceof Error; { cause } = cause)
+    if (!lines.join(' ').includes(cause.message)) lines.push(`  caused by: ${cause.message}`);
+  const isBug = [TypeError, ReferenceError, RangeError].some((kind) => error instanceof kind);
+  return [...lines, ...(isBug ? [error.stack ?? ''] : [])].join('\n');
+}
+
+function fail(message: string): void {
+  process.stderr.write(`layercache: ${message}\n`);
+  process.exitCode = 1;
+}

@@ -1,0 +1,250 @@
+import { LRUCache } from 'lru-cache';
+import { digestOf } from '../../oci/digest.ts';
+import { ociIndex } from '../../oci/manifest.ts';
+import type { Repo } from '../../oci/repo.ts';
+import type { BlobStore } from '../../store/blob-store.ts';
+import type { Catalog, ListRow } from '../../store/catalog/catalog.ts';
+import type { Logger } from '../../telemetry/log.ts';
+import type { ListOf } from '../../upstream/questions.ts';
+import type { Clock } from '../../util/clock.ts';
+import { MirrorError, toMirrorError } from '../../util/errors.ts';
+import { Flight } from '../../util/flight.ts';
+import type { Answer, Method, Result } from '../answer.ts';
+import type { Upstreams } from '../upstreams.ts';
+import { isFresh, isServableStale, type TagPolicy } from './freshness.ts';
+import { Negatives } from './negatives.ts';
+
+/** What is being sent to clients, who may be slow. */
+const maxHeldBytes = 64 * 1024 * 1024;
+/** Pages in use, so that many who want one share its memory. */
+const maxSharedBytes = 16 * 1024 * 1024;
+/** More at once some registries refuse; there is a next page. */
+const maxPage = 1000;
+const maxParameters = 10;
+
+export interface ListAnswer extends Omit<Answer, 'content'> {
+  /** Absent in the answer to a HEAD. */
+  readonly content: Buffer | undefined;
+  /** The query of the page after it. */
+  readonly next: string | undefined;
+  /** What the upstream says that it has filtered by. */
+  readonly filters: string | undefined;
+}
+
+export interface ListsOptions {
+  firstByteTimeoutMs: number;
+  tags: TagPolicy;
+}
+
+export interface ListsContext {
+  readonly store: BlobStore;
+  readonly upstreams: Upstreams;
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+/** A page as it was asked for, and as the upstream is. */
+interface Page {
+  readonly of: ListOf;
+  readonly query: URLSearchParams;
+  /** By which it is known. */
+  readonly name: string;
+  /** Nothing of it is wanted but whether there is such a repo. */
+  readonly isNone: boolean;
+}
+
+/**
+ * Pages of tags and of referrers, as the upstream gives them: believed for a while, asked for once however many want
+ * them, and served as they were while it cannot be asked. What is not a list is never taken for an empty one.
+ */
+export class Lists {
+  readonly #options: ListsOptions;
+  readonly #context: ListsContext;
+  readonly #catalog: Catalog;
+  readonly #negatives: Negatives;
+  readonly #asking = new Flight<string, ListRow>();
+  readonly #bodies = new LRUCache<string, Buffer>({
+    maxSize: maxSharedBytes,
+    sizeCalculation: (body) => body.length + 1,
+  });
+  #heldBytes = 0;
+
+  constructor(options: ListsOptions, context: ListsContext) {
+    this.#options = options;
+    this.#context = context;
+    this.#catalog = context.store.catalog;
+    this.#negatives = new Negatives(options.tags, context.clock);
+  }
+
+  /** Throws `page-invalid`, `repo-unknown`, `manifest-unknown`, or why the upstream cannot be asked. */
+  async answer(repo: Repo, of: ListOf, query: URLSearchParams, method: Method): Promise<ListAnswer> {
+    const { clock } = this.#context;
+    const page = pageOf(of, query);
+    const known = this.#known(repo, page);
+    const respond = (row: ListRow, result: Result, reason?: string): ListAnswer =>
+      this.#respond(repo, page, row, method, { result, ...(reason !== undefined && { reason }) });
+    if (known && isFresh(known.checkedAt, clock.now(), this.#lifeOf(repo, page, known)))
+      return respond(known, 'hit');
+    const key = `${repo.key}/${page.name}`;
+    this.#negatives.check(key);
+    try {
+      const { outcome, joined } = this.#asking.run(key, () => this.#ask(repo, page));
+      const row = await outcome;
+      return respond(row, joined ? 'joined' : known ? 'revalidated' : 'miss');
+    } catch (error) {
+      const { row, fault } = toMirrorError(error);
+      if (row.definite) this.#negatives.note(key, toMirrorError(error));
+      else if (row.stale && known && isServableStale(known.checkedAt, clock.now(), this.#options.tags))
+        return respond(known, 'stale', fault);
+      throw error;
+    }
+  }
+
+  /** Memory for a page until what it returns is called, once. Throws `overloaded`. */
+  hold(size: number): () => void {
+    if (this.#heldBytes + size > maxHeldBytes)
+      throw new MirrorError('overloaded', 'too many lists are being sent', { retryAfterMs: 1000 });
+    this.#heldBytes += size;
+    return () => {
+      this.#heldBytes -= size;
+    };
+  }
+
+  async #ask(repo: Repo, { of, query, name }: Page): Promise<ListRow> {
+    const { upstreams, clock } = this.#context;
+    const deadline = AbortSignal.timeout(this.#options.firstByteTimeoutMs);
+    try {
+      const { bytes, next, filters } = await upstreams.of(repo).client.list(repo, of, query, deadline);
+      const digest = digestOf(bytes);
+      const row = {
+        digest,
+        size: bytes.length,
+        next: withPageSize(next, query),
+        filters,
+        checkedAt: clock.now(),
+      };
+      this.#bodies.set(digest, bytes);
+      if (this.#isKept(of)) this.#write(repo, (catalog) => catalog.setList(repo, name, row, bytes));
+      return row;
+    } catch (cause) {
+      const error = toMirrorError(cause);
+      if (!error.row.definite) throw error;
+      if (of.kind === 'tags') {
+        this.#write(repo, (catalog) => catalog.removeLists(repo, 'tags/'));
+        throw error;
+      }
+      // A registry without lists of referrers has none while it is down either: clients look for a tag then.
+      const isSure = error.fault === 'manifest-unknown' && this.#isKept(of);
+      if (isSure) this.#write(repo, (catalog) => catalog.setNoList(repo, name, clock.now()));
+      // Of the name unknown, some clients would not look any further.
+      throw new MirrorError('manifest-unknown', error.message, { cause: error });
+    }
+  }
+
+  #respond(
+    repo: Repo,
+    { of, name, isNone }: Page,
+    row: ListRow,
+    method: Method,
+    how: { result: Result; reason?: string },
+  ): ListAnswer {
+    const { size, filters } = row;
+    if (row.digest === null) {
+      const what = of.kind === 'referrers' ? `referrers of ${of.digest}` : name;
+      throw new MirrorError('manifest-unknown', `${repo.key} ${what}: the upstream keeps no list of them`);
+    }
+    const mediaType = of.kind === 'tags' ? 'application/json' : ociIndex;
+    const ageMs = this.#context.clock.now() - row.checkedAt;
+    const common = { ...how, mediaType, ageMs, filters: filters ?? undefined };
+    if (isNone) {
+      const none = Buffer.from(JSON.stringify({ name: repo.name, tags: [] }));
+      const content = method === 'GET' ? none : undefined;
+      return { ...common, digest: digestOf(none), size: none.length, content, next: undefined };
+    }
+    const content = method === 'GET' ? this.#body(repo, name, row.digest) : undefined;
+    return { ...common, digest: row.digest, size, content, next: row.next ?? undefined };
+  }
+
+  #body(repo: Repo, name: string, digest: string): Buffer {
+    const known = this.#bodies.get(digest);
+    if (known) return known;
+    const body = this.#catalog.listBody(repo, name);
+    if (!body) throw new MirrorError('overloaded', `${repo.key} ${name}: it has just been forgotten`);
+    this.#bodies.set(digest, body);
+    return body;
+  }
+
+  /** Anybody can name any digest: what is written down belongs to something that is held. */
+  #isKept(of: ListOf): boolean {
+    return of.kind === 'tags' || this.#context.store.describe(of.digest) !== undefined;
+  }
+
+  #known(repo: Repo, { name }: Page): ListRow | undefined {
+    try {
+      return this.#catalog.list(repo, name);
+    } catch (error) {
+      this.#context.log.warn({ err: error, repo: repo.key }, 'a list could not be read');
+      return undefined;
+    }
+  }
+
+  #write(repo: Repo, write: (catalog: Catalog) => void): void {
+    try {
+      write(this.#catalog);
+    } catch (error) {
+      this.#context.log.warn({ err: error, repo: repo.key }, 'a list could not be written');
+    }
+  }
+
+  /** An empty list lives no longer than any other absence, so that what was just pushed is soon seen. */
+  #lifeOf(repo: Repo, { of, name }: Page, row: ListRow): number {
+    const ttlMs = this.#ttlOf(repo, of);
+    const isEmpty =
+      row.digest === null || (row.size <= mostOfEmpty && isEmptyList(this.#body(repo, name, row.digest)));
+    return isEmpty ? Math.min(ttlMs, this.#options.tags.negativeTtlMs) : ttlMs;
+  }
+
+  /** As long as a tag; what refers to a manifest as long as the tag that would say it where there are no lists. */
+  #ttlOf(repo: Repo, of: ListOf): number {
+    const tag = of.kind === 'tags' ? '' : of.digest.replace(':', '-').slice(0, 71);
+    return this.#context.upstreams.of(repo).ttlOf(repo, tag);
+  }
+}
+
+/** Larger lists have something in them. */
+const mostOfEmpty = 1024;
+
+function isEmptyList(body: Buffer): boolean {
+  const { tags, manifests } = JSON.parse(body.toString()) as { tags?: unknown; manifests?: unknown };
+  const entries = tags ?? manifests;
+  return !Array.isArray(entries) || entries.length === 0;
+}
+
+/** Throws `page-invalid`. */
+function pageOf(of: ListOf, query: URLSearchParams): Page {
+  if (query.size > maxParameters)
+    throw new MirrorError('page-invalid', `query: more than ${maxParameters} parameters`);
+  const asked = new URLSearchParams(query);
+  // However a client orders them it is the same page.
+  asked.sort();
+  const [n, more] = asked.getAll('n');
+  if (more !== undefined || (n !== undefined && !/^\d+$/.test(n)))
+    throw new MirrorError(
+      'page-invalid',
+      `query: n=${JSON.stringify(n?.slice(0, 50))}: expected one whole number`,
+    );
+  // Whether there is such a repo is to be known all the same.
+  if (n !== undefined) asked.set('n', String(Math.min(Math.max(Number(n), 1), maxPage)));
+  const list = of.kind === 'tags' ? 'tags/list' : `referrers/${of.digest}`;
+  const isNone = of.kind === 'tags' && n !== undefined && Number(n) === 0;
+  return { of, query: asked, name: `${list}?${asked.toString()}`, isNone };
+}
+
+/** Of as many as the client has asked for. */
+function withPageSize(next: string | null, asked: URLSearchParams): string | null {
+  const n = asked.get('n');
+  if (next === null || n === null) return next;
+  const query = new URLSearchParams(next);
+  if (!query.has('n')) query.set('n', n);
+  return query.toString();
+}

@@ -1,0 +1,440 @@
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import type { RequestListener, Server } from 'node:http';
+import { Server as TlsServer } from 'node:https';
+import type { AddressInfo } from 'node:net';
+import { hostname } from 'node:os';
+import { isDeepStrictEqual } from 'node:util';
+import type { Address, Config } from '../config/load.ts';
+import { Access } from '../mirror/access/links.ts';
+import { Fills } from '../mirror/fill/fills.ts';
+import { Prefetch } from '../mirror/fill/prefetch.ts';
+import { Mirror } from '../mirror/mirror.ts';
+import type { TagPolicy } from '../mirror/tags/freshness.ts';
+import { Lists } from '../mirror/tags/lists.ts';
+import { Tags } from '../mirror/tags/tags.ts';
+import { Upstreams } from '../mirror/upstreams.ts';
+import { blobMediaType } from '../oci/content.ts';
+import { createAdminApp, type Readiness } from '../server/admin.ts';
+import { createRegistryApp } from '../server/app.ts';
+import { Clients } from '../server/clients.ts';
+import { closeHttpServer, createHttpServer } from '../server/http-server.ts';
+import { followTls, readTls } from '../server/tls.ts';
+import { BlobStore, type Damaged } from '../store/blob-store.ts';
+import { Ledger } from '../telemetry/ledger.ts';
+import { createLog, type LineSink, type Log } from '../telemetry/log.ts';
+import { Metrics } from '../telemetry/metrics.ts';
+import { Budget } from '../util/budget.ts';
+import { systemClock, type Clock } from '../util/clock.ts';
+import { errorCode } from '../util/errors.ts';
+import { IdleCollection } from '../util/garbage.ts';
+import { version } from '../version.ts';
+import {
+  adminOf,
+  buildUpstreams,
+  clientsOptionsOf,
+  describeUpstreams,
+  keptUpstreams,
+  tagPolicyOf,
+  type UpstreamsContext,
+} from './from-config.ts';
+
+const drainMs = 30_000;
+const writeBehindMs = 5000;
+/** Each may hold two buffers of 32 KiB and two sockets. */
+const maxRequests = 4096;
+/** Of manifests and lists that are being read or are on their way to the disk. */
+const documentBytes = 32 * 1024 * 1024;
+/** What a running mirror cannot change. */
+const fixedKeys = ['listen', 'adminListen', 'adminToken', 'store', 'fetch'] as const;
+const unspecified = new Set(['0.0.0.0', '::']);
+
+export interface ServiceOptions {
+  clock?: Clock;
+  /** Instead of standard output. */
+  logSink?: LineSink;
+}
+
+/** Everything put together: build, start, drain, stop. */
+export class Service {
+  readonly log: Log;
+  #config: Config;
+  readonly #store: BlobStore;
+  readonly #upstreams: Upstreams;
+  readonly #upstreamsContext: UpstreamsContext;
+  readonly #clients: Clients;
+  readonly #tagPolicy: TagPolicy;
+  readonly #access: Access;
+  readonly #fills: Fills;
+  readonly #mirror: Mirror;
+  readonly #prefetch: Prefetch | undefined;
+  readonly #registry: Server;
+  readonly #admin: Server | undefined;
+  readonly #ledger: Ledger;
+  readonly #writer: NodeJS.Timeout;
+  readonly #stopping = new AbortController();
+  #draining = false;
+  #unfollowTls: () => void = () => undefined;
+  #reconciled: Promise<void> = Promise.resolve();
+
+  /** Throws when the data directory or an address cannot be used. Whether an upstream can be reached does not matter. */
+  static async start(config: Config, options: ServiceOptions = {}): Promise<Service> {
+    const metrics = new Metrics();
+    const onDropped = (lines: number): void => metrics.logLinesDropped.add(lines);
+    const log = createLog(config.log, { sink: options.logSink, onDropped });
+    const clock = options.clock ?? systemClock;
+    const { maxIdle, scrubEvery, ...rest } = config.store;
+    const storeOptions = { ...rest, maxIdleMs: maxIdle, scrubEveryMs: scrubEvery };
+    // It comes after the store that tells it.
+    const built: { service?: Service } = {};
+    const store = await BlobStore.open(storeOptions, {
+      clock,
+      log: log.events,
+      onEvicted: (reason) => metrics.evictions.add(1, reason),
+      onPruned: (table, rows) => metrics.catalogPruned.add(rows, table),
+      onDamaged: (damaged) => {
+        metrics.damagedBlobs.add(1);
+        built.service?.restore(damaged);
+      },
+    });
+    const service = new Service(config, { log, clock, metrics, store });
+    built.service = service;
+    try {
+      await service.#listen();
+    } catch (error) {
+      await service.stop();
+      throw error;
+    }
+    return service;
+  }
+
+  private constructor(config: Config, parts: { log: Log; clock: Clock; metrics: Metrics; store: BlobStore }) {
+    const { log, clock, metrics, store } = parts;
+    this.#config = config;
+    this.log = log;
+    this.#store = store;
+    this.#ledger = new Ledger(clock, store.catalog, (error) => this.#notWritten(error));
+    const pseudonym = `layercache-${randomBytes(8).toString('hex')}`;
+    this.#upstreamsContext = {
+      clock,
+      metrics,
+      log: log.events,
+      ledger: this.#ledger,
+      catalog: store.catalog,
+      pseudonym,
+      documents: new Budget(documentBytes),
+      current: () => this.#config,
+    };
+    this.#upstreams = new Upstreams(buildUpstreams(config, this.#upstreamsContext));
+    this.#clients = new Clients(clientsOptionsOf(config), { clock, log: log.events });
+    const garbage = new IdleCollection();
+    this.#writer = setInterval(() => {
+      this.#writeBehind();
+      garbage.look();
+    }, writeBehindMs).unref();
+    const policy = tagPolicyOf(config);
+    this.#tagPolicy = policy;
+    this.#access = new Access(store.catalog, clock, log.events, policy);
+    const access = this.#access;
+    this.#withdraw();
+    const firstByteTimeoutMs = config.fetch.firstByteTimeout;
+    const { maxConnections, connectionsPerBlob, spanBytes, completeRanges } = config.fetch;
+    const giveUpAfterMs = config.fetch.giveUpAfter;
+    this.#fills = new Fills(
+      { maxConnections, connectionsPerBlob, spanBytes, completeRanges, giveUpAfterMs, firstByteTimeoutMs },
+      {
+        store,
+        access,
+        clock,
+        log: log.events,
+        upstreams: this.#upstreams,
+        onFault: ({ fault }) => metrics.faults.add(1, fault),
+      },
+    );
+    if (config.fetch.prefetch === 'chain') {
+      this.#prefetch = new Prefetch({
+        store,
+        fills: this.#fills,
+        receivedBytes: () => metrics.upstreamBytes.total,
+        onSkipped: (layers) => metrics.prefetchSkipped.add(layers),
+        onOutcome: (bytes, used) => metrics.prefetchedBytes.add(bytes, used ? 'yes' : 'no'),
+      });
+    }
+    const tags = new Tags(store.catalog, clock, log.events, (prefix) => store.holds(prefix));
+    store.onTagChanged = (registry, repo, tag) => tags.forget(`${registry}/${repo}:${tag}`);
+    this.#mirror = new Mirror(
+      { firstByteTimeoutMs, tags: policy },
+      {
+        clock,
+        store,
+        access,
+        fills: this.#fills,
+        tags,
+        upstreams: this.#upstreams,
+        prefetch: this.#prefetch,
+      },
+    );
+    const lists = new Lists(
+      { firstByteTimeoutMs, tags: policy },
+      { store, upstreams: this.#upstreams, clock, log: log.events },
+    );
+    this.#describe(metrics);
+    const isDraining = (): boolean => this.#draining;
+    const context = {
+      clients: this.#clients,
+      mirror: this.#mirror,
+      lists,
+      upstreams: this.#upstreams,
+      clock,
+      log,
+      metrics,
+      ledger: this.#ledger,
+      isDraining,
+      maxRequests,
+      pseudonym,
+      whenSpent: () => this.#config.quota.whenSpent,
+    };
+    this.#registry = createHttpServer(createRegistryApp(context), { tls: config.tls });
+    this.#clients.watch(this.#registry);
+    this.#followTls(false);
+    if (config.adminListen) {
+      this.#admin = createHttpServer(
+        createAdminApp({
+          ...adminOf(config, store, () => this.#config),
+          metrics,
+          log: log.events,
+          isDraining,
+          readiness: () => this.#readiness(),
+        }) as RequestListener,
+      );
+    }
+  }
+
+  /** Where the registry API is listening. */
+  get address(): Address {
+    return boundAddress(this.#registry);
+  }
+
+  get adminAddress(): Address | undefined {
+    return this.#admin && boundAddress(this.#admin);
+  }
+
+  /** Resolves when directory and catalog have been made to agree. */
+  get reconciled(): Promise<void> {
+    return this.#reconciled;
+  }
+
+  /** Takes over what may change while it runs, and tells what may not. Throws when it cannot be used: then nothing changes. */
+  reload(next: Config): void {
+    const before = this.#config;
+    const isTlsSame = isDeepStrictEqual(
+      [!next.tls, !next.tls?.clientCa],
+      [!before.tls, !before.tls?.clientCa],
+    );
+    const waiting = fixedKeys.filter((key) => !isDeepStrictEqual(next[key], before[key]));
+    const fixed = Object.fromEntries(fixedKeys.map((key) => [key, before[key]])) as Pick<
+      Config,
+      (typeof fixedKeys)[number]
+    >;
+    const config: Config = { ...next, ...fixed, ...(!isTlsSame && { tls: before.tls }) };
+    if (isTlsSame && config.tls) readTls(config.tls);
+    this.#clients.configure(clientsOptionsOf(config));
+    // What the accounts have left is read from there by those that are made anew.
+    this.#writeBehind();
+    const kept = keptUpstreams(before, this.#upstreams);
+    this.#upstreams.replace(buildUpstreams(config, this.#upstreamsContext, kept));
+    this.#withdraw();
+    Object.assign(this.#tagPolicy, tagPolicyOf(config));
+    this.log.setLevel(config.log.level);
+    this.#config = config;
+    if (isTlsSame) this.#followTls(true);
+    this.log.events.info('the configuration was read again');
+    const keys = isTlsSame ? waiting : [...waiting, 'tls'];
+    if (keys.length > 0)
+      this.log.events.warn({ keys }, 'these keys have changed and take effect at the next start');
+    this.#warn();
+  }
+
+  /** Stops accepting, lets running answers finish for up to 30 s, and leaves everything in order. Twice is fine. */
+  async stop(): Promise<void> {
+    if (this.#draining) return;
+    this.#draining = true;
+    this.#stopping.abort();
+    const closed = Promise.all(
+      [this.#registry, this.#admin].flatMap((server) => (server ? closeHttpServer(server) : [])),
+    );
+    this.#prefetch?.stop();
+    const idle = this.#fills.stop('idle');
+    const timer = setTimeout(() => {
+      this.#registry.closeAllConnections();
+      this.#admin?.closeAllConnections();
+    }, drainMs);
+    await closed;
+    clearTimeout(timer);
+    await Promise.all([idle, this.#fills.stop('all')]);
+    await this.#upstreams.close();
+    this.#unfollowTls();
+    await this.#clients.close();
+    await this.#reconciled;
+    clearInterval(this.#writer);
+    this.#writeBehind();
+    await this.#store.close();
+    this.log.events.info('stopped');
+    await this.log.close();
+  }
+
+  /** What of the mirror does not work now. */
+  #readiness(): Readiness {
+    const obstacles = this.#upstreams.all.map(({ obstacle }) => obstacle);
+    const reasons = [this.#store.trouble, ...obstacles].filter((each) => each !== undefined);
+    return { reasons, canServe: !this.#store.health.isGone || obstacles.includes(undefined) };
+  }
+
+  /** What is public in the catalog may have come from an upstream that is private by now. */
+  #withdraw(): void {
+    this.#access.withdraw((registry) => this.#upstreams.isPrivate(registry));
+  }
+
+  /** `isNew`: its files are not those that the server was made with. */
+  #followTls(isNew: boolean): void {
+    this.#unfollowTls();
+    const { tls } = this.#config;
+    const server: Server | TlsServer = this.#registry;
+    if (!tls || !(server instanceof TlsServer)) return;
+    if (isNew) (server as TlsServer).setSecureContext(readTls(tls));
+    this.#unfollowTls = followTls(server as TlsServer, tls, this.log.events);
+  }
+
+  /** What is allowed, and better not so. */
+  #warn(): void {
+    const { clients, tls, trustedProxies, upstreams, families, idlePatterns } = this.#config;
+    for (const { registry, insecureSkipVerify } of [...upstreams, ...families]) {
+      if (insecureSkipVerify)
+        this.log.events.warn(
+          { registry },
+          'insecureSkipVerify: whoever stands in between is believed to be the upstream',
+        );
+    }
+    for (const key of idlePatterns)
+      this.log.events.warn({ key }, 'a pattern begins with a registry that is not configured');
+    if (clients.htpasswd !== undefined && !tls && !trustedProxies)
+      this.log.events.warn('clients.htpasswd without tls: passwords cross the network in the clear');
+  }
+
+  async #listen(): Promise<void> {
+    await listen(this.#registry, this.#config.listen);
+    if (this.#admin && this.#config.adminListen) await listen(this.#admin, this.#config.adminListen);
+    const { events } = this.log;
+    const { host, port } = this.address;
+    const url = `${this.#config.tls ? 'https' : 'http'}://${showAddress({ host: unspecified.has(host) ? hostname() : host, port })}`;
+    events.info(`put { "registry-mirrors": ["${url}"] } into /etc/docker/daemon.json of each Docker host`);
+    events.info(
+      {
+        version,
+        listen: showAddress(this.address),
+        admin: this.adminAddress ? showAddress(this.adminAddress) : 'off',
+        store: this.#config.store.path,
+        upstreams: [...this.#config.upstreams, ...this.#config.families].map(({ registry }) => registry),
+      },
+      'layercache is ready',
+    );
+    this.#warn();
+    for (const name of this.#config.ignoredVariables) {
+      events.warn({ variable: name }, 'an environment variable names no key of the configuration');
+    }
+    this.#reconciled = this.#store.reconcile(this.#stopping.signal).then(
+      (found) => {
+        if (found.strayFiles + found.lostBlobs > 0) events.warn(found, 'mended what a crash had left behind');
+      },
+      (error: unknown) => events.error({ err: error }, 'the data directory could not be checked'),
+    );
+  }
+
+  /** What is pinned is to be there: it is fetched again at once, the rest when somebody asks. */
+  restore({ digest, mediaType, pinnedFor }: Damaged): void {
+    if (!pinnedFor || this.#draining) return;
+    const fetch = async (): Promise<void> => {
+      const repo = this.#upstreams.repoNamed(pinnedFor.registry, pinnedFor.repo);
+      const asked = { method: 'GET', client: '' } as const;
+      const { content } = await (mediaType === blobMediaType
+        ? this.#mirror.blob(repo, digest, asked, 'whole')
+        : this.#mirror.manifest(repo, { digest }, asked));
+      content?.release();
+    };
+    fetch().catch((error: unknown) =>
+      this.log.events.warn({ err: error, digest }, 'what is pinned could not be fetched again'),
+    );
+  }
+
+  /** What was spent, and what is left. */
+  #writeBehind(): void {
+    this.#ledger.flush();
+    const { catalog } = this.#store;
+    for (const { registry, accounts } of this.#upstreams.all) {
+      try {
+        accounts.save((account, state) => {
+          if (state) catalog.setQuota(registry, account, state);
+          else catalog.removeQuota(registry, account);
+        });
+      } catch (error) {
+        this.#notWritten(error);
+      }
+    }
+  }
+
+  #notWritten(error: unknown): void {
+    this.log.events.warn({ err: error }, 'what was spent could not be written down; it is tried again');
+  }
+
+  #describe(metrics: Metrics): void {
+    describeUpstreams(metrics, this.#upstreams);
+    metrics.upstreamInsecure.read = () =>
+      [...this.#config.upstreams, ...this.#config.families].flatMap(({ registry, insecureSkipVerify }) =>
+        insecureSkipVerify ? [[registry, 1]] : [],
+      );
+    metrics.ledger.read = () =>
+      this.#ledger.totals().map(([registry, item, total]) => [registry, snakeCase(item), total]);
+    metrics.buildInfo.read = () => [[version, process.version, 1]];
+    metrics.fillsActive.read = () => this.#fills.active;
+    metrics.fillBytesPending.read = () => this.#store.pendingBytes;
+    metrics.storeBytes.read = () => this.#store.bytes;
+    metrics.storeWritable.read = () => (this.#store.trouble === undefined ? 1 : 0);
+    metrics.storePinnedBytes.read = () => this.#store.pins.bytes;
+    metrics.storeLimitBytes.read = () => this.#config.store.maxBytes;
+  }
+}
+
+function snakeCase(name: string): string {
+  return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+}
+
+async function listen(server: Server, { host, port }: Address): Promise<void> {
+  server.listen({ host, port });
+  try {
+    await once(server, 'listening');
+  } catch (cause) {
+    throw new Error(
+      `cannot listen on ${showAddress({ host, port })}: ${listenRemedy(errorCode(cause) ?? '')}`,
+      {
+        cause,
+      },
+    );
+  }
+}
+
+function listenRemedy(code: string): string {
+  if (code === 'EADDRINUSE') return 'another program listens there: stop it, or choose another address';
+  if (code === 'EACCES') return 'this user may not use that port: choose one above 1023';
+  if (code === 'EADDRNOTAVAIL' || code === 'ENOTFOUND')
+    return 'this machine has no such address: use 0.0.0.0 for all of its addresses';
+  return code;
+}
+
+function boundAddress(server: Server): Address {
+  const { address, port } = server.address() as AddressInfo;
+  return { host: address, port };
+}
+
+function showAddress({ host, port }: Address): string {
+  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
+}

@@ -1,0 +1,88 @@
+import type { Database } from 'better-sqlite3';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { errorCode } from '../../util/errors.ts';
+
+export interface Prune {
+  /** The catalog. */
+  readonly file: string;
+  /** Links to what is not here go when they were confirmed before (ms since the epoch). */
+  readonly linksBefore: number;
+  /** Of tags so many stay, if that many are not held: those that were asked about last. */
+  readonly maxTags: number;
+}
+
+export interface Pruned {
+  readonly links: number;
+  readonly tags: number;
+  /** Of manifests that were removed, when that was broken off. */
+  readonly children: number;
+}
+
+/** Others want to write too: each step takes a few milliseconds. */
+const rowsAtOnce = 200;
+const restMs = 5;
+const busyTries = 20;
+const busyRestMs = 100;
+
+/**
+ * Removes rows of the catalog that serve nobody: links to blobs that are neither stored nor arriving, tags beyond the limit
+ * (first those whose manifest is not held), and children of manifests that are gone. It runs beside the mirror, with a connection
+ * of its own.
+ */
+export async function prune(db: Database, { linksBefore, maxTags }: Prune): Promise<Pruned> {
+  const links = await inSteps(
+    db,
+    `SELECT digest, registry, repo FROM links WHERE confirmed_at < ?
+       AND NOT EXISTS (SELECT 1 FROM blobs WHERE blobs.digest = links.digest)
+       AND NOT EXISTS (SELECT 1 FROM ingests WHERE ingests.digest = links.digest)`,
+    [linksBefore],
+    'DELETE FROM links WHERE digest = @digest AND registry = @registry AND repo = @repo',
+  );
+  const { count } = db.prepare<[], { count: number }>('SELECT count(*) AS count FROM tags').get() ?? {
+    count: 0,
+  };
+  const tags = await inSteps(
+    db,
+    `SELECT registry, repo, tag FROM tags LEFT JOIN blobs ON blobs.digest = tags.digest
+     ORDER BY blobs.digest IS NOT NULL, checked_at LIMIT ?`,
+    [Math.max(0, count - maxTags)],
+    'DELETE FROM tags WHERE registry = @registry AND repo = @repo AND tag = @tag',
+  );
+  const children = await inSteps(
+    db,
+    // From one parent to the next, past its children.
+    `WITH RECURSIVE parents (parent) AS (
+       SELECT min(parent) FROM children
+       UNION ALL SELECT (SELECT min(parent) FROM children WHERE parent > parents.parent) FROM parents WHERE parent IS NOT NULL
+     )
+     SELECT parent, position FROM parents JOIN children USING (parent)
+     WHERE NOT EXISTS (SELECT 1 FROM blobs WHERE blobs.digest = parent)`,
+    [],
+    // It may have come again since.
+    `DELETE FROM children WHERE parent = @parent AND position = @position
+       AND NOT EXISTS (SELECT 1 FROM blobs WHERE blobs.digest = @parent)`,
+  );
+  return { links, tags, children };
+}
+
+/** Looks for all of it first: that holds up nobody who writes. */
+async function inSteps(db: Database, find: string, args: number[], remove: string): Promise<number> {
+  const rows = db.prepare(find).all(...args);
+  const statement = db.prepare(remove);
+  const removeSome = db.transaction((some: unknown[]) => some.forEach((row) => statement.run(row)));
+  for (let at = 0; at < rows.length; at += rowsAtOnce) {
+    const some = rows.slice(at, at + rowsAtOnce);
+    for (let tries = 0; ; tries++) {
+      try {
+        removeSome.immediate(some);
+        break;
+      } catch (error) {
+        // Somebody writes something large.
+        if (tries >= busyTries || errorCode(error) !== 'SQLITE_BUSY') throw error;
+        await sleep(busyRestMs);
+      }
+    }
+    await sleep(restMs);
+  }
+  return rows.length;
+}

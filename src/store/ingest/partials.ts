@@ -1,0 +1,146 @@
+import { readdir, unlink } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import type { Digest } from '../../oci/digest.ts';
+import type { Logger } from '../../telemetry/log.ts';
+import type { Clock } from '../../util/clock.ts';
+import type { Catalog } from '../catalog/catalog.ts';
+import type { Reservation } from '../room/evictor.ts';
+import type { Kept } from './ingest.ts';
+import { bootId, readIntervals, writeIntervals, type Journalled } from './journal.ts';
+
+/** What nobody came back for goes after that time. */
+const keptForMs = 24 * 60 * 60 * 1000;
+
+/** What an unfinished fill has left: only its registry says that these bytes belong to the digest. */
+export interface Partial extends Kept {
+  readonly registry: string;
+  readonly digest: Digest;
+  readonly reservation: Reservation;
+  /** Milliseconds since the epoch. */
+  readonly keptAt: number;
+}
+
+export interface PartialsContext {
+  readonly catalog: Catalog;
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+/**
+ * The unfinished fills that nobody works on: their files, and the journal of these and of the running ones. They outlive
+ * the process. They count against the cap, and are the first to go.
+ */
+export class Partials {
+  readonly #directory: string;
+  readonly #context: PartialsContext;
+  readonly #boot = bootId();
+  readonly #kept = new Map<string, Partial>();
+
+  constructor(directory: string, context: PartialsContext) {
+    this.#directory = directory;
+    this.#context = context;
+  }
+
+  /** Bytes on disk. */
+  get bytes(): number {
+    let total = 0;
+    for (const { present } of this.#kept.values()) total += present.total;
+    return total;
+  }
+
+  has(registry: string, digest: Digest): boolean {
+    return this.#kept.has(keyOf(registry, digest));
+  }
+
+  /** Finds what earlier processes have left, and removes what no journal tells of. */
+  async load(reserve: () => Reservation): Promise<void> {
+    const files = new Set(await readdir(this.#directory));
+    for (const row of this.#context.catalog.ingests()) {
+      const { registry, digest, size, updatedAt } = row;
+      const synced = readIntervals(row.synced);
+      // The page cache is intact after a kill -9; after a power cut it is gone.
+      const present = row.boot === this.#boot ? readIntervals(row.present) : synced;
+      if (files.has(row.file) && present.total > 0) {
+        files.delete(row.file);
+        const reservation = reserve();
+        reservation.adopt(present.total);
+        const path = join(this.#directory, row.file);
+        const kept = { registry, digest, path, size, present, synced, reservation, unproven: present };
+        this.#kept.set(keyOf(registry, digest), { ...kept, isOurs: false, keptAt: updatedAt });
+      } else this.forget(row);
+    }
+    await Promise.all([...files].map((file) => unlink(join(this.#directory, file))));
+    await this.sweep();
+  }
+
+  /** What is left of a fill is somebody's work again. */
+  take(registry: string, digest: Digest): Partial | undefined {
+    const key = keyOf(registry, digest);
+    const partial = this.#kept.get(key);
+    this.#kept.delete(key);
+    return partial;
+  }
+
+  /** Nobody works on it any more. */
+  keep(left: Omit<Partial, 'keptAt' | 'isOurs'>): void {
+    const { registry, digest, path, size, present, synced, reservation, unproven } = left;
+    reservation.shrinkTo(present.total);
+    const keptAt = this.#context.clock.now();
+    const about = { registry, digest, path, size, present, synced, unproven };
+    const partial = { ...about, reservation, isOurs: true, keptAt };
+    this.#kept.set(keyOf(registry, digest), partial);
+    this.journal(partial);
+  }
+
+  journal({ registry, digest, path, size, present, synced }: Journalled): void {
+    if (size === undefined) return;
+    this.#try(digest, () => {
+      this.#context.catalog.setIngest({
+        registry,
+        digest,
+        file: basename(path),
+        size,
+        present: writeIntervals(present),
+        synced: writeIntervals(synced),
+        boot: this.#boot,
+        updatedAt: this.#context.clock.now(),
+      });
+    });
+  }
+
+  forget({ registry, digest }: Pick<Partial, 'registry' | 'digest'>): void {
+    this.#try(digest, () => this.#context.catalog.removeIngest(registry, digest));
+  }
+
+  /** Resolves to whether there was one to drop. */
+  async dropOldest(): Promise<boolean> {
+    const [oldest] = this.#kept.values();
+    if (oldest) await this.#drop(oldest);
+    return oldest !== undefined;
+  }
+
+  async sweep(): Promise<void> {
+    const limit = this.#context.clock.now() - keptForMs;
+    for (const partial of this.#kept.values()) if (partial.keptAt < limit) await this.#drop(partial);
+  }
+
+  async #drop(partial: Partial): Promise<void> {
+    const { registry, digest, path, reservation } = partial;
+    this.#kept.delete(keyOf(registry, digest));
+    this.forget(partial);
+    await unlink(path).catch(() => undefined);
+    reservation.release();
+  }
+
+  #try(digest: Digest, write: () => void): void {
+    try {
+      write();
+    } catch (error) {
+      this.#context.log.warn({ err: error, digest }, 'the journal of a fill could not be written');
+    }
+  }
+}
+
+function keyOf(registry: string, digest: Digest): string {
+  return `${registry} ${digest}`;
+}

@@ -1,0 +1,94 @@
+import { createHash, type Hash } from 'node:crypto';
+import { readSync } from 'node:fs';
+import { answerCalls } from '../../util/worker.ts';
+
+/**
+ * Hashes files that are still growing by reading their unbroken prefix back from the page cache. Jobs take turns in
+ * slices, so that a small layer does not wait for a large one.
+ */
+
+interface Job {
+  readonly hash: Hash;
+  readonly fd: number;
+  offset: number;
+  /** How far the file is whole. */
+  readable: number;
+  /** Who waits until all that is readable is hashed. */
+  waiting: { resolve: () => void; reject: (error: Error) => void }[];
+}
+
+const sliceBytes = 4 * 1024 * 1024;
+/** Small enough to stay in a core's own cache between being read and being hashed. */
+const step = Buffer.allocUnsafeSlow(256 * 1024);
+const jobs = new Map<number, Job>();
+let running = false;
+
+function hashSlice(job: Job): void {
+  const end = Math.min(job.readable, job.offset + sliceBytes);
+  while (job.offset < end) {
+    const read = readSync(job.fd, step, 0, Math.min(step.length, end - job.offset), job.offset);
+    if (read === 0) throw new Error(`the file ends at ${job.offset}, ${job.readable} bytes were written`);
+    job.hash.update(step.subarray(0, read));
+    job.offset += read;
+  }
+}
+
+function turn(): void {
+  running = false;
+  for (const job of jobs.values()) {
+    try {
+      if (job.offset < job.readable) hashSlice(job);
+      if (job.offset < job.readable) run();
+      else for (const { resolve } of job.waiting.splice(0)) resolve();
+    } catch (error) {
+      job.readable = job.offset;
+      for (const { reject } of job.waiting.splice(0)) reject(error as Error);
+    }
+  }
+}
+
+function run(): void {
+  if (running) return;
+  running = true;
+  setImmediate(turn);
+}
+
+async function caughtUp(id: number): Promise<Job> {
+  const job = jobs.get(id);
+  if (!job) throw new Error('no such job');
+  await new Promise<void>((resolve, reject) => {
+    job.waiting.push({ resolve, reject });
+    run();
+  });
+  return job;
+}
+
+answerCalls({
+  open({ id, fd, algorithm }: { id: number; fd: number; algorithm: string }) {
+    jobs.set(id, { hash: createHash(algorithm), fd, offset: 0, readable: 0, waiting: [] });
+  },
+  advance({ id, to }: { id: number; to: number }) {
+    const job = jobs.get(id);
+    if (job) job.readable = to;
+    run();
+  },
+  /** Bytes that are in no file. */
+  feed({ id, bytes }: { id: number; bytes: Uint8Array }) {
+    jobs.get(id)?.hash.update(bytes);
+  },
+  async reached({ id }: { id: number }) {
+    await caughtUp(id);
+  },
+  async digest({ id }: { id: number }) {
+    return (await caughtUp(id)).hash.digest('hex');
+  },
+  /** Another job that has hashed the same bytes; more can be fed to it. */
+  async fork({ id, to }: { id: number; to: number }) {
+    const { hash } = await caughtUp(id);
+    jobs.set(to, { hash: hash.copy(), fd: -1, offset: 0, readable: 0, waiting: [] });
+  },
+  /** Once this has answered, the file descriptor is not touched again. */
+  drop({ id }: { id: number }) {
+    jobs.delete(id);
+  },
+});

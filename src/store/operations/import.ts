@@ -1,0 +1,151 @@
+import { copyFile, link, lstat, readdir, readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { blobMediaType } from '../../oci/content.ts';
+import { isDigest, type Digest } from '../../oci/digest.ts';
+import { usualType } from '../../oci/manifest.ts';
+import { createRepo, isTag } from '../../oci/repo.ts';
+import { errorCode, MirrorError } from '../../util/errors.ts';
+import type { BlobStore } from '../blob-store.ts';
+import { contentOf } from '../disk/files.ts';
+import { findDamage } from '../upkeep/check.ts';
+
+export interface Imported {
+  readonly blobs: number;
+  readonly bytes: number;
+  /** What was here already. */
+  readonly known: number;
+  readonly tags: number;
+  /** What could not be taken over, and why. */
+  readonly problems: readonly string[];
+}
+
+const mostProblems = 100;
+
+/**
+ * Takes over what a registry:2, or its proxy, has in its directory: blobs by hard link where the file system lets it, else by
+ * copy, each verified; and its tags and repos, as those of `registry`. They count as confirmed when the other registry
+ * wrote them, so the upstream is asked about what is older than a day, and need not give it again.
+ */
+export async function importRegistry(
+  store: BlobStore,
+  directory: string,
+  registry: string,
+): Promise<Imported> {
+  const root = await findRoot(directory);
+  const problems: string[] = [];
+  const counts = { blobs: 0, bytes: 0, known: 0, tags: 0 };
+  const trouble = (what: string, error: unknown): void => {
+    if (problems.length < mostProblems)
+      problems.push(
+        `${what}: ${error instanceof MirrorError ? error.message : (errorCode(error) ?? (error as Error).message)}`,
+      );
+  };
+  for (const algorithm of ['sha256', 'sha512']) {
+    for (const prefix of await namesIn(join(root, 'blobs', algorithm))) {
+      for (const hex of await namesIn(join(root, 'blobs', algorithm, prefix))) {
+        const digest = `${algorithm}:${hex}`;
+        if (!isDigest(digest)) continue;
+        try {
+          const size = await takeOver(store, digest, join(root, 'blobs', algorithm, prefix, hex, 'data'));
+          if (size === undefined) counts.known += 1;
+          else {
+            counts.blobs += 1;
+            counts.bytes += size;
+          }
+        } catch (error) {
+          trouble(`blob ${digest}`, error);
+        }
+      }
+    }
+  }
+  for await (const { name, path } of repositories(join(root, 'repositories'), '')) {
+    try {
+      counts.tags += await takeNames(store, registry, name, path);
+    } catch (error) {
+      trouble(`repository ${name}`, error);
+    }
+  }
+  return { ...counts, problems };
+}
+
+/** Resolves to its size, or to undefined when it is here already. */
+async function takeOver(store: BlobStore, digest: Digest, from: string): Promise<number | undefined> {
+  if (store.describe(digest)) return undefined;
+  const entry = await lstat(from);
+  if (!entry.isFile()) throw new Error('it is not a file');
+  const { size } = entry;
+  await store.adopt(digest, size, async (path) => {
+    await link(from, path).catch(() => copyFile(from, path));
+    const why = await findDamage(store.verifier, path, { digest, size }, () => undefined);
+    if (why !== undefined) throw new Error(why);
+    return contentOf(path, size);
+  });
+  return size;
+}
+
+/** Links and tags of one repository. Returns how many tags. */
+async function takeNames(store: BlobStore, registry: string, name: string, path: string): Promise<number> {
+  const repo = createRepo(registry, name, registry);
+  const { catalog } = store;
+  for (const place of ['_layers', '_manifests/revisions']) {
+    for (const algorithm of ['sha256', 'sha512']) {
+      for (const hex of await namesIn(join(path, place, algorithm))) {
+        const digest = `${algorithm}:${hex}`;
+        const file = join(path, place, algorithm, hex, 'link');
+        if (isDigest(digest) && store.describe(digest))
+          catalog.addLink(digest, repo, {
+            isPublic: false,
+            now: Math.floor((await stat(file)).mtimeMs),
+          });
+      }
+    }
+  }
+  let tags = 0;
+  for (const tag of await namesIn(join(path, '_manifests/tags'))) {
+    const file = join(path, '_manifests/tags', tag, 'current/link');
+    const digest = (await readFile(file, 'utf8')).trim();
+    const held = isDigest(digest) ? store.describe(digest) : undefined;
+    if (!held || held.mediaType === blobMediaType || !isTag(tag) || catalog.tag(repo, tag)) continue;
+    const checkedAt = Math.floor((await stat(file)).mtimeMs);
+    const mediaType = held.mediaType || usualType(store.children(held.digest));
+    catalog.setTag(
+      repo,
+      tag,
+      { ...held, mediaType, checkedAt, saidAt: checkedAt, isUpstreamStale: false, previous: null },
+      true,
+    );
+    store.onTagChanged(registry, repo.name, tag);
+    tags += 1;
+  }
+  return tags;
+}
+
+async function* repositories(
+  directory: string,
+  name: string,
+): AsyncGenerator<{ name: string; path: string }> {
+  for (const entry of await namesIn(directory)) {
+    if (entry === '_manifests') yield { name, path: directory };
+    else if (!entry.startsWith('_')) {
+      yield* repositories(join(directory, entry), name === '' ? entry : `${name}/${entry}`);
+    }
+  }
+}
+
+async function findRoot(directory: string): Promise<string> {
+  for (const below of ['docker/registry/v2', 'registry/v2', 'v2', '.']) {
+    const root = join(directory, below);
+    if ((await namesIn(root)).includes('blobs') && (await namesIn(join(root, 'blobs'))).includes('sha256'))
+      return root;
+  }
+  throw new Error(`${directory}: no registry's directory: it has no docker/registry/v2/blobs`);
+}
+
+async function namesIn(directory: string): Promise<string[]> {
+  try {
+    return (await readdir(directory)).sort();
+  } catch (error) {
+    if (errorCode(error) === 'ENOENT' || errorCode(error) === 'ENOTDIR') return [];
+    throw error;
+  }
+}

@@ -1,0 +1,93 @@
+import type { Digest } from '../../oci/digest.ts';
+import type { Pattern } from '../../oci/pattern.ts';
+import { inSteps } from '../../util/steps.ts';
+import type { BlobStore } from '../blob-store.ts';
+import { footprint, type Catalog, type Root } from '../catalog/catalog.ts';
+
+export interface Purged {
+  readonly tags: number;
+  readonly blobs: number;
+  readonly bytes: number;
+  /** What stays though it was meant: it is pinned or in use. */
+  readonly kept: number;
+}
+
+interface Plan {
+  readonly tags: readonly Root[];
+  /** Blobs that nothing else refers to, and their sizes. */
+  readonly victims: ReadonlyMap<Digest, number>;
+  /** Pinned ones. */
+  readonly kept: number;
+}
+
+/**
+ * Forgets the tags that a pattern names, and removes what of these repos nothing else refers to: a layer that other images
+ * share stays.
+ */
+export async function purge(store: BlobStore, pattern: Pattern): Promise<Purged> {
+  const { catalog } = store;
+  const { tags, victims, kept } = await inSteps(plan(catalog, pattern));
+  catalog.removeListsOf(pattern.glob);
+  await inSteps(forget(store, tags));
+  const gone = await store.remove(victims.keys());
+  return {
+    tags: tags.length,
+    blobs: gone.length,
+    bytes: gone.reduce((sum, digest) => sum + (victims.get(digest) ?? 0), 0),
+    kept: kept + victims.size - gone.length,
+  };
+}
+
+function* forget(store: BlobStore, tags: readonly Root[]): Generator<undefined, undefined> {
+  for (const { registry, repo, tag } of tags) {
+    if (tag === undefined) continue;
+    store.catalog.removeTag({ registry, name: repo }, tag);
+    store.onTagChanged(registry, repo, tag);
+    yield;
+  }
+}
+
+/** What `purge` would do, but for what is in use then; nothing is changed. */
+export async function previewPurge(catalog: Catalog, pattern: Pattern): Promise<Purged> {
+  const { tags, victims, kept } = await inSteps(plan(catalog, pattern));
+  const bytes = [...victims.values()].reduce((sum, size) => sum + size, 0);
+  return { tags: tags.length, blobs: victims.size, bytes, kept };
+}
+
+/** A running mirror answers in between. */
+function* plan(catalog: Catalog, pattern: Pattern): Generator<undefined, Plan> {
+  const isMeant = ({ registry, repo, tag }: Root): boolean => pattern.matches({ registry, name: repo }, tag);
+  // What is pinned keeps its tag.
+  const tags = catalog.tagged(pattern.glob).filter((root) => isMeant(root) && !catalog.isPinned(root.digest));
+  const owned = catalog.blobsOf(pattern.glob).filter(isMeant);
+  const victims = new Map<Digest, number>();
+  const pinned = new Set<Digest>();
+  const visit = (digest: Digest): boolean => {
+    const blob = catalog.blob(digest);
+    if (!blob || victims.has(digest)) return false;
+    // Another tag, another repo or another image that stays holds it.
+    const isTagged = catalog.tagsOf(digest).some((root) => !isMeant(root));
+    const isShared = catalog
+      .reposOf(digest)
+      .some(({ registry, repo }) => !pattern.matchesRepo({ registry, name: repo }));
+    if (isTagged || isShared || catalog.parents(digest).some((parent) => !victims.has(parent))) return false;
+    if (catalog.isPinned(digest)) {
+      pinned.add(digest);
+      return false;
+    }
+    victims.set(digest, footprint(blob.size));
+    return true;
+  };
+  for (const { digest: root } of [...tags, ...owned]) {
+    const open = [root];
+    for (let digest = open.pop(); digest !== undefined; digest = open.pop()) {
+      yield;
+      if (!visit(digest)) continue;
+      for (const children of catalog.heldChildren(digest)) {
+        open.push(...children);
+        yield;
+      }
+    }
+  }
+  return { tags, victims, kept: pinned.size };
+}

@@ -1,0 +1,324 @@
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { blobMediaType } from '../../oci/content.ts';
+import type { Digest } from '../../oci/digest.ts';
+import { Pattern, patternOf } from '../../oci/pattern.ts';
+import { signatureTags, subjectOf } from '../../oci/signatures.ts';
+import type { Logger } from '../../telemetry/log.ts';
+import type { Clock } from '../../util/clock.ts';
+import { OperationError } from '../../util/errors.ts';
+import { atOnce, inSteps } from '../../util/steps.ts';
+import { formatSize } from '../../util/units.ts';
+import { footprint, type Catalog, type Root } from '../catalog/catalog.ts';
+
+export interface Pin {
+  readonly pattern: string;
+  /** From the configuration, which alone can take it back. */
+  readonly isConfigured: boolean;
+}
+
+const refreshAfterMs = 250;
+/** Looking at everything is to take a fifth of the time at most. */
+const restShare = 4;
+const rootsAtOnce = 200;
+const pinnedAtOnce = 500;
+const flagsAtOnce = 50;
+/** So often in a row nothing is taken back, since tags have moved meanwhile. */
+const mostPutOff = 5;
+
+interface Reach {
+  /** What is held of it. */
+  readonly held: ReadonlySet<Digest>;
+  readonly bytes: number;
+}
+
+/**
+ * What stays whatever happens: images by pattern, with everything they reach that was ever asked for: index, platforms,
+ * configuration, layers, signatures.
+ */
+export class Pins {
+  readonly #configured: readonly string[];
+  readonly #catalog: Catalog;
+  readonly #clock: Clock;
+  readonly #log: Logger;
+  readonly #maxBytes: number;
+  #patterns: Pattern[] = [];
+  #timer: NodeJS.Timeout | undefined;
+  #isClosed = false;
+  /** Looking and changing, one after the other. */
+  #line: Promise<unknown> = Promise.resolve();
+  /** While it looks: the patterns that it looks for, what has been stored since it began, and how many of their tags have moved. */
+  #looking: { patterns: readonly Pattern[]; stored: Set<Digest>; moved: number } | undefined;
+  #lookedMs = 0;
+  #putOff = 0;
+  /** What is held and pinned, as it was when it was looked at last. */
+  bytes = 0;
+
+  /** Throws `OperationError` when what the configuration pins does not fit under `maxBytes`. */
+  constructor(
+    { pins, maxBytes }: { pins: readonly string[]; maxBytes: number },
+    { catalog, clock, log }: { catalog: Catalog; clock: Clock; log: Logger },
+  ) {
+    this.#configured = pins;
+    this.#log = log;
+    this.#catalog = catalog;
+    this.#clock = clock;
+    this.#maxBytes = maxBytes;
+    this.#patterns = this.#listed();
+    // Nothing else goes on yet.
+    const { held, bytes } = atOnce(this.#reach(this.#patterns));
+    const before = atOnce(this.#pinned());
+    catalog.setPinned(
+      [...held].filter((digest) => !before.has(digest)),
+      [...before].filter((digest) => !held.has(digest)),
+    );
+    this.bytes = bytes;
+    if (bytes <= maxBytes) return;
+    // What was pinned while it ran can be taken back; what is configured cannot.
+    const alone = atOnce(this.#reach(parsed(pins))).bytes;
+    if (alone > maxBytes) throw new OperationError(`store.pins: ${this.#tooMuch(alone)}`);
+    log.warn(`pins: ${this.#tooMuch(bytes)}`);
+  }
+
+  list(): Pin[] {
+    return listPins(this.#configured, this.#catalog.pins());
+  }
+
+  /** Rejects with `OperationError`. Resolves to the bytes that are pinned then. */
+  pin(text: string): Promise<number> {
+    return this.#inLine(() => {
+      const pattern = patternOf(text);
+      const patterns = [...this.#patterns, pattern];
+      return this.#look(patterns, async (bytes) => {
+        if (bytes > this.#maxBytes) throw new OperationError(`${text}: ${this.#tooMuch(bytes)}`);
+        await this.#catalog.queue.write(() => this.#catalog.addPin(text, this.#clock.now()));
+        this.#patterns = patterns;
+      });
+    });
+  }
+
+  unpin(text: string): Promise<number> {
+    return this.#inLine(async () => {
+      if (this.#configured.includes(text))
+        throw new OperationError(`${text}: pinned by the configuration, store.pins`);
+      if (!(await this.#catalog.queue.write(() => this.#catalog.removePin(text))))
+        throw new OperationError(`${text}: not pinned`);
+      this.#patterns = this.#listed();
+      return this.#look(this.#patterns);
+    });
+  }
+
+  /** A tag points elsewhere. */
+  changed(registry: string, name: string, tag: string): void {
+    const patterns = this.#looking?.patterns ?? this.#patterns;
+    if (patterns.length === 0 || (this.#timer && !this.#looking)) return;
+    const isMeant = patterns.some((pattern) => pattern.matches({ registry, name }, tag));
+    if (!isMeant && subjectOf(tag) === undefined) return;
+    if (this.#looking) this.#looking.moved += 1;
+    this.#refreshSoon();
+  }
+
+  /** Something new is held: it is pinned with what it belongs to. Never throws. */
+  stored(digest: Digest): void {
+    this.#looking?.stored.add(digest);
+    if (this.#patterns.length === 0) return;
+    try {
+      if (!this.#covers(digest)) return;
+      this.#catalog.setPinned([digest], []);
+      // What a manifest names may have been here before it.
+      this.#refreshSoon();
+    } catch (error) {
+      this.#log.warn({ err: error, digest }, 'it is not known yet whether a blob is pinned');
+      this.#refreshSoon();
+    }
+  }
+
+  /** Looks at everything anew, with others being answered in between. Resolves to the bytes that are pinned. */
+  refresh(): Promise<number> {
+    return this.#inLine(() => this.#look(this.#patterns));
+  }
+
+  #refreshSoon(): void {
+    if (this.#isClosed) return;
+    this.#timer ??= setTimeout(
+      () => {
+        this.refresh().catch((error: unknown) => {
+          if (!this.#isClosed) this.#log.warn({ err: error }, 'pins could not be looked at anew');
+        });
+      },
+      Math.max(refreshAfterMs, restShare * this.#lookedMs),
+    ).unref();
+  }
+
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    clearTimeout(this.#timer);
+    await this.#line;
+  }
+
+  #inLine<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#line.then(work);
+    this.#line = turn.catch(() => undefined);
+    return turn;
+  }
+
+  /**
+   * Sets the flags to what the patterns reach; `accept` may throw what is against it. Whatever is stored meanwhile is judged again
+   * at the end, when its parents have their flags. Of what moves meanwhile it may have seen neither the old place nor the new
+   * one: then nothing is taken back before it looks again.
+   */
+  async #look(
+    patterns: readonly Pattern[],
+    accept: (bytes: number) => Promise<void> = () => Promise.resolve(),
+  ): Promise<number> {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const startedAt = performance.now();
+    const looking = { patterns, stored: new Set<Digest>(), moved: 0 };
+    this.#looking = looking;
+    try {
+      const before = await inSteps(this.#unlessClosed(this.#pinned()));
+      const { held, bytes } = await inSteps(this.#unlessClosed(this.#reach(patterns)));
+      await accept(bytes);
+      await this.#flag([...held.difference(before)], () => true, true);
+      if (looking.moved > 0 && this.#putOff < mostPutOff) this.#putOff += 1;
+      else {
+        this.#putOff = 0;
+        await this.#flag([...before.difference(held)], (digest) => !looking.stored.has(digest), false);
+      }
+      this.bytes = bytes;
+      return bytes;
+    } finally {
+      this.#lookedMs = performance.now() - startedAt;
+      this.#looking = undefined;
+      if (looking.moved > 0) this.#refreshSoon();
+      if (!this.#isClosed) await inSteps(this.#judgeAgain(looking.stored));
+    }
+  }
+
+  async #flag(
+    digests: readonly Digest[],
+    isMeant: (digest: Digest) => boolean,
+    flag: boolean,
+  ): Promise<void> {
+    for (let at = 0; at < digests.length && !this.#isClosed; at += flagsAtOnce) {
+      await this.#catalog.queue.write(() => {
+        const some = digests.slice(at, at + flagsAtOnce).filter(isMeant);
+        this.#catalog.setPinned(flag ? some : [], flag ? [] : some);
+      });
+      await nextTurn();
+    }
+  }
+
+  *#judgeAgain(stored: ReadonlySet<Digest>): Generator<undefined, undefined> {
+    for (const digest of stored) {
+      if (this.#isClosed) return;
+      this.stored(digest);
+      yield;
+    }
+  }
+
+  *#unlessClosed<T>(work: Generator<undefined, T>): Generator<undefined, T> {
+    for (;;) {
+      if (this.#isClosed) throw new Error('the store is closing');
+      const { done, value } = work.next();
+      if (done) return value;
+      yield;
+    }
+  }
+
+  *#pinned(): Generator<undefined, ReadonlySet<Digest>> {
+    const all = new Set<Digest>();
+    for (let last = ''; ;) {
+      const some = this.#catalog.pinnedAfter(last, pinnedAtOnce);
+      for (const digest of some) all.add(digest);
+      last = some.at(-1) ?? last;
+      if (some.length < pinnedAtOnce) return all;
+      yield;
+    }
+  }
+
+  *#reach(patterns: readonly Pattern[]): Generator<undefined, Reach> {
+    const held = new Set<Digest>();
+    const seen = new Set<string>();
+    let bytes = 0;
+    for (const roots of this.#rootsInSteps(patterns)) {
+      yield;
+      for (const { registry, repo: name, digest: root } of roots) {
+        const open = [root];
+        for (let digest = open.pop(); digest !== undefined; digest = open.pop()) {
+          const key = `${registry}/${name}@${digest}`;
+          const blob = seen.has(key) ? undefined : this.#catalog.blob(digest);
+          if (!blob) continue;
+          seen.add(key);
+          if (!held.has(digest)) bytes += footprint(blob.size);
+          held.add(digest);
+          if (blob.mediaType === blobMediaType) continue;
+          for (const children of this.#catalog.heldChildren(digest)) {
+            open.push(...children);
+            yield;
+          }
+          for (const tag of signatureTags(digest)) {
+            const row = this.#catalog.tag({ registry, name }, tag);
+            if (row) open.push(row.digest);
+          }
+        }
+      }
+    }
+    return { held, bytes };
+  }
+
+  /** The manifests that the patterns name, by tag or by digest. */
+  *#rootsInSteps(patterns: readonly Pattern[]): Generator<Root[], undefined> {
+    if (patterns.length === 0) return;
+    const isMeant = ({ registry, repo, tag }: Root): boolean =>
+      patterns.some((pattern) => pattern.matches({ registry, name: repo }, tag));
+    for (const next of [
+      (last: Root | undefined) => this.#catalog.tagsAfter(last, rootsAtOnce),
+      (last: Root | undefined) => this.#catalog.linkedAfter(last, rootsAtOnce),
+    ]) {
+      for (let roots = next(undefined); roots.length > 0; roots = next(roots.at(-1)))
+        yield roots.filter(isMeant);
+    }
+  }
+
+  /** Whether the patterns name the manifest, by tag or by digest. */
+  #isRoot(digest: Digest): boolean {
+    return this.#patterns.some((pattern) =>
+      [...this.#catalog.tagged(pattern.glob, digest), ...this.#catalog.linked(pattern.glob, digest)].some(
+        ({ registry, repo, tag }) => pattern.matches({ registry, name: repo }, tag),
+      ),
+    );
+  }
+
+  #covers(digest: Digest): boolean {
+    if (this.#catalog.hasPinnedParent(digest) || this.#isRoot(digest)) return true;
+    // A signature belongs to what its tag names.
+    return this.#catalog.tagsOf(digest).some(({ tag }) => {
+      const subject = tag === undefined ? undefined : subjectOf(tag);
+      if (subject === undefined) return false;
+      return this.#catalog.digestsWithPrefix(subject).some((digest) => this.#catalog.isPinned(digest));
+    });
+  }
+
+  #listed(): Pattern[] {
+    return parsed(this.list().map(({ pattern }) => pattern));
+  }
+
+  #tooMuch(bytes: number): string {
+    return `what is pinned takes ${formatSize(bytes)}, store.maxBytes is ${formatSize(this.#maxBytes)}: pin less, or raise it`;
+  }
+}
+
+/** Those of the configuration, and those that were pinned by command. */
+export function listPins(configured: readonly string[], added: readonly string[]): Pin[] {
+  return [
+    ...configured.map((pattern) => ({ pattern, isConfigured: true })),
+    ...added
+      .filter((pattern) => !configured.includes(pattern))
+      .map((pattern) => ({ pattern, isConfigured: false })),
+  ];
+}
+
+function parsed(texts: readonly string[]): Pattern[] {
+  return texts.flatMap((text) => Pattern.parse(text) ?? []);
+}

@@ -1,0 +1,107 @@
+import Database from 'better-sqlite3';
+import { copyFile, rename, stat, unlink } from 'node:fs/promises';
+import { errorCode } from '../../util/errors.ts';
+import { Catalog } from '../catalog/catalog.ts';
+import { contentOf, filesOf } from '../disk/files.ts';
+import { backupPath, blobPath, catalogPath, lockPath } from '../disk/layout.ts';
+import { lockDirectory } from '../disk/lock.ts';
+import { prepareDirectory } from './startup-checks.ts';
+
+export interface Rebuilt {
+  /** What the new catalog started from. */
+  readonly base: 'catalog' | 'backup' | 'nothing';
+  /** Files that it did not know. */
+  readonly found: number;
+  /** Blobs whose files are gone. */
+  readonly lost: number;
+  /** Where the damaged catalog is now. */
+  readonly keptAs: string | undefined;
+}
+
+/**
+ * Makes a catalog anew, from what is left of it, or from its last backup, and from a walk of the directory, so that no blob
+ * has to be downloaded again. Which repo has what the upstream is asked about anew. Throws when a mirror is running.
+ */
+export async function rebuildCatalog(root: string, now: number): Promise<Rebuilt> {
+  await prepareDirectory(root);
+  const unlock = lockDirectory(lockPath(root));
+  try {
+    const file = catalogPath(root);
+    let base: Rebuilt['base'] = 'catalog';
+    let keptAs: string | undefined;
+    if (!isWhole(file)) {
+      keptAs = await putAside(file, now);
+      base = isWhole(backupPath(root)) ? 'backup' : 'nothing';
+      if (base === 'backup') await copyFile(backupPath(root), file);
+    }
+    const catalog = new Catalog(file);
+    try {
+      // What was found is only known by its name: the scrub begins with it.
+      catalog.setNote('scrub', '');
+      return { base, keptAs, ...(await compare(root, catalog, now)) };
+    } finally {
+      catalog.close();
+    }
+  } finally {
+    unlock();
+  }
+}
+
+function isWhole(file: string): boolean {
+  let db: Database.Database | undefined;
+  try {
+    db = new Database(file, { fileMustExist: true });
+    const version = db.pragma('user_version', { simple: true }) as number;
+    return version > 0 && db.pragma('quick_check', { simple: true }) === 'ok';
+  } catch {
+    return false;
+  } finally {
+    db?.close();
+  }
+}
+
+async function putAside(file: string, now: number): Promise<string | undefined> {
+  const aside = `${file}.damaged-${new Date(now).toISOString().replace(/[:.]/g, '-')}`;
+  for (const ending of ['-wal', '-shm']) await unlink(file + ending).catch(() => undefined);
+  try {
+    await rename(file, aside);
+    return aside;
+  } catch (error) {
+    if (errorCode(error) === 'ENOENT') return undefined;
+    throw error;
+  }
+}
+
+async function compare(
+  root: string,
+  catalog: Catalog,
+  now: number,
+): Promise<{ found: number; lost: number }> {
+  let found = 0;
+  for await (const digest of filesOf(root)) {
+    if (catalog.blob(digest)) continue;
+    const path = blobPath(root, digest);
+    const entry = await stat(path);
+    if (!entry.isFile()) continue;
+    const { size } = entry;
+    const { mediaType, children } = await contentOf(path, size);
+    catalog.addBlob({ digest, size, mediaType }, children, now);
+    found += 1;
+  }
+  let lost = 0;
+  for (let last = ''; ;) {
+    const blobs = catalog.blobsAfter(last, 1000);
+    for (const { digest } of blobs) {
+      const isThere = await stat(blobPath(root, digest)).then(
+        () => true,
+        (error: unknown) => errorCode(error) !== 'ENOENT',
+      );
+      if (isThere) continue;
+      if (catalog.removeBlob(digest)) while (catalog.removeMore(digest));
+      catalog.removeLinksTo(digest);
+      lost += 1;
+    }
+    if (blobs.length === 0) return { found, lost };
+    last = blobs.at(-1)?.digest ?? last;
+  }
+}

@@ -1,0 +1,105 @@
+import { LRUCache } from 'lru-cache';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Digest } from '../../oci/digest.ts';
+import type { Logger } from '../../telemetry/log.ts';
+import type { Clock } from '../../util/clock.ts';
+import type { Verifier } from '../ingest/verifier.ts';
+import { findDamage } from './check.ts';
+
+export interface RecheckContext {
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly verifier: Verifier;
+  readonly pathOf: (digest: Digest) => string;
+  /** Of what is stored. */
+  readonly sizeOf: (digest: Digest) => number | undefined;
+  /** Somebody reads or writes. */
+  readonly isBusy: () => boolean;
+  /** Grows with everything that is opened. */
+  readonly activity: () => number;
+  readonly onDamaged: (digest: Digest, why: string) => Promise<void>;
+}
+
+/** Whoever takes a blob whole twice in that time has found it wrong. */
+const againMs = 60_000;
+const notBeforeMs = 10 * 60_000;
+const maxRemembered = 20_000;
+const maxWaiting = 1000;
+/** So long nothing is to have been opened before it reads on. */
+const quietMs = 500;
+/** For each step of reading: whoever is always busy is checked all the same, slowly. */
+const longestBusyMs = 10_000;
+
+/**
+ * Reads large stored blobs again behind the answers, one at a time: when they were served whole for the first time since they
+ * were opened, and when a client takes one whole twice in a minute; each at most once in ten minutes.
+ */
+export class Recheck {
+  readonly #context: RecheckContext;
+  readonly #checkedAt = new LRUCache<Digest, number>({ max: maxRemembered });
+  /** When a client last took a blob whole. */
+  readonly #takenAt = new LRUCache<string, number>({ max: maxRemembered });
+  readonly #waiting = new Set<Digest>();
+  readonly #closing = new AbortController();
+  #running: Promise<void> | undefined;
+  /** The activity when it was last looked at. */
+  #seen = -1;
+
+  constructor(context: RecheckContext) {
+    this.#context = context;
+  }
+
+  /** A client takes a stored blob whole; `isFirst`: nobody has since it was opened. */
+  taken(digest: Digest, client: string, isFirst: boolean): void {
+    const now = this.#context.clock.monotonic();
+    const key = `${client} ${digest}`;
+    const before = this.#takenAt.get(key);
+    this.#takenAt.set(key, now);
+    const isAgain = before !== undefined && now - before <= againMs;
+    if (!isFirst && !isAgain) return;
+    if (now - (this.#checkedAt.get(digest) ?? -Infinity) < notBeforeMs) return;
+    if (this.#waiting.size >= maxWaiting) return;
+    this.#checkedAt.set(digest, now);
+    this.#waiting.add(digest);
+    this.#running ??= this.#run().finally(() => (this.#running = undefined));
+  }
+
+  async close(): Promise<void> {
+    this.#closing.abort();
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    const { log } = this.#context;
+    for (const digest of this.#waiting) {
+      this.#waiting.delete(digest);
+      try {
+        await this.#check(digest);
+      } catch (error) {
+        if (this.#closing.signal.aborted) return;
+        log.warn({ err: error, digest }, 'a stored blob could not be read again');
+      }
+    }
+  }
+
+  async #check(digest: Digest): Promise<void> {
+    const { verifier, pathOf, sizeOf, onDamaged } = this.#context;
+    await this.#pace();
+    const size = sizeOf(digest);
+    if (size === undefined) return;
+    const why = await findDamage(verifier, pathOf(digest), { digest, size }, () => this.#pace());
+    if (why !== undefined) await onDamaged(digest, why);
+  }
+
+  async #pace(): Promise<void> {
+    const { signal } = this.#closing;
+    signal.throwIfAborted();
+    const { isBusy, activity } = this.#context;
+    for (let waited = 0; waited < longestBusyMs; waited += quietMs) {
+      const isQuiet = !isBusy() && activity() === this.#seen;
+      this.#seen = activity();
+      if (isQuiet) return;
+      await sleep(quietMs, undefined, { signal, ref: false });
+    }
+  }
+}

@@ -1,0 +1,123 @@
+import type { Repo } from '../../oci/repo.ts';
+import { errorCode, MirrorError } from '../../util/errors.ts';
+import type { Headers } from '../http/headers.ts';
+import type { AccountPool } from './account-pool.ts';
+import { quotaSpent, type Account } from './account.ts';
+import type { Ticket } from './quota.ts';
+
+/** How a connection fails over which nothing was sent. */
+const unsent = new Set([
+  'ECONNREFUSED',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ENOTFOUND',
+  'EAI_AGAIN',
+  'UND_ERR_CONNECT_TIMEOUT',
+]);
+/**
+ * The attempts to get one question answered, each as another account: the next one follows one whose pulls are spent, whose
+ * credentials are refused or that may not see the repo.
+ */
+export class Attempts {
+  readonly #pool: AccountPool;
+  readonly #question: { readonly isPull: boolean; readonly repo: Repo; readonly what: string };
+  readonly #accounts: readonly Account[];
+  readonly #tried = new Set<Account>();
+  /** Those that have said that there is nothing for them. */
+  readonly #unseeing = new Set<Account>();
+  #last: MirrorError | undefined;
+
+  constructor(
+    pool: AccountPool,
+    question: { isPull: boolean; repo: Repo; what: string },
+    accounts = pool.accounts,
+  ) {
+    this.#pool = pool;
+    this.#question = question;
+    this.#accounts = accounts;
+  }
+
+  /** Throws the fault that says most about why nobody is left. */
+  next(): Attempt {
+    const { isPull, repo } = this.#question;
+    const left = this.#accounts.filter((account) => !this.#tried.has(account));
+    const account = this.#pool.choose(isPull, repo, left);
+    if (!account) throw this.#fault();
+    this.#tried.add(account);
+    return new Attempt(account, isPull, this);
+  }
+
+  /** How the account's attempt has failed. Returns whether another one may do better. */
+  lost(account: Account, error: MirrorError): boolean {
+    this.#last = error;
+    if (error.fault === 'repo-unknown') this.#unseeing.add(account);
+    else if (error.fault !== 'quota-spent' && error.fault !== 'account-refused') return false;
+    return true;
+  }
+
+  won(account: Account): void {
+    this.#pool.saw(this.#question.repo, account, this.#unseeing);
+  }
+
+  #fault(): MirrorError {
+    const { isPull, what } = this.#question;
+    const spent = this.#accounts.filter(
+      (each) => !this.#unseeing.has(each) && !each.disabled && each.quota.left === 0,
+    );
+    if (isPull && spent.length > 0) {
+      this.#pool.notAsked('quota-spent');
+      return quotaSpent(what, spent);
+    }
+    const disabled = this.#accounts.map((each) => each.disabled).find((each) => each !== undefined);
+    if (disabled) {
+      this.#pool.notAsked('account-refused');
+      return new MirrorError('account-refused', disabled.message, { cause: this.#last, notAsked: true });
+    }
+    return this.#last ?? new MirrorError('internal', `${what}: no account to ask with`);
+  }
+}
+
+/** One account's attempt. It ends in exactly one of `answered` and `unanswered`, and in one of `lost` and `won`. */
+export class Attempt {
+  readonly account: Account;
+  readonly #ticket: Ticket;
+  readonly #attempts: Attempts;
+  #isSent = false;
+
+  constructor(account: Account, isPull: boolean, attempts: Attempts) {
+    this.account = account;
+    this.#attempts = attempts;
+    this.#ticket = account.quota.begin(isPull);
+  }
+
+  /** From here on it may be counted. */
+  sent(): void {
+    this.#isSent = true;
+  }
+
+  /** The registry has answered; `headers`: about a manifest. `isSpent`: that the pull limit is reached. */
+  answered(status: number, headers: Headers | undefined, isSpent: boolean): void {
+    if (headers) this.account.quota.isTold = true;
+    this.account.quota.answered(this.#ticket, status, headers ?? {}, isSpent);
+    this.account.tellOfQuota();
+  }
+
+  /** It was not asked, or has not answered. */
+  unanswered(error: MirrorError): void {
+    const { quota } = this.account;
+    if (!this.#isSent || error.notAsked || unsent.has(errorCode(error.cause) ?? ''))
+      quota.returned(this.#ticket);
+    else quota.failed(this.#ticket);
+  }
+
+  /** Returns whether another account may do better. */
+  lost(error: MirrorError): boolean {
+    return this.#attempts.lost(this.account, error);
+  }
+
+  /** It has what it asked for; `isPublic`: without its credentials. */
+  won(isPublic: boolean): void {
+    if (!isPublic) this.account.accepted();
+    this.#attempts.won(this.account);
+  }
+}

@@ -1,0 +1,314 @@
+import { LRUCache } from 'lru-cache';
+import { Agent, errors, type Dispatcher } from 'undici';
+import type { Repo } from '../../oci/repo.ts';
+import type { Ledger } from '../../telemetry/ledger.ts';
+import type { Metrics, UpstreamKind } from '../../telemetry/metrics.ts';
+import { trace } from '../../telemetry/trace.ts';
+import type { Clock } from '../../util/clock.ts';
+import { errorCode, MirrorError } from '../../util/errors.ts';
+import { Slots } from '../../util/slots.ts';
+import { Body } from './body.ts';
+import type { Gates, Outcome, Pass } from './gate.ts';
+import { one, retryAfterOf, type Headers } from './headers.ts';
+import type { NetworkPolicy } from './network-policy.ts';
+
+export interface TransportOptions {
+  connectTimeoutMs: number;
+  /** From request to the headers of the answer. */
+  headersTimeoutMs: number;
+  /** Without a byte of the body. */
+  idleTimeoutMs: number;
+  /** Repos and hosts of which something is remembered. */
+  remembers: number;
+  /** Bodies of blobs at once for the store, and as many past it: so connections to each host that has them. */
+  maxConnections: number;
+}
+
+export interface TransportContext {
+  readonly clock: Clock;
+  readonly gates: Gates;
+  readonly policy: NetworkPolicy;
+  /** By which other mirrors know this one. */
+  readonly pseudonym: string;
+  readonly metrics: Metrics;
+  readonly ledger: Ledger;
+}
+
+export interface Call {
+  readonly method: 'GET' | 'HEAD' | 'POST';
+  readonly url: URL;
+  /** A form, for POST. */
+  readonly form?: string;
+  /** For whose sake; undefined for what serves all repos. */
+  readonly repo: Repo | undefined;
+  /** It is sent though the host has been failing: a download that has begun tries again at a pace of its own. */
+  readonly bypassesBreaker?: boolean;
+  readonly kind: Exclude<UpstreamKind, 'redirect'>;
+  /** The upstream has sent us here from elsewhere. */
+  readonly redirected?: boolean;
+  /** What is being done to what: `GET docker.io/library/alpine manifest latest`. */
+  readonly what: string;
+  readonly headers: Readonly<Record<string, string>>;
+  /** The deadline over everything before the first byte of the answer. */
+  readonly signal: AbortSignal;
+}
+
+export interface Response {
+  readonly status: number;
+  readonly headers: Headers;
+  readonly body: Body;
+}
+
+const callConnections = 32;
+/** Of these for one repo, so that one which is not answered leaves some to the others. */
+const callsOfRepo = 8;
+const userAgent = 'layercache';
+const maxHeaderBytes = 64 * 1024;
+
+/**
+ * HTTP to one upstream and the hosts that it redirects to: one request, one answer, if the host may be asked now; neither
+ * redirects nor retries. Calls and blobs have connections of their own, so that a HEAD never waits behind layers.
+ */
+export class Transport {
+  readonly #name: string;
+  readonly #options: TransportOptions;
+  readonly #context: TransportContext;
+  readonly #calls: Agent;
+  readonly #blobs: Agent;
+  /** Calls to each host at once, and for each repo. What waits here, and not in a connection, hears at once that the host is not asked. */
+  readonly #lines: LRUCache<string, Slots>;
+
+  constructor(name: string, options: TransportOptions, context: TransportContext) {
+    this.#name = name;
+    this.#options = options;
+    this.#context = context;
+    this.#lines = new LRUCache({ max: 2 * options.remembers });
+    const agent = (connections: number): Agent =>
+      new Agent({
+        connect: context.policy.connector(options.connectTimeoutMs),
+        connections,
+        allowH2: false,
+        pipelining: 1,
+        maxHeaderSize: maxHeaderBytes,
+        keepAliveTimeout: 15_000,
+      });
+    this.#calls = agent(callConnections);
+    this.#blobs = agent(2 * options.maxConnections);
+  }
+
+  /**
+   * Throws `upstream-down`, `upstream-timeout`, `upstream-limited`, `upstream-busy`, `upstream-invalid` or
+   * `address-refused`.
+   */
+  async send(call: Call): Promise<Response> {
+    if (call.signal.aborted) throw toFault(call.what, call.signal.reason, call.signal);
+    const done = isBody(call) ? undefined : await this.#line(call);
+    try {
+      const pass = await this.#enter(call);
+      return await this.#send(call, pass);
+    } finally {
+      done?.();
+    }
+  }
+
+  async #enter({ url, what, bypassesBreaker = false }: Call): Promise<Pass> {
+    const { gates, metrics } = this.#context;
+    try {
+      return await gates.of(url).enter(what, bypassesBreaker);
+    } catch (error) {
+      metrics.admissionsRefused.add(1, this.#name, (error as MirrorError).fault);
+      throw error;
+    }
+  }
+
+  async #send(call: Call, pass: Pass): Promise<Response> {
+    const spent = trace.getStore();
+    if (spent) spent.upstreamCalls += 1;
+    const { clock, metrics, ledger } = this.#context;
+    let status = 'error';
+    let outcome: Outcome = 'unknown';
+    try {
+      const response = await this.#dispatch(call);
+      status = String(response.status);
+      outcome = outcomeOf(call, response, clock.now());
+      const entry = ledger.of(this.#name, call.repo?.name ?? '');
+      if (call.kind === 'token') entry.tokenCalls += 1;
+      if (response.status === 429) entry.limited += 1;
+      if (response.status === 200 && isPull(call)) entry.upstreamPulls += 1;
+      return response;
+    } catch (cause) {
+      const fault = toFault(`${call.what}: ${call.url.host}`, cause, call.signal);
+      outcome = failureOf(fault, cause, call.signal);
+      throw fault;
+    } finally {
+      pass(outcome);
+      metrics.upstreamRequests.add(1, this.#name, call.redirected ? 'redirect' : call.kind, status);
+    }
+  }
+
+  /** A place among the calls to this host. */
+  async #line({ url, repo, what, signal }: Call): Promise<() => void> {
+    const places: (() => void)[] = [];
+    const done = (): void => {
+      for (const give of places) give();
+    };
+    try {
+      if (repo) places.push(await this.#slots(`${url.origin} ${repo.key}`, callsOfRepo).take(signal));
+      places.push(await this.#slots(url.origin, callConnections).take(signal));
+      return done;
+    } catch (cause) {
+      done();
+      throw new MirrorError('upstream-busy', `${what}: ${url.host}: too many calls are waiting for it`, {
+        cause,
+        retryAfterMs: 5000,
+        notAsked: true,
+      });
+    }
+  }
+
+  #slots(key: string, count: number): Slots {
+    const known = this.#lines.get(key) ?? new Slots(count);
+    this.#lines.set(key, known);
+    return known;
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([this.#calls.destroy(), this.#blobs.destroy()]);
+  }
+
+  #dispatch(call: Call): Promise<Response> {
+    const { method, url, kind, form, headers, signal } = call;
+    signal.throwIfAborted();
+    const agent = isBody(call) ? this.#blobs : this.#calls;
+    return new Promise((resolve, reject) => {
+      let controller: Dispatcher.DispatchController | undefined;
+      let body: Body | undefined;
+      let isContent = false;
+      const abort = (): void => {
+        const reason = signal.reason as Error;
+        controller?.abort(reason);
+        reject(reason);
+      };
+      signal.addEventListener('abort', abort, { once: true });
+      agent.dispatch(
+        {
+          origin: url.origin,
+          path: url.pathname + url.search,
+          method,
+          ...(form !== undefined && { body: form }),
+          headers: { ...headers, via: this.#via(), 'user-agent': userAgent, 'accept-encoding': 'identity' },
+          headersTimeout: this.#options.headersTimeoutMs,
+          bodyTimeout: this.#options.idleTimeoutMs,
+        },
+        {
+          onRequestStart: (started) => {
+            controller = started;
+            if (signal.aborted) controller.abort(signal.reason as Error);
+          },
+          onResponseStart: (started, status, responseHeaders) => {
+            if (status < 200) return;
+            isContent = (status === 200 || status === 206) && (kind === 'blob' || kind === 'manifest');
+            signal.removeEventListener('abort', abort);
+            const length = method === 'HEAD' ? 0 : Number(one(responseHeaders, 'content-length') ?? NaN);
+            body = new Body(started, Number.isNaN(length) ? undefined : length);
+            resolve({ status, headers: responseHeaders, body });
+          },
+          onResponseData: (_, chunk) => {
+            if (isContent) this.#count(call, chunk.length);
+            body?.received(chunk);
+          },
+          onResponseEnd: () => body?.end(),
+          onResponseError: (_, error) => {
+            signal.removeEventListener('abort', abort);
+            if (body) body.end(error);
+            else reject(error);
+          },
+        },
+      );
+    });
+  }
+
+  /** On every request: registries, their redirects and their realms may all lead back to this mirror. */
+  #via(): string {
+    const mirrors = [...(trace.getStore()?.mirrors ?? []), this.#context.pseudonym];
+    return mirrors.map((each) => `1.1 ${each}`).join(', ');
+  }
+
+  #count({ kind, repo }: Call, bytes: number): void {
+    const { metrics, ledger } = this.#context;
+    metrics.upstreamBytes.add(bytes, this.#name);
+    metrics.proxyPulledBytes.add(bytes, kind === 'manifest' ? 'manifest' : 'blob');
+    ledger.of(this.#name, repo?.name ?? '').fetchedBytes += bytes;
+  }
+}
+
+/** The body of a blob, which may take hours. */
+function isBody({ kind, method }: Call): boolean {
+  return kind === 'blob' && method === 'GET';
+}
+
+/** A GET of a manifest counts against the pull limit; everything else is free. */
+export function isPull({ kind, method }: Pick<Call, 'kind' | 'method'>): boolean {
+  return kind === 'manifest' && method === 'GET';
+}
+
+/**
+ * Whether a 429 speaks of pulls alone: an answer to a GET of a manifest, in the registry's own JSON. What comes as plain
+ * text, or for what is never counted, limits all requests.
+ */
+export function isPullLimit(call: Pick<Call, 'kind' | 'method'>, { status, headers }: Response): boolean {
+  return (
+    status === 429 && isPull(call) && /^application\/(.+\+)?json\b/i.test(one(headers, 'content-type') ?? '')
+  );
+}
+
+function outcomeOf(call: Call, response: Response, now: number): Outcome {
+  const { status, headers } = response;
+  if (status === 429 && !isPullLimit(call, response)) {
+    return { retryAfterMs: retryAfterOf(headers, now) };
+  }
+  // 501 says that it does not know the method, 508 that we ask ourselves.
+  if (status < 500 || status === 501 || status === 508) return 'answered';
+  // A registry may fail over one image; what serves all of them fails as a whole.
+  return call.kind === 'token' || call.kind === 'ping' ? 'failed' : 'server-error';
+}
+
+function failureOf({ fault }: MirrorError, cause: unknown, signal: AbortSignal): Outcome {
+  if (fault === 'address-refused') return 'unknown';
+  if (signal.aborted && cause === signal.reason) {
+    return (cause as Error).name === 'TimeoutError' ? 'late' : 'unknown';
+  }
+  const isSilence = fault === 'upstream-timeout' || errorCode(cause) === 'UND_ERR_CONNECT_TIMEOUT';
+  return isSilence ? 'silent' : 'failed';
+}
+
+/** Registries that lie below a path keep it before `/v2/`. */
+export function urlBelow(base: URL, path: string): URL {
+  return new URL(base.pathname.replace(/\/$/, '') + path, base);
+}
+
+/** The fault behind a status that is no answer and no plain no. `now` in ms since the epoch. */
+export function statusFault({ status, headers }: Response, message: string, now: number): MirrorError {
+  if (status === 429) {
+    const retryAfterMs = retryAfterOf(headers, now) ?? 1000;
+    return new MirrorError('upstream-limited', `${message}: its rate limit is reached`, { retryAfterMs });
+  }
+  if (status === 508)
+    return new MirrorError('loop', `${message}: it leads back to this mirror, check its url`);
+  return new MirrorError(status >= 500 ? 'upstream-down' : 'upstream-invalid', message);
+}
+
+/** The fault behind what undici, the network or the deadline reports about `what`. */
+export function toFault(what: string, cause: unknown, deadline?: AbortSignal): MirrorError {
+  if (cause instanceof MirrorError) return cause;
+  if (deadline?.aborted) return new MirrorError('upstream-timeout', `${what}: no answer in time`, { cause });
+  if (cause instanceof errors.HeadersTimeoutError || cause instanceof errors.BodyTimeoutError) {
+    return new MirrorError('upstream-timeout', `${what}: the other side kept silent`, { cause });
+  }
+  if (cause instanceof errors.HTTPParserError || cause instanceof errors.HeadersOverflowError) {
+    return new MirrorError('upstream-invalid', `${what}: the other side does not speak HTTP`, { cause });
+  }
+  return new MirrorError('upstream-down', `${what}: no connection (${errorCode(cause) ?? 'unknown'})`, {
+    cause,
+  });
+}

@@ -1,0 +1,290 @@
+import type { Logger } from 'pino';
+import { parseUnsatisfied } from '../oci/range.ts';
+import type { Repo } from '../oci/repo.ts';
+import type { Ledger } from '../telemetry/ledger.ts';
+import type { Metrics } from '../telemetry/metrics.ts';
+import type { Budget } from '../util/budget.ts';
+import type { Clock } from '../util/clock.ts';
+import { MirrorError, toMirrorError } from '../util/errors.ts';
+import { Flight } from '../util/flight.ts';
+import type { AccountPool } from './accounts/account-pool.ts';
+import { quotaSpent, type Account } from './accounts/account.ts';
+import { Attempts, type Attempt } from './accounts/attempts.ts';
+import { isNotEnough, isWebPage, type FinalResponse, type Provenance } from './answers.ts';
+import { noAuthorization, Tokens, type Authorization } from './auth/tokens.ts';
+import { Gates } from './http/gate.ts';
+import { one } from './http/headers.ts';
+import { NetworkPolicy, type NetworkPolicyOptions } from './http/network-policy.ts';
+import {
+  isPull,
+  isPullLimit,
+  statusFault,
+  Transport,
+  urlBelow,
+  type Response,
+  type TransportOptions,
+} from './http/transport.ts';
+import { askManifest, type Ask } from './questions.ts';
+import { tryTwice } from './try-twice.ts';
+
+export interface UpstreamOptions extends NetworkPolicyOptions, TransportOptions {
+  /** `docker.io` */
+  registry: string;
+  /** The name or pattern that it is configured by: what metrics call it. */
+  name: string;
+  maxManifestBytes: number;
+  /** It knows us without a login, by our address, say: what it gives is not for everybody. */
+  private: boolean;
+  /** Over everything before the first byte of an answer. */
+  firstByteTimeoutMs: number;
+}
+
+export interface UpstreamContext {
+  readonly clock: Clock;
+  readonly metrics: Metrics;
+  readonly ledger: Ledger;
+  readonly log: Logger;
+  readonly accounts: AccountPool;
+  /** By which other mirrors know this one. */
+  readonly pseudonym: string;
+  /** Memory for manifests and lists that are being read, and for manifests until they are stored. */
+  readonly documents: Budget;
+}
+
+const unknown = {
+  manifest: 'manifest-unknown',
+  blob: 'blob-unknown',
+  tags: 'repo-unknown',
+  referrers: 'manifest-unknown',
+  // Neither is asked for by a client.
+  token: 'repo-unknown',
+  ping: 'repo-unknown',
+} as const;
+const maxRedirects = 5;
+/** What another Layercache says in `X-Cache`. */
+const cacheResults = /^(?:hit|joined|miss|revalidated|stale)$/;
+const lookAgainMs = 10_000;
+const redirects = new Set([301, 302, 303, 307, 308]);
+// What servers answer that do not let HEAD through; the same question as a GET then decides.
+const headRefusals = new Set([400, 403, 405, 501]);
+
+/**
+ * What goes to one upstream: as which account, with which token, along which redirects, and what a status means. `signal` of a
+ * question is the deadline over everything before the first byte.
+ */
+export class Requests {
+  readonly #base: URL;
+  readonly #isPrivate: boolean;
+  readonly #clock: Clock;
+  readonly #accounts: AccountPool;
+  readonly #policy: NetworkPolicy;
+  readonly #gates: Gates;
+  readonly #transport: Transport;
+  readonly #tokens: Tokens;
+  #lookedAt = -Infinity;
+  readonly #firstLook = new Flight<'first', undefined>();
+
+  constructor(options: UpstreamOptions, context: UpstreamContext) {
+    const { registry, url, remembers } = options;
+    const { clock, log } = context;
+    this.#base = url;
+    this.#isPrivate = options.private;
+    this.#clock = clock;
+    this.#accounts = context.accounts;
+    const policy = new NetworkPolicy(options);
+    this.#policy = policy;
+    const gates = new Gates(clock, remembers, (host, fault) => {
+      if (fault) log.warn({ registry, host, fault }, 'circuit open: host not called');
+      else log.info({ registry, host }, 'circuit closed: host answers again');
+    });
+    this.#gates = gates;
+    const transport = new Transport(options.name, options, { ...context, gates, policy });
+    this.#transport = transport;
+    const sharedTimeoutMs = Math.min(options.headersTimeoutMs, options.firstByteTimeoutMs);
+    this.#tokens = new Tokens(registry, url, { transport, policy, clock, remembers, sharedTimeoutMs });
+  }
+
+  /** How many hosts are not asked now: the registry itself, and others that it leads to. */
+  get shut(): { own: number; others: number } {
+    return {
+      own: this.#gates.shut((origin) => origin === this.#base.origin),
+      others: this.#gates.shut((origin) => origin !== this.#base.origin),
+    };
+  }
+
+  /**
+   * Why no cold pull can work now; undefined: as far as is known it can. Where it does not answer, it is asked behind this
+   * whether it does again, at most every 10 s: nobody else may ask.
+   */
+  get obstacle(): string | undefined {
+    const { registry } = this.#accounts;
+    const fault = this.#gates.unanswered(this.#base.origin);
+    const now = this.#clock.monotonic();
+    if (fault && now - this.#lookedAt >= lookAgainMs) {
+      this.#lookedAt = now;
+      this.#tokens.look(AbortSignal.timeout(lookAgainMs)).catch(() => undefined);
+    }
+    if (fault === 'upstream-limited') return `${registry} limits all requests`;
+    if (fault) return `${registry} cannot be reached or fails`;
+    return this.#accounts.obstacle;
+  }
+
+  close(): Promise<void> {
+    return this.#transport.close();
+  }
+
+  sendTwice(ask: Ask): Promise<FinalResponse> {
+    return tryTwice(() => this.send(ask));
+  }
+
+  /** Sends it where the upstream has redirected us before. Undefined: that link is not good any more. */
+  async sendToLink(
+    ask: Ask,
+    { url, isPublic }: Provenance & { url: URL },
+  ): Promise<FinalResponse | undefined> {
+    const response = await this.#transport.send({ ...ask, url, redirected: true });
+    const { status } = response;
+    const fault = this.#faultOf(ask, response);
+    if (status < 300 && !fault) return { ...response, url, isPublic };
+    response.body.discard();
+    if (fault && (status === 429 || status >= 500)) throw fault;
+    return undefined;
+  }
+
+  /** Asks by HEAD, which is free, how many pulls are left: before the first one, and where none was left a while ago. */
+  async refreshQuota(repo: Repo, reference: string, signal: AbortSignal): Promise<void> {
+    if (!this.#accounts.isTold(repo)) {
+      // The first of all: it is not known yet how many there are, so not many may go at once.
+      const ask = askManifest('HEAD', repo, reference, signal);
+      const first = async (): Promise<undefined> => {
+        (await this.send(ask)).body.discard();
+      };
+      await this.#firstLook.run('first', first).outcome.catch(() => undefined);
+    }
+    const looks = this.#accounts.dueForALook(repo).map(async (account) => {
+      const ask = askManifest('HEAD', repo, reference, signal);
+      const response = await this.#asOneOf(ask, this.#attempts(ask, false, [account]));
+      response.body.discard();
+    });
+    // What they have shown is in the quotas; that they failed says nothing.
+    await Promise.allSettled(looks);
+  }
+
+  #attempts(ask: Ask, isPull: boolean, accounts?: readonly Account[]): Attempts {
+    return new Attempts(this.#accounts, { isPull, repo: ask.repo, what: ask.what }, accounts);
+  }
+
+  /** Status 200, 206, or what a HEAD or a range may also be answered with. */
+  send(ask: Ask): Promise<FinalResponse> {
+    return this.#asOneOf(ask, this.#attempts(ask, isPull(ask)));
+  }
+
+  /** As one account after the other, for as long as the next may do better. */
+  async #asOneOf(ask: Ask, attempts: Attempts): Promise<FinalResponse> {
+    for (;;) {
+      const attempt = attempts.next();
+      let response: FinalResponse;
+      try {
+        response = await this.#as(attempt, ask);
+      } catch (error) {
+        const fault = toMirrorError(error);
+        attempt.unanswered(fault);
+        if (attempt.lost(fault)) continue;
+        throw error;
+      }
+      // Others may count too, of something else.
+      const isCounted = ask.kind === 'manifest' && response.url.origin === this.#base.origin;
+      const isSpent = isCounted && isPullLimit(ask, response);
+      attempt.answered(response.status, isCounted ? response.headers : undefined, isSpent);
+      const fault = isSpent ? quotaSpent(ask.what, [attempt.account]) : this.#faultOf(ask, response);
+      if (!fault) {
+        attempt.won(response.isPublic);
+        return this.#isPrivate || this.#isFromCache(response) ? { ...response, isPublic: false } : response;
+      }
+      response.body.discard();
+      if (!attempt.lost(fault)) throw fault;
+    }
+  }
+
+  /** Another Layercache answered. Its account may see what is private: that counts as private here too. */
+  #isFromCache({ url, headers }: FinalResponse): boolean {
+    return url.origin === this.#base.origin && cacheResults.test(one(headers, 'x-cache') ?? '');
+  }
+
+  async #as(attempt: Attempt, ask: Ask): Promise<FinalResponse> {
+    const { account } = attempt;
+    const { repo, signal } = ask;
+    let authorization = await this.#tokens.authorize(account, repo, signal);
+    attempt.sent();
+    let response = await this.#follow(ask, authorization);
+    const isKept = !authorization.fresh && authorization.header !== undefined;
+    if (response.status === 401 && isKept && !isNotEnough(response)) {
+      // Some registries challenge an expired token towards another realm: ask for the challenge without it.
+      response.body.discard();
+      this.#tokens.drop(account, repo);
+      authorization = noAuthorization;
+      response = await this.#follow(ask, authorization);
+    }
+    if (response.status === 401) {
+      response.body.discard();
+      const next = await this.#tokens.challenged(response, account, repo, signal);
+      if (next && next.challenge !== authorization.challenge) response = await this.#follow(ask, next);
+      else if (next?.challenge === 'basic') await this.#tokens.checkBasic(account, signal);
+    }
+    return response;
+  }
+
+  async #follow(ask: Ask, { header, isPublic }: Authorization): Promise<FinalResponse> {
+    let url = urlBelow(this.#base, ask.path);
+    for (let hops = 0; ; hops++) {
+      const own = url.origin === this.#base.origin && header !== undefined;
+      const headers = own ? { ...ask.headers, authorization: header } : ask.headers;
+      const response = await this.#transport.send({ ...ask, url, headers, redirected: hops > 0 });
+      if (
+        url.origin !== this.#base.origin &&
+        (response.status === 400 || response.status === 401 || response.status === 403)
+      ) {
+        response.body.discard();
+        // Signed links are often made for GET alone.
+        if (ask.method === 'HEAD') return { ...response, url, isPublic, status: 403 };
+        throw new MirrorError('redirect-refused', `${ask.what}: ${url.host} answered ${response.status}`);
+      }
+      if (!redirects.has(response.status)) return { ...response, url, isPublic };
+      response.body.discard();
+      if (hops === maxRedirects)
+        throw new MirrorError('upstream-invalid', `${ask.what}: more than ${maxRedirects} redirects`);
+      const next = URL.parse(one(response.headers, 'location') ?? '', url);
+      if (!next || next.href === url.href) {
+        throw new MirrorError('upstream-invalid', `${ask.what}: ${url.host} redirects to nowhere`);
+      }
+      this.#policy.checkRedirect(url, next);
+      url = next;
+    }
+  }
+
+  #faultOf({ what, kind, method, path }: Ask, response: Response): MirrorError | undefined {
+    const { status, headers } = response;
+    if (status === 200 || status === 206) {
+      const coding = one(headers, 'content-encoding');
+      if (coding === undefined || coding === 'identity') return undefined;
+      return new MirrorError('upstream-invalid', `${what}: came coded as ${JSON.stringify(coding)}`);
+    }
+    if (status === 416 && parseUnsatisfied(one(headers, 'content-range')) !== undefined) return undefined;
+    if (status === 404) return new MirrorError(unknown[kind], `${what}: not found`);
+    // Where it knows no such request it has no such list.
+    if (kind === 'referrers' && (status === 405 || status === 501))
+      return new MirrorError('manifest-unknown', `${what}: the upstream answered ${status}`);
+    if (kind === 'referrers' && (status === 400 || status === 406))
+      return new MirrorError('repo-unknown', `${what}: the upstream answered ${status}`);
+    if (kind === 'tags' && status === 400 && path.includes('?') && !isWebPage(response))
+      return new MirrorError('page-invalid', `${what}: the upstream does not know this page (400)`);
+    if (method === 'HEAD' && headRefusals.has(status)) return undefined;
+    if (status === 401 || status === 403) {
+      return new MirrorError(
+        'repo-unknown',
+        `${what}: not found, or not permitted (the upstream answered ${status})`,
+      );
+    }
+    return statusFault(response, `${what}: the upstream answered ${status}`, this.#clock.now());
+  }
+}
