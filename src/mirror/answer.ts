@@ -1,4 +1,4 @@
-import type { Content } from '../oci/content.ts';
+import type { Content, Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { Deadline } from '../util/deadline.ts';
 
@@ -33,4 +33,15 @@ export interface Asked {
 /** A question on its way: one deadline lies over everything before its first byte. */
 export interface Question extends Asked {
   readonly deadline: Deadline;
+}
+
+/** It is told what the digest is, and nothing is opened or fetched for it. */
+export function wantsNoBytes({ method, knows }: Asked, digest: Digest): boolean {
+  return method === 'HEAD' || knows?.(digest) === true;
+}
+
+/** `held`: a lease on the content, or what is known of it where no bytes are wanted. */
+export function answerWith(held: Content | Descriptor, result: Result): Answer {
+  const { digest, mediaType, size } = held;
+  return { digest, mediaType, size, result, ...('copyTo' in held && { content: held }) };
 }

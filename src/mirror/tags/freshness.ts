@@ -1,3 +1,5 @@
+import type { MirrorError } from '../../util/errors.ts';
+
 /** How long what the upstream once said is believed. All in milliseconds. It may be changed while it is in use. */
 export interface TagPolicy {
   /** While the upstream cannot be asked; 0: never. */
@@ -31,4 +33,9 @@ export function isFreshEnough(
 /** Whether it may still be served while the upstream cannot be asked. */
 export function isServableStale(checkedAt: number, now: number, { staleIfErrorMs }: TagPolicy): boolean {
   return now - checkedAt < staleIfErrorMs;
+}
+
+/** Whether what is held may still be served after this fault of the upstream. */
+export function mayServeAfter({ row }: MirrorError, { whenGone }: TagPolicy): boolean {
+  return row.stale === true || (row.definite === true && whenGone === 'keep');
 }

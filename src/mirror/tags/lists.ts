@@ -7,9 +7,11 @@ import type { Catalog, ListRow } from '../../store/catalog/catalog.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { ListOf } from '../../upstream/questions.ts';
 import type { Clock } from '../../util/clock.ts';
+import { Deadline } from '../../util/deadline.ts';
 import { MirrorError, toMirrorError } from '../../util/errors.ts';
 import { Flight } from '../../util/flight.ts';
 import type { Answer, Method, Result } from '../answer.ts';
+import { late } from '../in-time.ts';
 import type { Upstreams } from '../upstreams.ts';
 import { isFresh, isServableStale, type TagPolicy } from './freshness.ts';
 import { Negatives } from './negatives.ts';
@@ -85,19 +87,24 @@ export class Lists {
       this.#respond(repo, page, row, method, { result, ...(reason !== undefined && { reason }) });
     if (known && isFresh(known.checkedAt, clock.now(), this.#lifeOf(repo, page, known)))
       return respond(known, 'hit');
-    const key = `${repo.key}/${page.name}`;
-    this.#negatives.check(key);
     try {
-      const { outcome, joined } = this.#asking.run(key, () => this.#ask(repo, page));
-      const row = await outcome;
-      return respond(row, joined ? 'joined' : known ? 'revalidated' : 'miss');
+      const { value, joined } = await this.#ask(repo, page);
+      return respond(value, joined ? 'joined' : known ? 'revalidated' : 'miss');
     } catch (error) {
       const { row, fault } = toMirrorError(error);
-      if (row.definite) this.#negatives.note(key, toMirrorError(error));
-      else if (row.stale && known && isServableStale(known.checkedAt, clock.now(), this.#options.tags))
+      if (row.stale && known && isServableStale(known.checkedAt, clock.now(), this.#options.tags))
         return respond(known, 'stale', fault);
       throw error;
     }
+  }
+
+  #ask(repo: Repo, page: Page): Promise<{ value: ListRow; joined: boolean }> {
+    const key = `${repo.key}/${page.name}`;
+    const deadline = new Deadline(this.#options.firstByteTimeoutMs);
+    const fetch = ({ signal }: Deadline): Promise<ListRow> => this.#fetch(repo, page, signal);
+    return this.#negatives.remember(key, () =>
+      this.#asking.within(key, deadline, fetch, () => late(`GET ${key}`)),
+    );
   }
 
   /** Memory for a page until what it returns is called, once. Throws `overloaded`. */
@@ -110,11 +117,10 @@ export class Lists {
     };
   }
 
-  async #ask(repo: Repo, { of, query, name }: Page): Promise<ListRow> {
+  async #fetch(repo: Repo, { of, query, name }: Page, signal: AbortSignal): Promise<ListRow> {
     const { upstreams, clock } = this.#context;
-    const deadline = AbortSignal.timeout(this.#options.firstByteTimeoutMs);
     try {
-      const { bytes, next, filters } = await upstreams.of(repo).client.list(repo, of, query, deadline);
+      const { bytes, next, filters } = await upstreams.of(repo).client.list(repo, of, query, signal);
       const digest = digestOf(bytes);
       const row = {
         digest,

@@ -1,11 +1,11 @@
 import { LRUCache } from 'lru-cache';
 import type { Clock } from '../../util/clock.ts';
-import type { MirrorError } from '../../util/errors.ts';
+import { toMirrorError, type MirrorError } from '../../util/errors.ts';
 import type { TagPolicy } from './freshness.ts';
 
 const maxRemembered = 10_000;
 
-/** Definite noes, for seconds and bounded in number: nothing else is remembered as absence. */
+/** The upstream's definite noes, remembered for seconds and bounded in number. Nothing else counts as absence. */
 export class Negatives {
   readonly #noes: LRUCache<string, MirrorError>;
   readonly #policy: Pick<TagPolicy, 'negativeTtlMs'>;
@@ -19,14 +19,19 @@ export class Negatives {
     });
   }
 
-  /** Throws the no that is remembered for this key. */
-  check(key: string): void {
+  /** Throws the no that is remembered for the key, else does the work and remembers its definite no. */
+  async remember<T>(key: string, work: () => Promise<T>): Promise<T> {
     const no = this.#noes.get(key);
     if (no) throw no;
+    try {
+      return await work();
+    } catch (error) {
+      this.#note(key, toMirrorError(error));
+      throw error;
+    }
   }
 
-  /** Remembers what is a definite no, and passes on every fault. */
-  note(key: string, error: MirrorError): void {
+  #note(key: string, error: MirrorError): void {
     const { negativeTtlMs } = this.#policy;
     if (error.row.definite && negativeTtlMs > 0) this.#noes.set(key, error, { ttl: negativeTtlMs });
   }

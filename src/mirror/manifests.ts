@@ -1,0 +1,123 @@
+import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
+import type { Digest } from '../oci/digest.ts';
+import { parseManifest, unnamedType, usualType } from '../oci/manifest.ts';
+import type { Repo } from '../oci/repo.ts';
+import type { BlobStore } from '../store/blob-store.ts';
+import type { UpstreamManifest } from '../upstream/registry-client.ts';
+import type { Deadline } from '../util/deadline.ts';
+import { Flight } from '../util/flight.ts';
+import type { Authorizer, Proven } from './access/authorize.ts';
+import type { Access } from './access/links.ts';
+import { answerWith, wantsNoBytes, type Answer, type Question } from './answer.ts';
+import { inTime, isReadable, late } from './in-time.ts';
+import type { Negatives } from './tags/negatives.ts';
+import type { Upstreams } from './upstreams.ts';
+
+/** A larger manifest is sent from its file, not from memory. */
+const largeManifestBytes = 1024 * 1024;
+
+export interface ManifestsContext {
+  readonly store: BlobStore;
+  readonly access: Access;
+  readonly authorizer: Authorizer;
+  readonly negatives: Negatives;
+  readonly upstreams: Upstreams;
+}
+
+/** Manifests by digest: out of the store, else from the upstream, whose pull is shared by all who ask meanwhile. */
+export class Manifests {
+  readonly #context: ManifestsContext;
+  readonly #fetching = new Flight<string, Content>();
+
+  constructor(context: ManifestsContext) {
+    this.#context = context;
+  }
+
+  async answer(repo: Repo, digest: Digest, question: Question): Promise<Answer> {
+    const { deadline } = question;
+    const { negatives, upstreams } = this.#context;
+    return negatives.remember(`${repo.key} manifest ${digest}`, async () => {
+      const held = await this.#held(repo, digest, question);
+      if (held) return answerWith(held, 'hit');
+      if (wantsNoBytes(question, digest)) {
+        // A GET would cost a pull, and the client has not asked for the bytes.
+        const said = await upstreams.of(repo).client.head(repo, digest, deadline.signal);
+        if (said) return { digest, mediaType: said.mediaType, size: said.size, result: 'miss' };
+      }
+      const { value, joined } = await this.fetch(repo, digest, deadline);
+      return answerWith(await this.#fromFile(value, deadline), joined ? 'joined' : 'miss');
+    });
+  }
+
+  /** What is stored, as soon as the repo is shown to be entitled to it. Undefined: it is not stored. */
+  async #held(repo: Repo, digest: Digest, question: Question): Promise<Content | Descriptor | undefined> {
+    const { access, authorizer } = this.#context;
+    const { deadline } = question;
+    for (let proven: Proven; this.holds(digest);) {
+      if (proven !== 'stored' && !access.grants(repo, digest)) {
+        proven = await authorizer.prove(repo, digest, 'manifest', deadline);
+        continue;
+      }
+      const held = this.lease(digest, question);
+      if (!held || !(await isReadable(held, deadline))) continue;
+      const isTypeKnown = held.mediaType !== unnamedType || access.typeOf(repo, digest) !== undefined;
+      if (isTypeKnown || proven === 'stored') return held;
+      // The media type that this repo's upstream gives it has still to be asked.
+      if ('release' in held) held.release();
+      proven = await authorizer.prove(repo, digest, 'manifest', deadline);
+    }
+    return undefined;
+  }
+
+  /** A pull from the upstream. `joined`: somebody else's was under way. */
+  fetch(repo: Repo, digest: Digest, deadline: Deadline): Promise<{ value: Content; joined: boolean }> {
+    const key = `${repo.key}@${digest}`;
+    const fetch = async ({ signal }: Deadline): Promise<Content> =>
+      this.keep(repo, await this.#context.upstreams.of(repo).client.manifest(repo, digest, signal));
+    return this.#fetching.within(key, deadline, fetch, () => late(`GET ${key}`));
+  }
+
+  /** Takes what the upstream has given for the repo into the store. Throws when it is no manifest. */
+  keep(repo: Repo, manifest: UpstreamManifest): Content {
+    const { access, store } = this.#context;
+    const { digest, bytes } = manifest;
+    try {
+      const content = parseManifest(bytes, manifest.mediaType, `${repo.key} manifest ${digest}`);
+      access.confirm(repo, digest, manifest);
+      const kept = store.put(bytes, { digest, ...content });
+      void store.settled(digest).then(manifest.done);
+      return kept;
+    } catch (error) {
+      manifest.done();
+      throw error;
+    }
+  }
+
+  /** Whether the digest is stored as a manifest. */
+  holds(digest: Digest): boolean {
+    const held = this.#context.store.describe(digest);
+    return held !== undefined && held.mediaType !== blobMediaType;
+  }
+
+  /** For a GET a lease; what is known of it where no bytes are wanted. */
+  lease(digest: Digest, question: Question): Content | Descriptor | undefined {
+    const { store } = this.#context;
+    return wantsNoBytes(question, digest) ? store.describe(digest) : store.open(digest);
+  }
+
+  /** The media type of a manifest whose bytes name none. */
+  typeOf(repo: Repo, digest: Digest): string {
+    const { access, store } = this.#context;
+    return access.typeOf(repo, digest) ?? usualType(store.children(digest));
+  }
+
+  /** However slow the clients of a large manifest are, memory is for others. */
+  async #fromFile(fetched: Content, deadline: Deadline): Promise<Content> {
+    const { store } = this.#context;
+    const { digest, size = 0 } = fetched;
+    if (size <= largeManifestBytes) return fetched;
+    await inTime(store.settled(digest), deadline, `manifest ${digest}`);
+    const stored = store.open(digest);
+    return stored && (await isReadable(stored, deadline)) ? stored : fetched;
+  }
+}

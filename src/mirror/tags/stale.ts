@@ -1,0 +1,71 @@
+import type { Digest } from '../../oci/digest.ts';
+import type { Child } from '../../oci/manifest.ts';
+import type { Repo } from '../../oci/repo.ts';
+import type { BlobStore } from '../../store/blob-store.ts';
+import type { TagRow } from '../../store/catalog/catalog.ts';
+import type { Clock } from '../../util/clock.ts';
+import type { MirrorError } from '../../util/errors.ts';
+import type { Access } from '../access/links.ts';
+import { answerWith, type Answer, type Question } from '../answer.ts';
+import type { Fills } from '../fill/fills.ts';
+import { isReadable } from '../in-time.ts';
+import type { Manifests } from '../manifests.ts';
+import { isServableStale, mayServeAfter, type TagPolicy } from './freshness.ts';
+import { isWhole } from './wholeness.ts';
+
+export interface StaleContext {
+  readonly clock: Clock;
+  readonly store: BlobStore;
+  readonly access: Access;
+  readonly fills: Fills;
+  readonly manifests: Manifests;
+  readonly policy: TagPolicy;
+}
+
+/** Tags as they were, while the upstream cannot be asked: only of images that can be pulled whole without it. */
+export class StaleTags {
+  readonly #context: StaleContext;
+
+  constructor(context: StaleContext) {
+    this.#context = context;
+  }
+
+  /** What may be served in place of this fault; undefined: nothing. */
+  async answer(repo: Repo, row: TagRow, question: Question, error: MirrorError): Promise<Answer | undefined> {
+    const { clock, manifests, policy } = this.#context;
+    const now = clock.now();
+    const isGone = error.row.definite === true;
+    if (!mayServeAfter(error, policy)) return undefined;
+    if (!isGone && !isServableStale(row.saidAt, now, policy)) return undefined;
+    // While only the pulls are spent, blobs can still be fetched.
+    const needed = error.fault === 'quota-spent' ? 'manifests' : 'all';
+    const digest = await this.#firstWhole(repo, [row.digest, row.previous], needed);
+    const held = digest && manifests.lease(digest, question);
+    if (!held || !(await isReadable(held, question.deadline))) return undefined;
+    const reason = isGone ? 'tag-gone' : error.fault;
+    return { ...answerWith(held, 'stale'), reason, ageMs: now - row.saidAt };
+  }
+
+  async #firstWhole(
+    repo: Repo,
+    digests: readonly (Digest | null)[],
+    needed: 'manifests' | 'all',
+  ): Promise<Digest | undefined> {
+    const { access, store } = this.#context;
+    const parts = {
+      has: (part: Digest) => this.#has(repo, part) && access.grantedOnce(repo, part),
+      children: (manifest: Digest) => store.children(manifest),
+      // Clients of some artifacts (cosign, oras) never ask for the config.
+      isUnused: ({ kind, digest }: Child) => kind === 'config' && !store.catalog.wasHeld(digest),
+    };
+    for (const digest of digests)
+      if (digest !== null && (await isWhole(digest, parts, needed))) return digest;
+    return undefined;
+  }
+
+  /** It is stored, or all of it has come and is on its way into the store. */
+  #has(repo: Repo, digest: Digest): boolean {
+    const { store, fills } = this.#context;
+    return store.describe(digest) !== undefined || fills.of(repo, digest)?.isVerified === true;
+  }
+}

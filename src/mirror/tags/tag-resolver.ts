@@ -1,0 +1,204 @@
+import { LRUCache } from 'lru-cache';
+import { isFromPattern, type Repo } from '../../oci/repo.ts';
+import type { BlobStore } from '../../store/blob-store.ts';
+import type { TagRow } from '../../store/catalog/catalog.ts';
+import type { RegistryClient } from '../../upstream/registry-client.ts';
+import type { Clock } from '../../util/clock.ts';
+import { Deadline } from '../../util/deadline.ts';
+import { MirrorError, toMirrorError } from '../../util/errors.ts';
+import { Flight } from '../../util/flight.ts';
+import type { Access } from '../access/links.ts';
+import { answerWith, wantsNoBytes, type Answer, type Question } from '../answer.ts';
+import { isReadable, late } from '../in-time.ts';
+import type { Manifests } from '../manifests.ts';
+import type { Upstreams } from '../upstreams.ts';
+import { isFresh, isFreshEnough, isServableStale, type TagPolicy } from './freshness.ts';
+import type { Negatives } from './negatives.ts';
+import type { StaleTags } from './stale.ts';
+import type { Tags } from './tags.ts';
+
+const maxUnrefreshed = 10_000;
+
+export interface TagResolverOptions {
+  readonly firstByteTimeoutMs: number;
+  readonly tags: TagPolicy;
+}
+
+export interface TagResolverContext {
+  readonly clock: Clock;
+  readonly store: BlobStore;
+  readonly access: Access;
+  readonly tags: Tags;
+  readonly manifests: Manifests;
+  readonly stale: StaleTags;
+  readonly negatives: Negatives;
+  readonly upstreams: Upstreams;
+}
+
+/**
+ * Manifests by tag. While its time to live runs, a tag points where the upstream last said; then one HEAD asks, however many
+ * clients wait. While the upstream cannot be asked, the tag is served as it was.
+ */
+export class TagResolver {
+  readonly #options: TagResolverOptions;
+  readonly #context: TagResolverContext;
+  readonly #asking = new Flight<string, TagRow>();
+  /** Tags about which the upstream is being asked behind the answer. */
+  readonly #refreshing = new Set<string>();
+  /** Tags about which the upstream could not be asked behind the answer: the next client waits for it. */
+  readonly #unrefreshed = new LRUCache<string, true>({ max: maxUnrefreshed });
+
+  constructor(options: TagResolverOptions, context: TagResolverContext) {
+    this.#options = options;
+    this.#context = context;
+  }
+
+  async answer(repo: Repo, tag: string, question: Question): Promise<Answer> {
+    const { clock, tags, upstreams, stale } = this.#context;
+    const known = tags.get(repo, tag);
+    const ttlMs = upstreams.of(repo).ttlOf(repo, tag);
+    const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), ttlMs);
+    try {
+      if (known && isFreshEnough(known.checkedAt, clock.now(), ttlMs, this.#options.tags)) {
+        const before = await this.#answerBeforeAsking(repo, tag, known, fresh, question);
+        if (before) return before;
+      }
+      const row = fresh ? known : await this.#ask(repo, tag, question.deadline);
+      return await this.#answerWith(repo, tag, row, fresh, question);
+    } catch (error) {
+      const row = tags.get(repo, tag);
+      const fault = toMirrorError(error);
+      const served = row && (await stale.answer(repo, row, question, fault));
+      if (served) return served;
+      const absentSince = fault.row.stale ? tags.absentSince(repo, tag) : undefined;
+      if (absentSince !== undefined && isServableStale(absentSince, clock.now(), this.#options.tags))
+        throw new MirrorError('manifest-unknown', `${repo.key}:${tag}: there was none`, { cause: error });
+      throw error;
+    }
+  }
+
+  /** `fresh`: the row is from within its time to live; else the upstream has just given it. */
+  async #answerWith(
+    repo: Repo,
+    tag: string,
+    row: TagRow,
+    fresh: boolean,
+    question: Question,
+  ): Promise<Answer> {
+    const { clock, manifests, stale } = this.#context;
+    const ageMs = clock.now() - row.saidAt;
+    if (wantsNoBytes(question, row.digest) && !manifests.holds(row.digest)) {
+      // Who is told of a digest that cannot be pulled now would not take the one that is held.
+      const spent = this.#upstreamOf(repo).accounts.spent(repo, `${repo.key}:${tag}`);
+      const served = spent && (await stale.answer(repo, row, question, spent));
+      if (served) return served;
+      // The row has all that a HEAD wants, and a pull is spent only on who asks for the bytes.
+      const { digest, mediaType, size } = row;
+      const stated = { digest, mediaType, size, result: fresh ? 'hit' : 'miss', ageMs } as const;
+      return row.isUpstreamStale ? { ...stated, reason: 'upstream-stale' } : stated;
+    }
+    const found = await manifests
+      .answer(repo, row.digest, question)
+      .catch((error: unknown) => this.#fetchAgain(repo, tag, error, question));
+    if (found.result !== 'hit')
+      return row.isUpstreamStale ? { ageMs, reason: 'upstream-stale', ...found } : { ageMs, ...found };
+    const reason = row.isUpstreamStale ? 'upstream-stale' : fresh ? 'tag-fresh' : undefined;
+    const result = fresh ? 'hit' : 'revalidated';
+    return reason === undefined ? { ...found, result, ageMs } : { ...found, result, ageMs, reason };
+  }
+
+  /** What is served before the upstream is asked, if that may be: the tag as it is known, or as it was before. */
+  async #answerBeforeAsking(
+    repo: Repo,
+    tag: string,
+    known: TagRow,
+    fresh: boolean,
+    question: Question,
+  ): Promise<Answer | undefined> {
+    const { clock, access, manifests } = this.#context;
+    const key = `${repo.key}:${tag}`;
+    const isRunning = this.#refreshing.has(key);
+    if (!isRunning && (fresh || this.#unrefreshed.has(key))) return undefined;
+    const digest = [known.digest, known.previous].find((each) => each !== null && manifests.holds(each));
+    if (!digest || !access.grants(repo, digest)) return undefined;
+    const held = manifests.lease(digest, question);
+    if (!held || !(await isReadable(held, question.deadline))) return undefined;
+    if (!isRunning) void this.#refresh(repo, tag);
+    const reason = fresh && digest === known.digest ? 'tag-fresh' : 'revalidated-behind';
+    return { ...answerWith(held, 'hit'), reason, ageMs: clock.now() - known.saidAt };
+  }
+
+  /** Behind the answer: what the tag points to now, and that manifest, if a pull can be spared. */
+  async #refresh(repo: Repo, tag: string): Promise<void> {
+    const { manifests } = this.#context;
+    const key = `${repo.key}:${tag}`;
+    const deadline = new Deadline(this.#options.firstByteTimeoutMs);
+    this.#refreshing.add(key);
+    try {
+      const { digest } = await this.#ask(repo, tag, deadline);
+      this.#unrefreshed.delete(key);
+      if (manifests.holds(digest) || !this.#upstreamOf(repo).accounts.mayPullAhead(repo)) return;
+      const { value } = await manifests.fetch(repo, digest, deadline);
+      value.release();
+    } catch {
+      // The next client waits for the upstream, and is told the fault.
+      this.#unrefreshed.set(key, true);
+    } finally {
+      this.#refreshing.delete(key);
+    }
+  }
+
+  #ask(repo: Repo, tag: string, deadline: Deadline): Promise<TagRow> {
+    const key = `${repo.key}:${tag}`;
+    return this.#context.negatives.remember(key, () =>
+      this.#once(key, deadline, (shared) => this.#revalidate(repo, tag, shared)),
+    );
+  }
+
+  async #once(key: string, deadline: Deadline, work: (shared: Deadline) => Promise<TagRow>): Promise<TagRow> {
+    const { value } = await this.#asking.within(key, deadline, work, () => late(key));
+    return value;
+  }
+
+  /** Asks what the tag points to: a HEAD costs no pull; the manifest follows by digest, if it is not held. */
+  async #revalidate(repo: Repo, tag: string, deadline: Deadline): Promise<TagRow> {
+    const { tags, access, store } = this.#context;
+    try {
+      const said = await this.#upstreamOf(repo).head(repo, tag, deadline.signal);
+      // A size that is not that of what is held has been made up.
+      const held = said && store.describe(said.digest);
+      if (said && (!held || held.size === said.size)) {
+        // Of what is not held a GET would say it: links to what may never come would be kept for ever.
+        if (held && !isFromPattern(repo)) access.confirm(repo, said.digest, said);
+        return tags.set(repo, tag, said);
+      }
+      return await this.#fetch(repo, tag, deadline);
+    } catch (error) {
+      const { definite } = toMirrorError(error).row;
+      if (definite && this.#options.tags.whenGone === '404') tags.remove(repo, tag);
+      if (definite) tags.absent(repo, tag);
+      throw error;
+    }
+  }
+
+  /** Pulls the manifest by its tag: what it is then is what the tag points to. */
+  async #fetch(repo: Repo, tag: string, { signal }: Deadline): Promise<TagRow> {
+    const { tags, manifests } = this.#context;
+    const manifest = await this.#upstreamOf(repo).manifest(repo, tag, signal);
+    const { mediaType } = manifests.keep(repo, manifest);
+    return tags.set(repo, tag, { ...manifest, mediaType: mediaType || manifest.mediaType });
+  }
+
+  /** The digest that the tag was said to point to is not there: it has moved on, or its HEAD was wrong. The GET decides. */
+  async #fetchAgain(repo: Repo, tag: string, error: unknown, question: Question): Promise<Answer> {
+    const { row, fault } = toMirrorError(error);
+    if (!row.definite && fault !== 'digest-mismatch' && fault !== 'upstream-invalid') throw error;
+    const get = (shared: Deadline): Promise<TagRow> => this.#fetch(repo, tag, shared);
+    const { digest } = await this.#once(`GET ${repo.key}:${tag}`, question.deadline, get);
+    return { ...(await this.#context.manifests.answer(repo, digest, question)), result: 'miss', ageMs: 0 };
+  }
+
+  #upstreamOf(repo: Repo): RegistryClient {
+    return this.#context.upstreams.of(repo).client;
+  }
+}
