@@ -1,5 +1,8 @@
 import { Command, Option } from 'commander';
-import { ConfigError, fileVariable, loadConfig, type Config } from '../config/load.ts';
+import { loadConfig } from '../config/load.ts';
+import { ConfigError } from '../config/problems.ts';
+import type { Config } from '../config/types.ts';
+import { fileVariable } from '../config/variables.ts';
 import { Service } from '../service/service.ts';
 import { version } from '../version.ts';
 import { addStoreCommands } from './store-commands.ts';

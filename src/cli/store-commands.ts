@@ -4,7 +4,7 @@ import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import pino from 'pino';
 import { request } from 'undici';
-import type { Config } from '../config/load.ts';
+import type { Config } from '../config/types.ts';
 import { patternOf } from '../oci/pattern.ts';
 import { BlobStore } from '../store/blob-store.ts';
 import { isCorrupt, openToRead } from '../store/catalog/catalog-file.ts';

@@ -14,7 +14,7 @@ export class ConfigError extends Error {
 }
 
 /** What stands wrong, in the words of the configuration; nothing that may be a secret is shown. */
-export function describe(issue: z.core.$ZodIssue): string[] {
+export function problemsOf(issue: z.core.$ZodIssue): string[] {
   const at = issue.path.reduce<string>(
     (path, key) =>
       typeof key === 'number' ? `${path}[${key}]` : path === '' ? String(key) : `${path}.${String(key)}`,

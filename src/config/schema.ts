@@ -2,7 +2,7 @@ import { z } from 'zod';
 import { isRegistryName, RegistryPattern } from '../mirror/registry-pattern.ts';
 import { smallSize } from '../oci/content.ts';
 import { Pattern } from '../oci/pattern.ts';
-import { isNetwork } from '../util/networks.ts';
+import { isNetwork, Networks } from '../util/networks.ts';
 import { parseDuration, parseSize } from '../util/units.ts';
 
 /** A value that is read from JSON or from the text of an environment variable. */
@@ -96,14 +96,14 @@ const registryOrPattern = z
     `${host}, or a pattern such as "*.azurecr.io" that ends in a domain which can be registered: what matches any host is an open proxy`,
   );
 
-const patternText = z.string().refine((value) => Pattern.parse(value) !== undefined, {
-  message: 'a pattern such as "docker.io/library/*:3.*" or "ghcr.io/acme/**"',
-});
-
-const patterns = z.array(patternText);
-const networks = z.array(
-  z.string().refine(isNetwork, 'an address or network such as "10.0.0.0/8" or "2001:db8::/32"'),
+const pattern = scalar('a pattern such as "docker.io/library/*:3.*" or "ghcr.io/acme/**"', (value) =>
+  typeof value === 'string' ? Pattern.parse(value) : undefined,
 );
+
+const patterns = z.array(pattern);
+const networks = z
+  .array(z.string().refine(isNetwork, 'an address or network such as "10.0.0.0/8" or "2001:db8::/32"'))
+  .transform((texts) => new Networks(texts));
 
 const secret = z.union([text, z.strictObject({ env: text }), z.strictObject({ file: text })]);
 
@@ -158,7 +158,7 @@ export const schema = z.strictObject({
       maxBytes: sizeOr(Infinity).prefault('50GB'),
       minFreeBytes: sizeOr(0).prefault('2GB'),
       maxIdle: durationOrOff.prefault('off'),
-      pins: z.array(patternText).default([]),
+      pins: patterns.default([]),
       scrubEvery: durationOrOff.prefault('7d'),
     })
     .prefault({}),
@@ -195,7 +195,7 @@ export const schema = z.strictObject({
       negativeTtl: durationOrOff.prefault('10s'),
       revalidate: z.enum(['wait', 'behind']).default('wait'),
       whenGone: z.enum(['404', 'keep']).default('404'),
-      rules: z.array(z.strictObject({ match: patternText, ttl: duration })).default([]),
+      rules: z.array(z.strictObject({ match: pattern, ttl: duration })).default([]),
     })
     .prefault({}),
   fetch: z

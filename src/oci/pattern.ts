@@ -6,6 +6,8 @@ import type { RepoName } from './repo.ts';
  * it means every tag and digest.
  */
 export class Pattern {
+  /** As it was written. */
+  readonly text: string;
   /** What it matches at most, for SQLite's GLOB over `registry/repo`. */
   readonly glob: string;
   readonly #repo: RegExp;
@@ -14,10 +16,11 @@ export class Pattern {
   /** Undefined when the text is not a pattern. */
   static parse(text: string): Pattern | undefined {
     const [, repo, tag] = /^([^/\s]+\/\S*?[^/:\s])(?::([^/:\s]+))?$/.exec(text) ?? [];
-    return repo === undefined || /[^\w.:/*-]/.test(text) ? undefined : new Pattern(repo, tag);
+    return repo === undefined || /[^\w.:/*-]/.test(text) ? undefined : new Pattern(text, repo, tag);
   }
 
-  private constructor(repo: string, tag: string | undefined) {
+  private constructor(text: string, repo: string, tag: string | undefined) {
+    this.text = text;
     const [registry, ...rest] = repo.split('/');
     // As names are normalised: on Docker Hub a bare name is an official image.
     const isBare = registry === 'docker.io' && rest.length === 1 && !rest[0]?.includes('**');

@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
-import type { Config, FamilyConfig, UpstreamConfig } from '../config/load.ts';
+import type { Config, FamilyConfig, UpstreamConfig } from '../config/types.ts';
 import { Pool } from '../mirror/fill/connections.ts';
 import type { TagPolicy } from '../mirror/tags/freshness.ts';
 import type {
@@ -10,7 +10,7 @@ import type {
   Upstreams,
   UpstreamsOptions,
 } from '../mirror/upstreams.ts';
-import { globToRegExp, Pattern } from '../oci/pattern.ts';
+import { globToRegExp } from '../oci/pattern.ts';
 import type { Repo } from '../oci/repo.ts';
 import { subjectOf } from '../oci/signatures.ts';
 import type { AdminContext } from '../server/admin.ts';
@@ -36,7 +36,6 @@ import { portOf } from '../upstream/http/network-policy.ts';
 import { RegistryClient } from '../upstream/registry-client.ts';
 import type { Budget } from '../util/budget.ts';
 import type { Clock } from '../util/clock.ts';
-import { Networks } from '../util/networks.ts';
 import { Slots } from '../util/slots.ts';
 
 /** The parts that the service is put together from, as the configuration says. */
@@ -187,27 +186,21 @@ export function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void 
 
 /** Who may ask, and for what. */
 export function clientsOptionsOf({ allow, deny, clients, trustedProxies }: Config): ClientsOptions {
-  const networks = (texts: readonly string[] | undefined): Networks | undefined =>
-    texts && new Networks(texts);
   return {
     htpasswd: clients.htpasswd,
-    allowFrom: networks(clients.allowFrom),
-    trustedProxies: networks(trustedProxies),
+    allowFrom: clients.allowFrom,
+    trustedProxies: trustedProxies,
     maxRequestsPerSecond: clients.maxRequestsPerSecond,
     maxConnections: clients.maxConnections,
-    rules: { allow: allow && patternsOf(allow), deny: patternsOf(deny) },
+    rules: { allow, deny },
     groups: clients.groups.map(({ name, from, users, ...rules }) => ({
       name,
-      from: networks(from),
+      from,
       users: users?.map((text) => globToRegExp(text, () => '.*')),
-      allow: rules.allow && patternsOf(rules.allow),
-      deny: patternsOf(rules.deny),
+      allow: rules.allow,
+      deny: rules.deny,
     })),
   };
-}
-
-function patternsOf(texts: readonly string[]): Pattern[] {
-  return texts.flatMap((text) => Pattern.parse(text) ?? []);
 }
 
 /** What operators may ask of a running mirror. */
@@ -277,18 +270,9 @@ function ttlOf(
   { tags }: Pick<UpstreamConfig, 'tags'>,
   current: () => Config,
 ): (repo: Repo, tag: string) => number {
-  let general: Config['tags'] | undefined;
-  let rules: { pattern: Pattern; ttl: number }[] = [];
   return (repo, tag) => {
-    const now = current().tags;
-    if (now !== general) {
-      general = now;
-      rules = now.rules.flatMap(({ match, ttl }) => {
-        const pattern = Pattern.parse(match);
-        return pattern ? [{ pattern, ttl }] : [];
-      });
-    }
-    const ttl = rules.find(({ pattern }) => pattern.matches(repo, tag))?.ttl ?? tags.ttl ?? now.ttl;
+    const { rules, ttl: general } = current().tags;
+    const ttl = rules.find(({ match }) => match.matches(repo, tag))?.ttl ?? tags.ttl ?? general;
     return subjectOf(tag) !== undefined ? Math.min(ttl, longestTtlOfSignaturesMs) : ttl;
   };
 }

@@ -6,6 +6,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { blobMediaType, smallSize, type Content, type Descriptor } from '../oci/content.ts';
 import { hexOf, isDigest, type Digest } from '../oci/digest.ts';
 import { recognise, type Child } from '../oci/manifest.ts';
+import type { Pattern } from '../oci/pattern.ts';
 import type { Logger } from '../telemetry/log.ts';
 import type { Clock } from '../util/clock.ts';
 import { errorCode, isFault, MirrorError } from '../util/errors.ts';
@@ -57,7 +58,7 @@ export interface StoreOptions extends EvictorOptions {
   /** The data directory. */
   path: string;
   /** Patterns of what stays. */
-  pins: readonly string[];
+  pins: readonly Pattern[];
   /** As often everything is read again; 0: never. */
   scrubEveryMs: number;
   /** `false`: nothing is evicted for being idle, written behind or backed up by itself. Default: true. */

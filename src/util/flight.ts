@@ -1,4 +1,5 @@
 import { SharedDeadline, type Deadline } from './deadline.ts';
+import { isFault } from './errors.ts';
 
 interface Run<V> {
   readonly outcome: Promise<V>;
@@ -23,7 +24,8 @@ export class Flight<K, V> {
 
   /**
    * The same for callers with deadlines: each waits until its own and then gets `late()`. The work has until the latest of
-   * them, so that whoever has time left inherits what has begun.
+   * them, so that whoever has time left inherits what has begun. If what a caller joined ends because the upstream kept silent, it
+   * asks once more: the silence may have been over before it came.
    */
   async within(
     key: K,
@@ -31,7 +33,7 @@ export class Flight<K, V> {
     work: (deadline: Deadline) => Promise<V>,
     late: () => unknown,
   ): Promise<{ value: V; joined: boolean }> {
-    for (;;) {
+    for (let asksAgain = true; ;) {
       const running = this.#running.get(key);
       const shared = running?.deadline;
       shared?.join(deadline);
@@ -41,7 +43,9 @@ export class Flight<K, V> {
       } catch (error) {
         // It was too late to join: the time of all others was over already.
         const cameLate = shared?.signal.aborted === true && !deadline.isOver;
-        if (!cameLate) throw error;
+        const metSilence = running !== undefined && asksAgain && isFault(error, 'upstream-timeout');
+        if (!cameLate && !(metSilence && !deadline.isOver)) throw error;
+        if (!cameLate) asksAgain = false;
       }
     }
   }

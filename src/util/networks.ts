@@ -4,10 +4,13 @@ type Network = ReturnType<typeof ipaddr.parseCIDR>;
 
 /** A set of networks and single addresses. */
 export class Networks {
+  /** As they were written. */
+  readonly texts: readonly string[];
   readonly #networks: readonly Network[];
 
   /** Throws for what is neither an address nor a network: see `isNetwork`. */
   constructor(texts: readonly string[]) {
+    this.texts = texts;
     this.#networks = texts.map(parse);
   }
 

@@ -1,7 +1,8 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
-import { loadConfig, type Config } from '../../src/config/load.ts';
+import { loadConfig } from '../../src/config/load.ts';
+import type { Config } from '../../src/config/types.ts';
 import { Service } from '../../src/service/service.ts';
 import type { Clock } from '../../src/util/clock.ts';
 import { filesBelow } from './files.ts';

@@ -36,7 +36,7 @@ interface Reach {
  * configuration, layers, signatures.
  */
 export class Pins {
-  readonly #configured: readonly string[];
+  readonly #configured: readonly Pattern[];
   readonly #catalog: Catalog;
   readonly #clock: Clock;
   readonly #log: Logger;
@@ -55,7 +55,7 @@ export class Pins {
 
   /** Throws `OperationError` when what the configuration pins does not fit under `maxBytes`. */
   constructor(
-    { pins, maxBytes }: { pins: readonly string[]; maxBytes: number },
+    { pins, maxBytes }: { pins: readonly Pattern[]; maxBytes: number },
     { catalog, clock, log }: { catalog: Catalog; clock: Clock; log: Logger },
   ) {
     this.#configured = pins;
@@ -74,7 +74,7 @@ export class Pins {
     this.bytes = bytes;
     if (bytes <= maxBytes) return;
     // What was pinned while it ran can be taken back; what is configured cannot.
-    const alone = atOnce(this.#reach(parsed(pins))).bytes;
+    const alone = atOnce(this.#reach(pins)).bytes;
     if (alone > maxBytes) throw new OperationError(`store.pins: ${this.#tooMuch(alone)}`);
     log.warn(`pins: ${this.#tooMuch(bytes)}`);
   }
@@ -98,7 +98,7 @@ export class Pins {
 
   unpin(text: string): Promise<number> {
     return this.#inLine(async () => {
-      if (this.#configured.includes(text))
+      if (this.#configured.some((each) => each.text === text))
         throw new OperationError(`${text}: pinned by the configuration, store.pins`);
       if (!(await this.#catalog.queue.write(() => this.#catalog.removePin(text))))
         throw new OperationError(`${text}: not pinned`);
@@ -301,7 +301,7 @@ export class Pins {
   }
 
   #listed(): Pattern[] {
-    return parsed(this.list().map(({ pattern }) => pattern));
+    return [...this.#configured, ...this.#catalog.pins().flatMap((text) => Pattern.parse(text) ?? [])];
   }
 
   #tooMuch(bytes: number): string {
@@ -310,15 +310,11 @@ export class Pins {
 }
 
 /** Those of the configuration, and those that were pinned by command. */
-export function listPins(configured: readonly string[], added: readonly string[]): Pin[] {
+export function listPins(configured: readonly Pattern[], added: readonly string[]): Pin[] {
   return [
-    ...configured.map((pattern) => ({ pattern, isConfigured: true })),
+    ...configured.map(({ text }) => ({ pattern: text, isConfigured: true })),
     ...added
-      .filter((pattern) => !configured.includes(pattern))
+      .filter((pattern) => configured.every(({ text }) => text !== pattern))
       .map((pattern) => ({ pattern, isConfigured: false })),
   ];
-}
-
-function parsed(texts: readonly string[]): Pattern[] {
-  return texts.flatMap((text) => Pattern.parse(text) ?? []);
 }

@@ -3,7 +3,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
-import { ConfigError, loadConfig, type Config } from '../../../src/config/load.ts';
+import { loadConfig } from '../../../src/config/load.ts';
+import { ConfigError } from '../../../src/config/problems.ts';
+import type { Config } from '../../../src/config/types.ts';
 
 describe('configuration', () => {
   const directory = mkdtempSync(join(tmpdir(), 'layercache-test-'));
@@ -201,7 +203,7 @@ describe('configuration', () => {
       { tags: { rules: [{ match: 'alpine', ttl: '1d' }] } },
       /^tags\.rules\[0\]\.match: found "alpine", expected a pattern/,
     ],
-    ['{', /^not JSON: /],
+    ['{', /^line 1, column 2: not JSON: close brace expected\n {4}\{\n {5}\^$/],
     [[], /^found \[\], expected an object$/],
     [{ stor: {} }, /^stor: unknown key, did you mean "store"\?$/],
     [
@@ -350,8 +352,52 @@ describe('configuration', () => {
       deny: ['index.docker.io/evil/**', 'hub.example/x', 'nosuch.io/x'],
       upstreams: [{ registry: 'docker.io', hosts: ['hub.example'] }],
     });
-    assert.deepEqual(config.deny, ['docker.io/evil/**', 'docker.io/x', 'nosuch.io/x']);
+    assert.deepEqual(
+      config.deny.map(({ text }) => text),
+      ['docker.io/evil/**', 'docker.io/x', 'nosuch.io/x'],
+    );
     assert.deepEqual(config.idlePatterns, ['deny[2]']);
+  });
+
+  test('comments and trailing commas may stand in the file', () => {
+    writeFileSync(
+      join(directory, 'commented.json'),
+      '\uFEFF{\n  // where\n  "listen": "127.0.0.1:5999", /* and */\n  "deny": ["docker.io/evil/**",],\n}\n',
+    );
+    const config = loadConfig({ file: 'commented.json', env: {}, directory });
+    assert.equal(config.listen.port, 5999);
+    assert.equal(config.deny.length, 1);
+  });
+
+  test('a syntax error is shown where it stands, without secrets', () => {
+    const shown = (content: string): string => {
+      writeFileSync(join(directory, 'wrong.json'), content);
+      try {
+        loadConfig({ file: 'wrong.json', env: {}, directory });
+      } catch (error) {
+        return (error as Error).message;
+      }
+      return 'it was read';
+    };
+    assert.equal(
+      shown('{\n  "listen": "0.0.0.0:5000"\n  "log": { "level": "info" }\n}'),
+      [
+        'wrong.json cannot be used:',
+        '  line 3, column 3: not JSON: comma expected',
+        '      "log": { "level": "info" }',
+        '      ^',
+      ].join('\n'),
+    );
+    for (const content of [
+      `{ "accounts": [{ "username": "u" "password": "s3cret" }] }`,
+      `{ "adminToken": 's3cret' }`,
+      `{ "password": s3cret }`,
+      `{ "password": "a\\qs3cret" }`,
+      `{ "password":\n"s3cret" "x": 1 }`,
+      `{ "proxy": "http://me:s3cret@proxy:1" "x": 1 }`,
+      `{ "password": { "value": "x", } "token": "s3cret`,
+    ])
+      assert.doesNotMatch(shown(content), /s3cret|it was read/, content);
   });
 
   test('a file that was named must be there', () => {

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { Deadline } from '../../../src/util/deadline.ts';
+import { MirrorError } from '../../../src/util/errors.ts';
 import { Flight } from '../../../src/util/flight.ts';
 
 const late = (): Error => new Error('late');
@@ -53,5 +54,31 @@ describe('single flight with deadlines', () => {
     };
     const both = [1, 2].map(() => flight.within('a', new Deadline(60_000), fail, late));
     for (const each of both) await assert.rejects(each, /no/);
+  });
+
+  test('who joined a question that was met with silence asks once more, and only then', async () => {
+    const flight = new Flight<string, string>();
+    let asked = 0;
+    const ask = async (): Promise<string> => {
+      asked += 1;
+      const isFirst = asked === 1;
+      await later(5);
+      if (isFirst) throw new MirrorError('upstream-timeout', 'silence');
+      return 'well again';
+    };
+    const all = [1, 2, 3].map(() => flight.within('a', new Deadline(60_000), ask, late));
+    await assert.rejects(all[0]!, /silence/);
+    assert.equal((await all[1]!).value, 'well again');
+    assert.equal((await all[2]!).value, 'well again');
+    assert.equal(asked, 2);
+
+    const silent = (): Promise<string> =>
+      later(5).then(() => {
+        asked += 1;
+        throw new MirrorError('upstream-timeout', 'silence');
+      });
+    const both = [1, 2].map(() => flight.within('a', new Deadline(60_000), silent, late));
+    for (const each of both) await assert.rejects(each, /silence/);
+    assert.equal(asked, 4);
   });
 });

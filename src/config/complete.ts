@@ -1,0 +1,170 @@
+import { resolve } from 'node:path';
+import { RegistryPattern } from '../mirror/registry-pattern.ts';
+import type { Pattern } from '../oci/pattern.ts';
+import { patternOf } from '../oci/pattern.ts';
+import { NetworkPolicy } from '../upstream/http/network-policy.ts';
+import type { ProxyOptions } from '../upstream/http/proxy.ts';
+import { presetOf } from '../upstream/presets.ts';
+import { MirrorError } from '../util/errors.ts';
+import { checkAccounts, checkNames, problemsOfFamily } from './checks.ts';
+import { readPems, readSecret, resolveClients, resolvePath } from './files.ts';
+import { show } from './problems.ts';
+import { isProxy, type Parsed } from './schema.ts';
+import type {
+  AccountConfig,
+  AnyUpstreamConfig,
+  Config,
+  ConfigSource,
+  FamilyConfig,
+  UpstreamConfig,
+} from './types.ts';
+
+/** Resolves paths, presets, secrets, proxies and patterns; what is wrong is added to `problems`. */
+export function complete(
+  parsed: Parsed,
+  directory: string,
+  env: ConfigSource['env'],
+  problems: string[],
+): Omit<Config, 'ignoredVariables'> {
+  const upstreams: UpstreamConfig[] = [];
+  const families: FamilyConfig[] = [];
+  parsed.upstreams.forEach(({ url, aliases, accounts, realms, proxy, ...rest }, i) => {
+    const at = `upstreams[${i}]`;
+    const preset = presetOf(rest.registry);
+    const completed: AnyUpstreamConfig = {
+      ...rest,
+      // Who shows a certificate is known by it.
+      private: rest.private || rest.cert !== undefined,
+      realms: realms ?? preset.realms ?? [],
+      proxy: proxyOf(proxy, url?.protocol ?? 'https:', env, at, problems),
+      ...readPems(rest, directory, at, problems),
+      accounts: accounts.map(({ username, password }, j): AccountConfig => {
+        if (username === undefined || password === undefined) return { anonymous: true };
+        const path = `${at}.accounts[${j}].password`;
+        return { username, password: readSecret(password, directory, env, path, problems) };
+      }),
+      ...(rest.dockerConfig !== undefined && { dockerConfig: resolvePath(directory, rest.dockerConfig) }),
+    };
+    checkAccounts(completed, env, at, problems);
+    const pattern = RegistryPattern.parse(rest.registry);
+    if (pattern) {
+      families.push({ ...completed, pattern });
+      problems.push(...problemsOfFamily({ url, aliases, accounts, ...rest }, at));
+      return;
+    }
+    const named = {
+      ...completed,
+      url: url ?? new URL(preset.url ?? `https://${rest.registry}`),
+      aliases: aliases ?? preset.aliases ?? [],
+    };
+    upstreams.push(named);
+    try {
+      new NetworkPolicy(named);
+    } catch (error) {
+      if (!(error instanceof MirrorError)) throw error;
+      problems.push(`${at}.url: ${error.message}`);
+    }
+  });
+  checkNames(parsed, upstreams, problems);
+  const { groups, pins, ...patterns } = resolvePatterns(parsed, { upstreams, families }, problems);
+  const defaultUpstream = parsed.defaultUpstream ?? upstreams[0]?.registry ?? '';
+  if (!upstreams.some(({ registry }) => registry === defaultUpstream)) {
+    const known = upstreams.map(({ registry }) => show(registry)).join(', ');
+    problems.push(
+      known === ''
+        ? 'upstreams: found patterns alone, expected at least one registry by its name'
+        : `defaultUpstream: found ${show(defaultUpstream)}, expected one of ${known}`,
+    );
+  }
+  const store = { ...parsed.store, pins, path: resolve(directory, parsed.store.path) };
+  const { tls, clients } = resolveClients(parsed, directory, problems);
+  const adminToken =
+    parsed.adminToken === undefined
+      ? undefined
+      : readSecret(parsed.adminToken, directory, env, 'adminToken', problems);
+  return {
+    ...parsed,
+    ...patterns,
+    clients: { ...clients, groups },
+    store,
+    tls,
+    upstreams,
+    families,
+    defaultUpstream,
+    adminToken,
+  };
+}
+
+/** The proxy that is configured, or that the environment names by convention. */
+function proxyOf(
+  configured: URL | null | undefined,
+  protocol: string,
+  env: ConfigSource['env'],
+  at: string,
+  problems: string[],
+): ProxyOptions | undefined {
+  const said = (...names: string[]): string | undefined =>
+    names
+      .flatMap((name) => [env[name.toLowerCase()], env[name]])
+      .find((value) => value !== undefined && value !== '');
+  const except = said('NO_PROXY') ?? '';
+  if (configured) return { url: configured, except, isFromEnvironment: false };
+  const variable = protocol === 'http:' ? 'HTTP_PROXY' : 'HTTPS_PROXY';
+  const text = configured === null ? undefined : said(variable, 'ALL_PROXY');
+  if (text === undefined) return undefined;
+  const url = URL.parse(text.includes('://') ? text : `http://${text}`);
+  if (url && isProxy(url)) return { url, except, isFromEnvironment: true };
+  problems.push(
+    `${at}.proxy: ${variable} names something else than an http or https proxy; set "proxy" to one, or to "off"`,
+  );
+  return undefined;
+}
+
+/** Patterns by the name that the registry is configured by; those that can match nothing would leave open what they were to close. */
+function resolvePatterns(
+  { allow, deny, clients, store, tags }: Parsed,
+  { upstreams, families }: Pick<Config, 'upstreams' | 'families'>,
+  problems: string[],
+): Pick<Config, 'allow' | 'deny' | 'idlePatterns' | 'tags'> & {
+  groups: Parsed['clients']['groups'];
+  pins: Pattern[];
+} {
+  const idlePatterns: string[] = [];
+  const resolveAll = (patterns: readonly Pattern[], at: string): Pattern[] =>
+    patterns.map((pattern, i) => {
+      const { text } = pattern;
+      const [registry = '', ...rest] = text.split('/');
+      const meant = upstreams.find(({ aliases, hosts }) => [...aliases, ...hosts].includes(registry));
+      const isKnown =
+        meant !== undefined ||
+        registry.includes('*') ||
+        upstreams.some((each) => each.registry === registry) ||
+        families.some(({ pattern }) => pattern.matches(registry));
+      if (/[A-Z]|\/\//.test(text.replace(/:[^:/]*$/, '')))
+        problems.push(`${at}[${i}]: found ${show(text)}, expected a name in lower case, without empty parts`);
+      if (!isKnown) idlePatterns.push(`${at}[${i}]`);
+      return meant ? patternOf([meant.registry, ...rest].join('/')) : pattern;
+    });
+  const groups = clients.groups.map((group, i) => {
+    if (clients.groups.findIndex(({ name }) => name === group.name) < i)
+      problems.push(`clients.groups[${i}]: found ${show(group.name)} a second time, expected each name once`);
+    const at = `clients.groups[${i}]`;
+    return {
+      ...group,
+      allow: group.allow && resolveAll(group.allow, `${at}.allow`),
+      deny: resolveAll(group.deny, `${at}.deny`),
+    };
+  });
+  const rules = tags.rules.map(({ match, ttl }, i) => {
+    const [meant = match] = resolveAll([match], `tags.rules[${i}].match`);
+    return { match: meant, ttl };
+  });
+  return {
+    allow: allow && resolveAll(allow, 'allow'),
+    deny: resolveAll(deny, 'deny'),
+    groups,
+    tags: { ...tags, rules },
+    pins: resolveAll(store.pins, 'store.pins'),
+    idlePatterns,
+  };
+}

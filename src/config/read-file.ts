@@ -1,0 +1,62 @@
+import { parse, printParseErrorCode, type ParseError } from 'jsonc-parser';
+import { readFileSync } from 'node:fs';
+import { errorCode } from '../util/errors.ts';
+import { ConfigError, isPlainValue, kindOf, show } from './problems.ts';
+
+/** JSON that may have comments and trailing commas. Throws `ConfigError`. */
+export function readConfigFile(path: string, source: string, mustExist: boolean): Record<string, unknown> {
+  let content: string;
+  try {
+    content = readFileSync(path, 'utf8');
+  } catch (error) {
+    if (errorCode(error) === 'ENOENT' && !mustExist) return {};
+    throw new ConfigError(source, [`the file cannot be read (${errorCode(error) ?? 'unknown'})`]);
+  }
+  const errors: ParseError[] = [];
+  const json: unknown = parse(content.replace(/^\uFEFF/, ''), errors, { allowTrailingComma: true });
+  const [error] = errors;
+  if (error) throw new ConfigError(source, [syntaxProblem(content.replace(/^\uFEFF/, ''), error)]);
+  if (isRecord(json)) return json;
+  throw new ConfigError(source, [
+    `found ${isPlainValue(json) ? show(json) : kindOf(json)}, expected an object`,
+  ]);
+}
+
+/** Names the place, quotes its line and points at the column. Secrets are starred out. */
+function syntaxProblem(content: string, { error, offset }: ParseError): string {
+  const before = content.slice(0, offset);
+  const begin = before.lastIndexOf('\n') + 1;
+  const line = before.split('\n').length;
+  const column = offset - begin + 1;
+  const [text = ''] = starred(content).slice(begin).split(/\r?\n/, 1);
+  // Of a long line the part around the column.
+  const from = Math.max(0, column - 1 - contextBefore);
+  const shown = text.slice(from, from + contextBefore + contextAfter).replaceAll('\t', ' ');
+  const pointer = `${' '.repeat(column - 1 - from)}^`;
+  return `line ${line}, column ${column}: not JSON: ${wordsOf(error)}\n    ${shown}\n    ${pointer}`;
+}
+
+const contextBefore = 60;
+const contextAfter = 60;
+
+/** The same text, of the same length, without what may be a secret: values of keys that sound so, and logins in URLs. */
+function starred(content: string): string {
+  const stars = (text: string): string => text.replace(/[^\n]/g, '*');
+  return content
+    .replace(
+      /(["']?\w*(?:pass|pwd|secret|token|credential|login)\w*["']?\s*[:=]\s*)("(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|[^\s,[\]{}"']+)/gi,
+      (_, key: string, value: string) => key + stars(value),
+    )
+    .replace(/(\/\/)([^\s"'/@]*@)/g, (_, slashes: string, login: string) => slashes + stars(login));
+}
+
+/** `CommaExpected` -> `comma expected`. */
+function wordsOf(error: ParseError['error']): string {
+  return printParseErrorCode(error)
+    .replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)
+    .trim();
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
