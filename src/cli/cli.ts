@@ -20,11 +20,18 @@ export async function run(argv: readonly string[]): Promise<void> {
       'configuration file (default: mirror.config.json, if there is one)',
     ).env(fileVariable);
   program
-    .command('serve', { isDefault: true })
+    .command('serve')
     .description('run the mirror')
     .addOption(configOption())
     .action(async ({ config }: { config?: string }) => serve(config));
   addStoreCommands(program, configOption, readConfig);
+  const [first, second] = argv.slice(2);
+  const named = program.commands.find((each) => each.name() === first);
+  const group = first === undefined ? program : second === undefined ? named : undefined;
+  if (group && group.commands.length > 0) {
+    group.outputHelp();
+    return;
+  }
   await program.parseAsync(argv);
 }
 

@@ -55,5 +55,17 @@ export function globToRegExp(text: string, standFor: (stars: string) => string):
 export function patternOf(text: string): Pattern {
   const pattern = Pattern.parse(text);
   if (pattern) return pattern;
-  throw new OperationError(`${text}: not a pattern such as "docker.io/library/alpine:3*"`);
+  throw new OperationError(`${text}: not a pattern such as "alpine", "alpine:3*" or "ghcr.io/acme/**"`);
+}
+
+/**
+ * The pattern that an operator means, written as images are named: `alpine` is `docker.io/library/alpine`, and what comes before
+ * the first slash is a registry only if it looks like a host. Throws `OperationError`.
+ */
+export function imagePatternOf(text: string): Pattern {
+  const [first = '', ...rest] = text.split('/');
+  // A bare host is no image, and `**` alone may be meant for every registry.
+  if (rest.length === 0)
+    return patternOf(/^[^:]*(?:\.|\*\*)/.test(text) ? text : `docker.io/library/${text}`);
+  return patternOf(/[.:*]/.test(first) || first === 'localhost' ? text : `docker.io/${text}`);
 }

@@ -12,7 +12,7 @@ import type { Metrics } from '../telemetry/metrics.ts';
 import { createApp } from './app.ts';
 
 /** What may be asked of the running mirror: a name, and what answers it. A thrown `OperationError` is 409. */
-export type AdminOperations = Readonly<Record<string, (args: Record<string, unknown>) => Promise<unknown>>>;
+export type AdminOperations = Readonly<Record<string, (args: unknown) => Promise<unknown>>>;
 
 export interface Readiness {
   /** What does not work, in words for everybody. */

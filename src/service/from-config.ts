@@ -1,5 +1,4 @@
 import { isDeepStrictEqual } from 'node:util';
-import { z } from 'zod';
 import type { Config, FamilyConfig, UpstreamConfig } from '../config/types.ts';
 import { Pool } from '../mirror/fill/connections.ts';
 import type { TagPolicy } from '../mirror/tags/freshness.ts';
@@ -17,7 +16,7 @@ import type { AdminContext } from '../server/admin.ts';
 import type { ClientsOptions } from '../server/clients.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { Catalog } from '../store/catalog/catalog.ts';
-import { storeOperations } from '../store/operations/operations.ts';
+import { operations, type Target } from '../store/operations/operations.ts';
 import type { Ledger } from '../telemetry/ledger.ts';
 import type { Logger } from '../telemetry/log.ts';
 import type { Metrics } from '../telemetry/metrics.ts';
@@ -211,37 +210,20 @@ export function adminOf(
 ): Omit<AdminContext, 'metrics' | 'log' | 'isDraining' | 'readiness'> {
   const { adminToken, adminListen } = config;
   const readToken = adminToken === undefined ? undefined : secretReader(adminToken);
-  const registries = (): string[] => current().upstreams.map(({ registry }) => registry);
-  const operations = storeOperations(store, registries);
+  const target: Target = {
+    store,
+    registries: () => current().upstreams.map(({ registry }) => registry),
+    defaultRegistry: () => current().defaultUpstream,
+  };
+  const forApi = Object.entries(operations).filter(([, { isForApi }]) => isForApi);
   return {
     isLoopback: isLoopback(adminListen?.host ?? ''),
     token: async () => readToken?.(),
-    operations: {
-      pins: (args) => {
-        noArgs.parse(args);
-        return operations.pins();
-      },
-      pin: (args) => operations.pin(patternArgs.parse(args).pattern),
-      unpin: (args) => operations.unpin(patternArgs.parse(args).pattern),
-      purge: (args) => {
-        const { pattern, dryRun } = purgeArgs.parse(args);
-        return operations.purge(pattern, dryRun);
-      },
-      quarantine: (args) => operations.quarantine(quarantineArgs.parse(args).digests),
-      import: (args) => {
-        const { directory, registry } = importArgs.parse(args);
-        return operations.import(directory, registry);
-      },
-    },
+    operations: Object.fromEntries(
+      forApi.map(([name, { prepare }]) => [name, async (args: unknown) => prepare(args).run?.(target)]),
+    ),
   };
 }
-
-/** What each operation takes: what is misspelt or of another kind must not be taken for its default. */
-const noArgs = z.strictObject({});
-const patternArgs = z.strictObject({ pattern: z.string() });
-const purgeArgs = z.strictObject({ pattern: z.string(), dryRun: z.boolean().default(false) });
-const quarantineArgs = z.strictObject({ digests: z.array(z.string()).max(10_000) });
-const importArgs = z.strictObject({ directory: z.string(), registry: z.string() });
 
 function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || /^127\./.test(host);

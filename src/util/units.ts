@@ -35,3 +35,8 @@ export function formatSize(size: number): string {
   }
   return `${unit === 0 ? figure : figure.toFixed(1)} ${units[unit] ?? ''}`;
 }
+
+/** `1 tag`, `2 tags`. */
+export function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? '' : 's'}`;
+}

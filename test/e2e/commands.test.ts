@@ -242,12 +242,36 @@ describe('store commands', () => {
     });
   }
 
+  for (const state of ['running', 'stopped'] as const) {
+    test(`patterns are written as images are named; what matches nothing says so, with the mirror ${state}`, async () => {
+      if (state === 'stopped') await mirror.stop();
+      assert.match((await layercache(['list', 'x:1'])).out, /docker\.io\/library\/x:1 +sha256:/);
+      assert.match((await layercache(['list', 'acme/y'])).out, /docker\.io\/acme\/y:1 +sha256:/);
+      assert.match((await layercache(['pin', 'x'])).out, /^[\d.]+ kB are pinned\n$/);
+      assert.match((await layercache(['pins'])).out, /docker\.io\/library\/x +command/);
+      assert.equal((await layercache(['unpin', 'x'])).code, 0);
+      const pinned = await layercache(['pin', 'nosuch']);
+      assert.equal(pinned.code, 0);
+      assert.match(pinned.out, /docker\.io\/library\/nosuch: no known tag matches yet/);
+
+      const absent = 'docker.io/library/absent:1';
+      const listed = await layercache(['list', 'absent:1']);
+      assert.deepEqual([listed.code, listed.out.includes(`${absent}: no known tag matches`)], [0, true]);
+      const purged = await layercache(['purge', 'absent:1']);
+      assert.deepEqual([purged.code, purged.out], [1, `${absent}: nothing matches\n`]);
+      assert.equal((await layercache(['purge', 'absent:1', '--json'])).code, 1);
+      assert.equal((await layercache(['purge', 'absent:1', '--dry-run'])).code, 0);
+      assert.match((await layercache(['purge', 'x:1'])).out, /^deleted: 1 tag, \d+ blobs, /);
+    });
+  }
+
   test('what cannot be done is said with its reason, and ends with 1', async () => {
     for (const [args, why] of [
-      [['pin', 'alpine'], /alpine: not a pattern such as/],
+      [['pin', 'ghcr.io'], /ghcr\.io: not a pattern such as/],
       [['unpin', 'docker.io/x'], /docker\.io\/x: not pinned/],
-      [['purge', 'alpine'], /alpine: not a pattern/],
-      [['list', 'alpine'], /alpine: not a pattern/],
+      [['unpin', 'x'], /docker\.io\/library\/x: not pinned/],
+      [['purge', '**'], /\*\*: not a pattern/],
+      [['list', 'a b'], /a b: not a pattern/],
       [['import', '/nowhere'], /\/nowhere: no registry's directory/],
       [
         ['import', '/nowhere', '--registry', 'quay.io'],
@@ -292,7 +316,7 @@ describe('store commands', () => {
       assert.match(out, new RegExp(`${gone.digest}: its file is missing`));
       const repaired = await layercache(['verify', '--repair']);
       assert.equal(repaired.code, 0);
-      assert.match(repaired.out, /3 damaged, 3 put aside/);
+      assert.match(repaired.out, /3 damaged, 3 quarantined/);
       if (state === 'stopped') await mirror.start();
       for (const [repo, blob] of [
         ['library/x', flipped],
@@ -399,7 +423,7 @@ describe('store commands', () => {
     const { code, out } = await layercache(['import', directory]);
     assert.equal(code, 1);
     assert.match(out, new RegExp(`blob sha256:${wrong}: its bytes do not hash to it`));
-    assert.match(out, /3 blobs, .* and 1 tags taken over; 0 blobs were here already/);
+    assert.match(out, /imported: 3 blobs, .*, 1 tag; 0 blobs already held/);
     assert.equal((await stat(pathOf(image.layers[0]!))).nlink, 2);
     await upstream.stop();
     for (const path of [

@@ -205,16 +205,27 @@ describe('the program', () => {
     });
   });
 
-  test('--version and --help', async () => {
+  test('--version, --help, no command and an unknown one', async () => {
     await inDirectory({}, async (directory) => {
-      for (const [arg, expected] of [
-        ['--version', /^\d+\.\d+\.\d+\n$/],
-        ['--help', /Usage: layercache/],
+      for (const [args, expected] of [
+        [['--version'], /^\d+\.\d+\.\d+\n$/],
+        [['--help'], /Usage: layercache/],
+        [[], /Usage: layercache .*\n[^]*serve/],
+        [['store'], /Usage: layercache store .*\n[^]*purge/],
       ] as const) {
-        const program = new Program([arg], directory);
+        const program = new Program([...args], directory);
         await program.exited;
         assert.match(program.output, expected);
         assert.equal(program.child.exitCode, 0);
+      }
+      for (const [args, nearest] of [
+        [['serv'], 'serve'],
+        [['store', 'usge'], 'usage'],
+      ] as const) {
+        const program = new Program([...args], directory);
+        await program.exited;
+        assert.match(program.errors, new RegExp(`unknown command .*\\n.*Did you mean ${nearest}`));
+        assert.equal(program.child.exitCode, 1);
       }
     });
   });

@@ -1,74 +1,198 @@
+import { z } from 'zod';
 import { isDigest } from '../../oci/digest.ts';
-import { patternOf } from '../../oci/pattern.ts';
+import { imagePatternOf, type Pattern } from '../../oci/pattern.ts';
 import { OperationError } from '../../util/errors.ts';
+import { counted, formatSize } from '../../util/units.ts';
 import type { BlobStore } from '../blob-store.ts';
-import type { Pin } from '../room/pins.ts';
+import type { Catalog } from '../catalog/catalog.ts';
+import { listPins } from '../room/pins.ts';
 import { findDamage } from '../upkeep/check.ts';
-import { importRegistry, type Imported } from './import.ts';
-import { previewPurge, purge, type Purged } from './purge.ts';
+import { importRegistry } from './import.ts';
+import type { Inventory } from './inventory.ts';
+import { define, type Operation } from './operation.ts';
+import { previewPurge, purge } from './purge.ts';
 
-/** What an operator may ask of a store, of a running mirror or of the files alone. */
-export interface StoreOperations {
-  pins(): Promise<readonly Pin[]>;
-  /** Resolves to the bytes that are pinned then. Throws `OperationError`. */
-  pin(pattern: string): Promise<{ pinnedBytes: number }>;
-  unpin(pattern: string): Promise<{ pinnedBytes: number }>;
-  purge(pattern: string, dryRun: boolean): Promise<Purged>;
-  /** Puts aside what was found wrong; resolves to how many there were. */
-  quarantine(digests: readonly string[]): Promise<{ quarantined: number }>;
-  import(directory: string, registry: string): Promise<Imported>;
+/** A catalog that is read beside whoever works on it, and what is configured. */
+export interface Reader {
+  readonly inventory: Inventory;
+  readonly catalog: Catalog;
+  readonly maxBytes: number;
+  readonly configuredPins: readonly Pattern[];
 }
 
-/** `registries`: the upstreams that are configured. */
-export function storeOperations(store: BlobStore, registries: () => readonly string[]): StoreOperations {
-  const mustBeWhole = (): void => {
-    try {
-      store.catalog.expectUndamaged();
-    } catch (error) {
-      throw new OperationError((error as Error).message);
-    }
-  };
-  return {
-    pins: () => Promise.resolve(store.pins.list()),
-    async pin(pattern) {
-      mustBeWhole();
-      return { pinnedBytes: await store.pins.pin(pattern) };
-    },
-    async unpin(pattern) {
-      mustBeWhole();
-      return { pinnedBytes: await store.pins.unpin(pattern) };
-    },
-    async purge(pattern, dryRun) {
-      const parsed = patternOf(pattern);
-      mustBeWhole();
-      return dryRun ? previewPurge(store.catalog, parsed) : purge(store, parsed);
-    },
-    async quarantine(digests) {
-      mustBeWhole();
-      let quarantined = 0;
-      for (const digest of digests) {
-        const held = isDigest(digest) ? store.describe(digest) : undefined;
-        // It may have been fetched again since it was found.
-        const why =
-          held && (await findDamage(store.verifier, store.pathOf(held.digest), held, () => undefined));
-        if (!held || why === undefined) continue;
-        await store.quarantine(held.digest, why);
-        quarantined += 1;
-      }
-      return { quarantined };
-    },
-    async import(directory, registry) {
-      if (!registries().includes(registry)) {
+/** The store of a running mirror, or one that was opened since none is running. */
+export interface Target {
+  readonly store: BlobStore;
+  /** The upstreams that are configured. */
+  readonly registries: () => readonly string[];
+  readonly defaultRegistry: () => string;
+}
+
+const pattern = z.string().transform(imagePatternOf);
+const none = z.strictObject({});
+
+/**
+ * What an operator may ask of a store, by name. The table is the one source of the command line and of the admin API: what a
+ * command does on the files is what a running mirror does.
+ */
+export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
+  usage: define({
+    summary: 'disk use by repository and age of last use',
+    args: none,
+    read: ({ inventory, maxBytes }) => Promise.resolve({ ...inventory.usage(Date.now()), maxBytes }),
+    toJson: ({ maxBytes: _, ...usage }) => usage,
+    show: ({ repos, blobs, bytes, pinnedBytes, unfinishedBytes, maxBytes }) => ({
+      head: ['REPOSITORY', 'BLOBS', 'BYTES', 'SHARED', 'PINNED', '< 1 DAY', '< 7 DAYS', '< 30 DAYS', 'OLDER'],
+      rows: repos.map((each) => [
+        `${each.registry}/${each.repo}`,
+        String(each.blobs),
+        ...[each.bytes, each.sharedBytes, each.pinnedBytes].map(formatSize),
+        ...[each.dayBytes, each.weekBytes, each.monthBytes, each.olderBytes].map(formatSize),
+      ]),
+      lines: [
+        '',
+        `${counted(blobs, 'blob')}, ${formatSize(bytes)} ${maxBytes === Infinity ? 'no cap' : `of ${formatSize(maxBytes)}`}; pinned ${formatSize(pinnedBytes)}, unfinished ${formatSize(unfinishedBytes)}`,
+      ],
+    }),
+  }),
+
+  list: define({
+    usage: '[pattern]',
+    summary: 'known tags, and how much of each is held',
+    args: z.strictObject({ pattern: pattern.optional() }),
+    read: ({ inventory }, { pattern }) => Promise.resolve(inventory.tags(pattern)),
+    show: (tags, { pattern }) => ({
+      head: ['TAG', 'DIGEST', 'HELD', 'PINNED', 'CONFIRMED', 'LAST USED'],
+      rows: tags.map(({ registry, repo, tag, digest, heldBytes, isPinned, checkedAt, usedAt }) => [
+        `${registry}/${repo}:${tag}`,
+        digest.slice(0, 19),
+        formatSize(heldBytes),
+        isPinned ? 'yes' : '',
+        showTime(checkedAt),
+        usedAt === null ? '' : showTime(usedAt),
+      ]),
+      lines: pattern && tags.length === 0 ? [`${pattern.text}: no known tag matches`] : [],
+    }),
+  }),
+
+  pins: define({
+    summary: 'the patterns that are pinned',
+    args: none,
+    read: ({ inventory, configuredPins }) => Promise.resolve(listPins(configuredPins, inventory.pins())),
+    run: ({ store }) => Promise.resolve(store.pins.list()),
+    show: (pins) => ({
+      head: ['PATTERN', 'BY'],
+      rows: pins.map((each) => [each.pattern, each.isConfigured ? 'configuration' : 'command']),
+    }),
+  }),
+
+  pin: define({
+    usage: '<pattern>',
+    summary: 'never evict what a pattern names',
+    args: z.strictObject({ pattern }),
+    needsRoom: true,
+    run: async ({ store }, { pattern }) => ({
+      pinnedBytes: await whole(store).pins.pin(pattern.text),
+      tags: tagsOf(store.catalog, pattern),
+    }),
+    show: ({ pinnedBytes, tags }, { pattern }) => ({
+      lines: [
+        `${formatSize(pinnedBytes)} are pinned`,
+        ...(tags === 0 ? [`${pattern.text}: no known tag matches yet; what is pulled later is pinned`] : []),
+      ],
+    }),
+  }),
+
+  unpin: define({
+    usage: '<pattern>',
+    summary: 'remove a pin',
+    args: z.strictObject({ pattern }),
+    run: async ({ store }, { pattern }) => ({ pinnedBytes: await whole(store).pins.unpin(pattern.text) }),
+    show: ({ pinnedBytes }) => ({ lines: [`${formatSize(pinnedBytes)} are pinned`] }),
+  }),
+
+  purge: define({
+    usage: '<pattern>',
+    summary: 'forget the tags that a pattern names, and delete blobs no other image uses',
+    options: [['--dry-run', 'only say what would be deleted']],
+    args: z.strictObject({ pattern, dryRun: z.boolean().default(false) }),
+    read: ({ catalog }, { pattern }) => previewPurge(catalog, pattern),
+    readsIf: ({ dryRun }) => dryRun,
+    run: ({ store }, { pattern, dryRun }) =>
+      dryRun ? previewPurge(whole(store).catalog, pattern) : purge(whole(store), pattern),
+    show: ({ tags, blobs, bytes, kept }, { pattern, dryRun }) =>
+      tags + blobs + kept === 0
+        ? { lines: [`${pattern.text}: nothing matches`], isFailed: !dryRun }
+        : {
+            lines: [
+              `${dryRun ? 'would be deleted' : 'deleted'}: ${counted(tags, 'tag')}, ${counted(blobs, 'blob')}, ${formatSize(bytes)}`,
+              ...(kept > 0 ? [`kept, since pinned or in use: ${counted(kept, 'blob')}`] : []),
+            ],
+          },
+  }),
+
+  quarantine: define({
+    args: z.strictObject({ digests: z.array(z.string()).max(10_000) }),
+    run: ({ store }, { digests }) => quarantine(whole(store), digests),
+    show: ({ quarantined }) => ({ lines: [`${counted(quarantined, 'blob')} quarantined`] }),
+  }),
+
+  import: define({
+    usage: '<directory>',
+    summary: 'take over the blobs of a registry:2 directory, its proxy cache included',
+    options: [['--registry <name>', 'the upstream that they belong to (default: defaultUpstream)']],
+    paths: ['directory'],
+    args: z.strictObject({ directory: z.string(), registry: z.string().optional() }),
+    needsRoom: true,
+    run: async ({ store, registries, defaultRegistry }, { directory, registry = defaultRegistry() }) => {
+      if (!registries().includes(registry))
         throw new OperationError(
           `${registry}: not among the configured upstreams, ${registries().join(', ')}`,
         );
-      }
-      mustBeWhole();
-      try {
-        return await importRegistry(store, directory, registry);
-      } catch (error) {
-        throw new OperationError((error as Error).message);
-      }
+      return importRegistry(whole(store), directory, registry).catch((cause: unknown) => {
+        throw new OperationError((cause as Error).message, { cause });
+      });
     },
-  };
+    show: ({ blobs, bytes, known, tags, problems }) => ({
+      lines: [
+        ...problems,
+        `imported: ${counted(blobs, 'blob')}, ${formatSize(bytes)}, ${counted(tags, 'tag')}; ${counted(known, 'blob')} already held`,
+      ],
+      isFailed: problems.length > 0,
+    }),
+  }),
+};
+
+/** The store, if its catalog is not damaged. */
+function whole(store: BlobStore): BlobStore {
+  try {
+    store.catalog.expectUndamaged();
+  } catch (cause) {
+    throw new OperationError((cause as Error).message, { cause });
+  }
+  return store;
+}
+
+/** Quarantines what is still found wrong; resolves to how many there were. */
+async function quarantine(store: BlobStore, digests: readonly string[]): Promise<{ quarantined: number }> {
+  let quarantined = 0;
+  for (const digest of digests) {
+    const held = isDigest(digest) ? store.describe(digest) : undefined;
+    // It may have been fetched again since it was found.
+    const why = held && (await findDamage(store.verifier, store.pathOf(held.digest), held, () => undefined));
+    if (!held || why === undefined) continue;
+    await store.quarantine(held.digest, why);
+    quarantined += 1;
+  }
+  return { quarantined };
+}
+
+function tagsOf(catalog: Catalog, pattern: Pattern): number {
+  return catalog
+    .tagged(pattern.glob)
+    .filter(({ registry, repo, tag }) => pattern.matches({ registry, name: repo }, tag)).length;
+}
+
+function showTime(ms: number): string {
+  return ms === 0 ? 'never' : new Date(ms).toISOString().slice(0, 16).replace('T', ' ');
 }
