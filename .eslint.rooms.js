@@ -52,6 +52,9 @@ const faces = {
   store: [
     'store/blob-store.ts',
     'store/catalog/catalog.ts',
+    'store/catalog/links.ts',
+    'store/catalog/lists.ts',
+    'store/catalog/tags.ts',
     'store/ingest/ingest.ts',
     'store/ingest/intervals.ts',
     'store/ingest/verifier.ts',

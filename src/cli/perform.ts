@@ -2,8 +2,9 @@ import { existsSync } from 'node:fs';
 import pino from 'pino';
 import type { Config } from '../config/types.ts';
 import { BlobStore } from '../store/blob-store.ts';
-import { isCorrupt, openToRead } from '../store/catalog/catalog-file.ts';
-import { Catalog, explain } from '../store/catalog/catalog.ts';
+import { openToRead } from '../store/catalog/catalog-file.ts';
+import { Catalog } from '../store/catalog/catalog.ts';
+import { explain, isCorrupt } from '../store/catalog/damage.ts';
 import { blobsPath, catalogPath } from '../store/disk/layout.ts';
 import { LockedError } from '../store/disk/lock.ts';
 import { Inventory } from '../store/operations/inventory.ts';
@@ -85,6 +86,7 @@ async function withStore<T>(
     onEvicted: () => undefined,
     onPruned: () => undefined,
     onDamaged: () => undefined,
+    onTagChanged: () => undefined,
   });
   try {
     return await work({

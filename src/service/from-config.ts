@@ -114,7 +114,7 @@ function buildUpstream(
   const { connectTimeout, headersTimeout, idleTimeout, maxManifestBytes } = config.fetch;
   const { registry, maxConnections } = upstream;
   const credentials = credentialsOf(upstream, clock);
-  const savedQuota = (account: string) => catalog.quota(registry, account);
+  const savedQuota = (account: string) => catalog.quotas.get(registry, account);
   const accounts = new AccountPool(
     { ...scale, registry, credentials, reserve: () => current().quota.reserve },
     { clock, log, metrics, savedQuota },

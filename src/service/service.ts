@@ -66,6 +66,7 @@ export class Service {
   readonly #clients: Clients;
   readonly #tagPolicy: TagPolicy;
   readonly #access: Access;
+  readonly #tags: Tags;
   readonly #fills: Fills;
   readonly #mirror: Mirror;
   readonly #prefetch: Prefetch | undefined;
@@ -86,7 +87,7 @@ export class Service {
     const clock = options.clock ?? systemClock;
     const { maxIdle, scrubEvery, ...rest } = config.store;
     const storeOptions = { ...rest, maxIdleMs: maxIdle, scrubEveryMs: scrubEvery };
-    // It comes after the store that tells it.
+    // It is made after the store, and told by it.
     const built: { service?: Service } = {};
     const store = await BlobStore.open(storeOptions, {
       clock,
@@ -96,6 +97,9 @@ export class Service {
       onDamaged: (damaged) => {
         metrics.damagedBlobs.add(1);
         built.service?.restore(damaged);
+      },
+      onTagChanged: (registry, repo, tag) => {
+        if (built.service) built.service.#tags.forget(`${registry}/${repo}:${tag}`);
       },
     });
     const service = new Service(config, { log, clock, metrics, store });
@@ -114,7 +118,7 @@ export class Service {
     this.#config = config;
     this.log = log;
     this.#store = store;
-    this.#ledger = new Ledger(clock, store.catalog, (error) => this.#notWritten(error));
+    this.#ledger = new Ledger(clock, store.catalog.ledger, (error) => this.#notWritten(error));
     const pseudonym = `layercache-${randomBytes(8).toString('hex')}`;
     this.#upstreamsContext = {
       clock,
@@ -162,7 +166,7 @@ export class Service {
       });
     }
     const tags = new Tags(store.catalog, clock, log.events, (prefix) => store.holds(prefix));
-    store.onTagChanged = (registry, repo, tag) => tags.forget(`${registry}/${repo}:${tag}`);
+    this.#tags = tags;
     this.#mirror = new Mirror(
       { firstByteTimeoutMs, tags: policy },
       {
@@ -374,8 +378,8 @@ export class Service {
     for (const { registry, accounts } of this.#upstreams.all) {
       try {
         accounts.save((account, state) => {
-          if (state) catalog.setQuota(registry, account, state);
-          else catalog.removeQuota(registry, account);
+          if (state) catalog.quotas.set(registry, account, state);
+          else catalog.quotas.remove(registry, account);
         });
       } catch (error) {
         this.#notWritten(error);

@@ -12,9 +12,11 @@ import type { Clock } from '../util/clock.ts';
 import { errorCode, isFault, MirrorError } from '../util/errors.ts';
 import { Slots } from '../util/slots.ts';
 import { WorkerThread } from '../util/worker.ts';
-import { isCorrupt } from './catalog/catalog-file.ts';
-import { Catalog, explain, isLarge, type Victim, type WideManifest } from './catalog/catalog.ts';
+import { isLarge } from './catalog/catalog-file.ts';
+import { Catalog } from './catalog/catalog.ts';
+import { explain, isCorrupt } from './catalog/damage.ts';
 import type { Prune, Pruned } from './catalog/prune.ts';
+import type { Victim, WideManifest } from './catalog/uses.ts';
 import { missingFile } from './disk/files.ts';
 import {
   backupPath,
@@ -73,6 +75,8 @@ export interface StoreContext {
   readonly onPruned: (table: 'links' | 'tags', rows: number) => void;
   /** A stored blob was found wrong, and is gone from the store. */
   readonly onDamaged: (damaged: Damaged) => void;
+  /** A tag points elsewhere from now on, or is removed; told before that is written to the catalog. */
+  readonly onTagChanged: (registry: string, repo: string, tag: string) => void;
 }
 
 interface StoreParts {
@@ -139,8 +143,6 @@ export class BlobStore {
   readonly health: Health;
   readonly verifier: Verifier;
   readonly #root: string;
-  /** Is told of tags that were changed past whoever remembers them. */
-  onTagChanged: (registry: string, repo: string, tag: string) => void = () => undefined;
   readonly #context: StoreContext;
   readonly #evictor: Evictor;
   #unlock: () => void;
@@ -272,6 +274,10 @@ export class BlobStore {
       }),
       onLostWrite: (error) =>
         context.log.warn({ err: error }, 'something could not be written to the catalog'),
+      onTagMoved: (registry, repo, tag) => {
+        this.pins.changed(registry, repo, tag);
+        context.onTagChanged(registry, repo, tag);
+      },
     });
     try {
       this.pins = new Pins(options, { ...context, catalog: this.catalog });
@@ -284,7 +290,6 @@ export class BlobStore {
     this.verifier = new Verifier(onDeath);
     this.#disk = new WorkerThread('disk-worker', import.meta.url, onDeath);
     this.#catalogDisk = new WorkerThread('disk-worker', import.meta.url, onDeath);
-    this.catalog.onChange = (registry, repo, tag) => this.pins.changed(registry, repo, tag);
     this.#partials = new Partials(ingestPath(this.#root), { ...context, catalog: this.catalog });
     this.#quarantine = new Quarantine(quarantinePath(this.#root));
     this.#recheck = new Recheck({
@@ -311,12 +316,13 @@ export class BlobStore {
         get partialBytes() {
           return partials.bytes + quarantine.bytes;
         },
-        leastWorthy: (count, after) => this.catalog.leastWorthy(count, after),
+        leastWorthy: (count, after) => this.catalog.uses.leastWorthy(count, after),
         idle: (count) => {
           const before = context.clock.now() - options.maxIdleMs;
-          return this.catalog.idleSince(before, count);
+          return this.catalog.uses.idleSince(before, count);
         },
-        mayLeave: (digest) => !this.catalog.isDamaged && this.#mayLeave(digest) && !this.#wasJustUsed(digest),
+        mayLeave: (digest) =>
+          !this.catalog.connection.isDamaged && this.#mayLeave(digest) && !this.#wasJustUsed(digest),
         dropPartial: async () => (await quarantine.dropOldest()) || partials.dropOldest(),
         evict: (victim, reason) => this.#evict(victim, reason),
         get otherBytes() {
@@ -330,7 +336,7 @@ export class BlobStore {
           return { bytes: bavail * bsize, files: files === 0 ? Infinity : ffree };
         },
       },
-      this.catalog.footprint(),
+      this.catalog.blobs.footprint(),
     );
     if (options.upkeep !== false) {
       this.#timer = setInterval(() => this.#writeBehind(), writeBehindMs).unref();
@@ -366,13 +372,13 @@ export class BlobStore {
   /** Whether there is something whose digest begins so. */
   holds(prefix: string): boolean {
     if (isDigest(prefix)) return this.describe(prefix) !== undefined;
-    const known = [...this.#settling.keys(), ...this.catalog.digestsWithPrefix(prefix)];
+    const known = [...this.#settling.keys(), ...this.catalog.blobs.withPrefix(prefix)];
     return known.some((digest) => digest.startsWith(prefix) && this.describe(digest) !== undefined);
   }
 
   /** The parts of a held manifest. */
   children(digest: Digest): readonly Child[] {
-    return this.#held(digest)?.children ?? this.catalog.children(digest);
+    return this.#held(digest)?.children ?? this.catalog.children.of(digest);
   }
 
   /** How large a manifest that is held says that the digest is. */
@@ -381,19 +387,19 @@ export class BlobStore {
       const child = children.find((each) => each.digest === digest);
       if (child) return child.size;
     }
-    return this.catalog.sizeOfChild(digest);
+    return this.catalog.children.sizeOf(digest);
   }
 
   /** Synchronous on purpose: looks up and leases in one tick. */
   open(digest: Digest): Content | undefined {
     const held = this.#held(digest);
     if (held) {
-      this.catalog.used(digest, this.#context.clock.now());
+      this.catalog.uses.add(digest, this.#context.clock.now());
       return new MemoryContent(held);
     }
     const row = this.#row(digest);
     if (!row) return undefined;
-    this.catalog.used(digest, this.#context.clock.now());
+    this.catalog.uses.add(digest, this.#context.clock.now());
     const file = this.#lease(row);
     this.#opened += 1;
     if (row.size > memoryEntryBytes || (row.size > smallSize && row.mediaType === blobMediaType)) {
@@ -406,11 +412,11 @@ export class BlobStore {
   #remember(row: Descriptor, bytes: Buffer): string {
     const { digest } = row;
     const manifest = row.mediaType === blobMediaType ? undefined : recognise(bytes);
-    const held = { ...row, children: this.catalog.children(digest), ...manifest, bytes };
-    if (!this.catalog.blob(digest)) return held.mediaType;
-    const mayWrite = !this.catalog.queue.isWaiting && !this.catalog.isDamaged;
+    const held = { ...row, children: this.catalog.children.of(digest), ...manifest, bytes };
+    if (!this.catalog.blobs.get(digest)) return held.mediaType;
+    const mayWrite = !this.catalog.connection.queue.isWaiting && !this.catalog.connection.isDamaged;
     if (held.mediaType !== row.mediaType && mayWrite)
-      this.catalog.addBlob(held, held.children, this.#context.clock.now());
+      this.catalog.blobs.add(held, held.children, this.#context.clock.now());
     this.#memory.set(digest, held);
     return held.mediaType;
   }
@@ -467,7 +473,7 @@ export class BlobStore {
     const isNew = await this.#publish(path, { digest, size, mediaType }, []).catch(async (cause: unknown) => {
       const fault = new MirrorError('store-full', `blob ${digest}: cannot be stored`, { cause });
       this.health.failed(cause);
-      if (!this.catalog.isDamaged) throw fault;
+      if (!this.catalog.connection.isDamaged) throw fault;
       // That is told already, and its readers have what they want.
       await ingest.fail(fault);
       return undefined;
@@ -486,7 +492,7 @@ export class BlobStore {
       this.#settling.set(digest, held);
       const persisted = this.#persist(held)
         .catch((error: unknown) => {
-          if (this.catalog.isDamaged) return;
+          if (this.catalog.connection.isDamaged) return;
           if (!isFault(error, 'store-full')) this.health.failed(error);
           this.#context.log.warn({ err: error, digest }, 'content is not kept: it could not be written');
         })
@@ -511,7 +517,7 @@ export class BlobStore {
 
   /** Takes what was found wrong out of the store, and tells of it. */
   async quarantine(digest: Digest, why: string): Promise<void> {
-    const row = this.catalog.blob(digest);
+    const row = this.catalog.blobs.get(digest);
     if (!row) return;
     const { log, onDamaged } = this.#context;
     const pinnedFor = this.#pinnedFor(digest);
@@ -536,7 +542,7 @@ export class BlobStore {
 
   #pinnedFor(digest: Digest): Damaged['pinnedFor'] {
     try {
-      return this.catalog.isPinned(digest) ? this.catalog.reposOf(digest)[0] : undefined;
+      return this.catalog.pins.isPinned(digest) ? this.catalog.links.reposOf(digest)[0] : undefined;
     } catch {
       // Damage must go, whatever else is wrong.
       return undefined;
@@ -583,11 +589,11 @@ export class BlobStore {
   async reconcile(signal: AbortSignal): Promise<{ strayFiles: number; lostBlobs: number }> {
     const known = <T>(found: T): T => {
       // What a damaged catalog does not know is not stray.
-      this.catalog.expectUndamaged();
+      this.catalog.connection.expectUndamaged();
       return found;
     };
     const store = {
-      digestsWithPrefix: (prefix: string) => known(this.catalog.digestsWithPrefix(prefix)),
+      digestsWithPrefix: (prefix: string) => known(this.catalog.blobs.withPrefix(prefix)),
       describe: (digest: Digest) => known(this.describe(digest)),
       open: (digest: Digest) => this.open(digest),
     };
@@ -599,7 +605,7 @@ export class BlobStore {
       const strayFiles = await this.#track(work);
       return { strayFiles, lostBlobs: this.#lostBlobs };
     } catch (error) {
-      if (this.catalog.isDamaged) return { strayFiles: 0, lostBlobs: this.#lostBlobs };
+      if (this.catalog.connection.isDamaged) return { strayFiles: 0, lostBlobs: this.#lostBlobs };
       throw error;
     } finally {
       this.#isReconciled = true;
@@ -610,7 +616,7 @@ export class BlobStore {
   async #check(): Promise<void> {
     const { signal } = this.#closing;
     await this.#apart('check', { file: catalogPath(this.#root) }, signal).catch((error: unknown) => {
-      if (!this.catalog.isDamaged && !signal.aborted)
+      if (!this.catalog.connection.isDamaged && !signal.aborted)
         this.#context.log.warn({ err: error }, 'the catalog could not be checked for damage');
     });
   }
@@ -630,7 +636,7 @@ export class BlobStore {
 
   /** What went wrong with the catalog in a worker thread: damage is noted. */
   #sorted(error: unknown): never {
-    if (isCorrupt(error)) this.catalog.damaged(error);
+    if (isCorrupt(error)) this.catalog.connection.damaged(error);
     throw error;
   }
 
@@ -639,7 +645,7 @@ export class BlobStore {
     clearInterval(this.#logTimer);
     this.#closing.abort();
     // Another program may have the catalog locked for longer than anybody waits.
-    const locked = setInterval(() => this.catalog.queue.giveUp(), lockedAtCloseMs).unref();
+    const locked = setInterval(() => this.catalog.connection.queue.giveUp(), lockedAtCloseMs).unref();
     await this.pins.close();
     await this.#recheck.close();
     while (this.#pending.size > 0) await Promise.allSettled(this.#pending);
@@ -653,19 +659,19 @@ export class BlobStore {
 
   /** Nothing is written to the catalog's file: it is damaged, or the disk takes nothing and a copy is used. */
   get #isCatalogFrozen(): boolean {
-    return this.#isOnCopy || this.catalog.isDamaged;
+    return this.#isOnCopy || this.catalog.connection.isDamaged;
   }
 
   #scrubber(everyMs: number): Scrubber {
     return new Scrubber(everyMs, {
-      blobsAfter: (digest, count) => this.catalog.blobsAfter(digest, count),
+      blobsAfter: (digest, count) => this.catalog.blobs.after(digest, count),
       storedBytes: () => this.bytes,
       pathOf: (digest) => this.pathOf(digest),
       verifier: this.verifier,
       isBusy: () => this.#ingests.size > 0 || this.#leases.size > 0,
       onDamaged: (digest, why) => this.quarantine(digest, why),
-      load: () => this.catalog.note('scrub'),
-      save: (position) => this.catalog.setNote('scrub', position),
+      load: () => this.catalog.notes.get('scrub'),
+      save: (position) => this.catalog.notes.set('scrub', position),
       now: () => this.#context.clock.now(),
       log: this.#context.log,
     });
@@ -677,7 +683,7 @@ export class BlobStore {
   }
 
   #row(digest: Digest): Descriptor | undefined {
-    return this.#lost.has(digest) ? undefined : this.catalog.blob(digest);
+    return this.#lost.has(digest) ? undefined : this.catalog.blobs.get(digest);
   }
 
   #held(digest: Digest): Held | undefined {
@@ -706,13 +712,13 @@ export class BlobStore {
 
   /** Asked in the tick in which it is to go. */
   #mayLeave(digest: Digest): boolean {
-    return this.#row(digest) !== undefined && !this.#isLeased(digest) && !this.catalog.isPinned(digest);
+    return this.#row(digest) !== undefined && !this.#isLeased(digest) && !this.catalog.pins.isPinned(digest);
   }
 
   /** What it was chosen by is older than that: it has its place by now, and something else is to go. */
   #wasJustUsed(digest: Digest): boolean {
     try {
-      return this.catalog.flushUse(digest);
+      return this.catalog.uses.flushOne(digest);
     } catch (error) {
       this.#context.log.debug({ err: error, digest }, 'a use could not be written');
       return true;
@@ -723,7 +729,7 @@ export class BlobStore {
     const isGone = await this.#delete(victim);
     if (!isGone) return false;
     this.#context.onEvicted(reason);
-    if (reason !== 'idle') this.catalog.evicted(victim);
+    if (reason !== 'idle') this.catalog.uses.evicted(victim);
     return true;
   }
 
@@ -737,8 +743,8 @@ export class BlobStore {
     const { digest, size, bytes } = held;
     const row = this.#row(digest);
     if (row) {
-      const add = (): boolean => this.catalog.addBlob(held, held.children, this.#context.clock.now());
-      await this.catalog.queue.write(add);
+      const add = (): boolean => this.catalog.blobs.add(held, held.children, this.#context.clock.now());
+      await this.catalog.connection.queue.write(add);
       return;
     }
     const reservation = this.#evictor.reservation();
@@ -763,14 +769,14 @@ export class BlobStore {
     const { digest } = descriptor;
     const work = async (): Promise<boolean> => {
       await this.#deleting.get(digest);
-      this.catalog.expectUndamaged();
+      this.catalog.connection.expectUndamaged();
       try {
         await this.#disk.call('publish', { from: path, to: this.pathOf(digest) });
         this.#dirty = true;
         if (children.length > manyChildren) await this.#inTurn(children.length);
         let wasLost = false;
-        const isNew = await this.catalog.queue.write(() => {
-          const isNew = this.catalog.addBlob(descriptor, children, this.#context.clock.now());
+        const isNew = await this.catalog.connection.queue.write(() => {
+          const isNew = this.catalog.blobs.add(descriptor, children, this.#context.clock.now());
           // A row that could not be removed has its blob again.
           if (this.#lost.delete(digest)) wasLost = true;
           this.pins.stored(digest);
@@ -779,7 +785,7 @@ export class BlobStore {
         return isNew || wasLost;
       } catch (error) {
         // Without a row the file would be on nobody's account.
-        if (!this.catalog.isDamaged && !this.catalog.blob(digest))
+        if (!this.catalog.connection.isDamaged && !this.catalog.blobs.get(digest))
           await unlink(this.pathOf(digest)).catch(() => undefined);
         throw error;
       }
@@ -814,16 +820,16 @@ export class BlobStore {
       const limit = this.#catalogShare * catalogShareOfFiles - bytes;
       let last: WideManifest | undefined;
       const isOver = (): boolean => {
-        const size = this.catalog.size();
+        const size = this.catalog.connection.size();
         return size.bytes - size.free > limit;
       };
       while (!this.#closing.signal.aborted && isOver()) {
-        const found = this.catalog.wideManifests(lookedAtOnce, last);
+        const found = this.catalog.uses.wideManifests(lookedAtOnce, last);
         if (found.length === 0) return;
         for (const victim of found) {
           last = victim;
           const { digest } = victim;
-          if (!this.catalog.hasMoreChildren(digest, veryManyChildren)) continue;
+          if (!this.catalog.children.hasMoreThan(digest, veryManyChildren)) continue;
           if (!this.#mayLeave(digest) || this.#wasJustUsed(digest)) continue;
           await this.#evict(victim, 'max-bytes');
           if (!isOver()) return;
@@ -841,7 +847,7 @@ export class BlobStore {
   /** Gives free pages of the catalog back to the file system, some at a time. */
   async #shrink(): Promise<void> {
     if (this.#isShrinking || this.#isOnCopy || this.health.trouble !== undefined) return;
-    const { bytes, free } = this.catalog.size();
+    const { bytes, free } = this.catalog.connection.size();
     const most = Math.max(leastFreeBytes, Math.min(mostFreeBytes, this.#catalogShare / 8), bytes / 4);
     if (free <= most || performance.now() - this.#shrunkAt < shrinkAgainMs) return;
     this.#isShrinking = true;
@@ -850,7 +856,7 @@ export class BlobStore {
       if (bavail * bsize < shrinkRoomBytes + 2 * (bytes - free)) return;
       const file = catalogPath(this.#root);
       for (let left = Infinity; left > 0 && !this.#closing.signal.aborted;) {
-        const now = await this.catalog.queue.during(() =>
+        const now = await this.catalog.connection.queue.during(() =>
           this.#catalogDisk.call<number>('shrink', { file, pages: shrinkPages }),
         );
         await this.#paceLog();
@@ -876,7 +882,7 @@ export class BlobStore {
     this.#lost.add(digest);
     try {
       // Now: it may be fetched again, and linked, before it is gone.
-      this.catalog.removeLinksTo(digest);
+      this.catalog.links.removeAllTo(digest);
     } catch (error) {
       this.#context.log.warn({ err: error, digest }, 'the links of a blob could not be removed');
     }
@@ -896,15 +902,17 @@ export class BlobStore {
         }
       }
       try {
-        let isMore = await this.catalog.queue.write(() => this.catalog.removeBlob(digest));
+        let isMore = await this.catalog.connection.queue.write(() => this.catalog.blobs.remove(digest));
         this.#lost.delete(digest);
         while (isMore) {
           await this.#paceLog();
           await nextTurn();
-          isMore = await this.catalog.queue.write(() => this.catalog.removeMore(digest));
+          isMore = await this.catalog.connection.queue.write(() =>
+            this.catalog.blobs.removeMoreChildren(digest),
+          );
         }
       } catch (error) {
-        if (!this.catalog.isDamaged)
+        if (!this.catalog.connection.isDamaged)
           this.#context.log.warn({ err: error, digest }, 'the catalog could not forget a blob');
       }
       this.#evictor.removed(size);
@@ -925,7 +933,7 @@ export class BlobStore {
   /** Work that nobody waits for: what goes wrong with it is in the log. */
   #behind(work: Promise<unknown>, what: string): void {
     this.#track(work).catch((error: unknown) => {
-      if (this.#closing.signal.aborted || (this.catalog.isDamaged && isCorrupt(error))) return;
+      if (this.#closing.signal.aborted || (this.catalog.connection.isDamaged && isCorrupt(error))) return;
       this.#context.log.error({ err: error }, `${what} failed`);
     });
   }
@@ -940,7 +948,7 @@ export class BlobStore {
   /** Returns whether there are more to write down. */
   #flushUses(): boolean {
     try {
-      return this.catalog.flushUses();
+      return this.catalog.uses.flush();
     } catch (error) {
       this.#context.log.warn({ err: error }, 'use-times could not be written');
       return false;
@@ -965,9 +973,9 @@ export class BlobStore {
     if (this.#isCatalogFrozen) return;
     const { clock } = this.#context;
     const at = clock.monotonic();
-    if (at - this.#prunedAt < pruneEveryMs && this.catalog.movedTags < pruneAfterTags) return;
+    if (at - this.#prunedAt < pruneEveryMs && this.catalog.tags.moved < pruneAfterTags) return;
     this.#prunedAt = at;
-    this.catalog.movedTags = 0;
+    this.catalog.tags.moved = 0;
     this.#behind(this.#prune(clock.now()), 'pruning the catalog');
   }
 
@@ -1005,7 +1013,7 @@ export class BlobStore {
   async #backup(): Promise<void> {
     const files = { file: catalogPath(this.#root), to: backupPath(this.#root) };
     await this.#apart('backup', files).catch((error: unknown) => {
-      if (!this.catalog.isDamaged)
+      if (!this.catalog.connection.isDamaged)
         this.#context.log.warn({ err: error }, 'the catalog could not be backed up');
     });
   }
@@ -1021,7 +1029,7 @@ export class BlobStore {
         await this.#catalogDisk.call('checkpoint', { file });
       if (!this.#checked && (await sizeOf(walPath(this.#root))) >= cutLogBytes) await this.#cutLog();
     } catch (error) {
-      if (isCorrupt(error)) this.catalog.damaged(error);
+      if (isCorrupt(error)) this.catalog.connection.damaged(error);
       else this.#context.log.warn({ err: error }, 'the catalog could not be checkpointed');
     }
   }
@@ -1041,7 +1049,7 @@ export class BlobStore {
       'the catalog was deleted while it was in use: it is written anew from what is known',
     );
     await this.#catalogDisk.call('forget', { file });
-    await this.catalog.rescue(file);
+    await this.catalog.connection.rescue(file);
     this.#catalogInode = await inodeOf(file);
     this.#dirty = true;
   }
@@ -1053,7 +1061,7 @@ export class BlobStore {
     try {
       await prepareDirectory(this.#root);
       unlock = lockDirectory(lockPath(this.#root));
-      this.catalog.openFile(file);
+      this.catalog.connection.openFile(file);
     } catch (error) {
       unlock?.();
       this.health.failed(error);
@@ -1070,7 +1078,7 @@ export class BlobStore {
 
   async #cutLog(): Promise<void> {
     const file = catalogPath(this.#root);
-    await this.catalog.queue.during(() => this.#catalogDisk.call('truncate', { file }));
+    await this.catalog.connection.queue.during(() => this.#catalogDisk.call('truncate', { file }));
   }
 
   /** Whoever writes much waits until a log that has grown is cut. */

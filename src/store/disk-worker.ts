@@ -2,7 +2,7 @@ import Database from 'better-sqlite3';
 import { closeSync, fdatasyncSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { answerCalls } from '../util/worker.ts';
-import { expectWhole } from './catalog/catalog-file.ts';
+import { expectWhole } from './catalog/damage.ts';
 import { prune, type Prune } from './catalog/prune.ts';
 
 /** What waits for the disk: done synchronously on a thread of its own, so that nothing else waits with it. */

@@ -26,11 +26,11 @@ export interface LedgerRow extends Counts {
 /** Where the ledger is kept. */
 export interface LedgerStore {
   /** Adds to what is there, all or nothing. */
-  addToLedger(rows: readonly LedgerRow[]): void;
+  add(rows: readonly LedgerRow[]): void;
   /** Keeps so many days that are in it, the newest. */
-  pruneLedger(days: number): void;
+  prune(days: number): void;
   /** By registry; an outage counts once, however many repos were served in it. */
-  ledgerTotals(): ({ readonly registry: string } & Counts)[];
+  totals(): ({ readonly registry: string } & Counts)[];
 }
 
 /** The part of one repo that is not written down yet; to be counted up in place, and not to be kept for long. */
@@ -89,7 +89,7 @@ export class Ledger {
     this.#clock = clock;
     this.#store = store;
     this.#onError = onError;
-    for (const { registry, ...counts } of store.ledgerTotals()) this.#totals.set(registry, counts);
+    for (const { registry, ...counts } of store.totals()) this.#totals.set(registry, counts);
   }
 
   /** `key`: registry and repo in one, if the caller has it at hand; this is on the path of every hit. */
@@ -111,7 +111,7 @@ export class Ledger {
       return { ...pick(entry), day, registry: entry.registry, repo: isKnown ? entry.repo : '' };
     });
     try {
-      if (rows.length > 0) this.#store.addToLedger(rows);
+      if (rows.length > 0) this.#store.add(rows);
     } catch (error) {
       this.#onError(error);
       if (this.#entries.size >= maxEntries) this.#entries.clear();
@@ -128,10 +128,10 @@ export class Ledger {
 
   #prune(day: string): void {
     try {
-      this.#store.pruneLedger(keptDays);
+      this.#store.prune(keptDays);
       this.#prunedOn = day;
       this.#totals.clear();
-      for (const { registry, ...counts } of this.#store.ledgerTotals()) this.#totals.set(registry, counts);
+      for (const { registry, ...counts } of this.#store.totals()) this.#totals.set(registry, counts);
     } catch (error) {
       this.#onError(error);
     }

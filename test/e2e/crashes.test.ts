@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { digestOf } from '../../src/oci/digest.ts';
-import { Catalog, footprint } from '../../src/store/catalog/catalog.ts';
+import { footprint } from '../../src/store/catalog/blobs.ts';
+import { Catalog } from '../../src/store/catalog/catalog.ts';
 import { filesBelow } from '../support/files.ts';
 import { ask } from '../support/http.ts';
 import { imageOf, largeBlob, type Blob } from '../support/images.ts';
@@ -86,9 +87,9 @@ test('a store of many blobs answers as soon as an empty one', async () => {
   await run('mkdir', ['-p', join(directory, 'data')]);
   const catalog = new Catalog(join(directory, 'data/catalog.db'));
   const count = 100_000;
-  catalog.transaction(() => {
+  catalog.connection.transaction(() => {
     for (let i = 0; i < count; i++) {
-      catalog.addBlob(
+      catalog.blobs.add(
         { digest: digestOf(Buffer.from(String(i))), size: 1000, mediaType: 'application/octet-stream' },
         [],
         i,

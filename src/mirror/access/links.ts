@@ -1,7 +1,8 @@
 import { LRUCache } from 'lru-cache';
 import type { Digest } from '../../oci/digest.ts';
 import type { Repo } from '../../oci/repo.ts';
-import { everywhere, type Catalog } from '../../store/catalog/catalog.ts';
+import type { Catalog } from '../../store/catalog/catalog.ts';
+import { everywhere } from '../../store/catalog/links.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { Provenance } from '../../upstream/answers.ts';
 import type { Clock } from '../../util/clock.ts';
@@ -45,13 +46,13 @@ export class Access {
     const type = mediaType ?? this.typeOf(repo, digest);
     this.#links.set(keyOf(repo, digest), { confirmedAt: isPublic ? Infinity : now, mediaType: type });
     this.#write(repo, digest, () => {
-      this.#catalog.addLink(digest, repo, { isPublic, mediaType: type, now });
+      this.#catalog.links.add(digest, repo, { isPublic, mediaType: type, now });
     });
   }
 
   revoke(repo: Repo, digest: Digest): void {
     this.#links.set(keyOf(repo, digest), noLink);
-    this.#write(repo, digest, () => this.#catalog.removeLink(digest, repo.registry, repo.name));
+    this.#write(repo, digest, () => this.#catalog.links.remove(digest, repo.registry, repo.name));
   }
 
   /** As what the upstream has given a manifest for this repo; undefined: it has not. */
@@ -61,9 +62,9 @@ export class Access {
 
   /** Registries may have become private: what was public within them is to be confirmed anew, repo by repo. */
   withdraw(isPrivate: (registry: string) => boolean): void {
-    const registries = this.#catalog.publicRegistries().filter(isPrivate);
+    const registries = this.#catalog.links.publicRegistries().filter(isPrivate);
     if (registries.length === 0) return;
-    for (const registry of registries) this.#catalog.removePublicLinks(registry);
+    for (const registry of registries) this.#catalog.links.removePublic(registry);
     this.#links.clear();
     this.#log.info({ registries }, 'links: content of private registries is no longer public within them');
   }
@@ -95,8 +96,8 @@ export class Access {
     const known = this.#links.get(key);
     if (known) return known;
     const { registry, name } = repo;
-    const isPublic = this.#catalog.link(digest, registry, everywhere) !== undefined;
-    const own = this.#catalog.link(digest, registry, name);
+    const isPublic = this.#catalog.links.get(digest, registry, everywhere) !== undefined;
+    const own = this.#catalog.links.get(digest, registry, name);
     if (!isPublic && !own) return noLink;
     const confirmedAt = isPublic ? Infinity : (own?.confirmedAt ?? -Infinity);
     const link = { confirmedAt, mediaType: own?.mediaType ?? undefined };

@@ -3,7 +3,8 @@ import { digestOf } from '../../oci/digest.ts';
 import { ociIndex } from '../../oci/manifest.ts';
 import type { Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
-import type { Catalog, ListRow } from '../../store/catalog/catalog.ts';
+import type { Catalog } from '../../store/catalog/catalog.ts';
+import type { ListRow } from '../../store/catalog/lists.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { ListOf } from '../../upstream/questions.ts';
 import type { Clock } from '../../util/clock.ts';
@@ -130,18 +131,18 @@ export class Lists {
         checkedAt: clock.now(),
       };
       this.#bodies.set(digest, bytes);
-      if (this.#isKept(of)) this.#write(repo, (catalog) => catalog.setList(repo, name, row, bytes));
+      if (this.#isKept(of)) this.#write(repo, (catalog) => catalog.lists.set(repo, name, row, bytes));
       return row;
     } catch (cause) {
       const error = toMirrorError(cause);
       if (!error.row.definite) throw error;
       if (of.kind === 'tags') {
-        this.#write(repo, (catalog) => catalog.removeLists(repo, 'tags/'));
+        this.#write(repo, (catalog) => catalog.lists.removeWithPrefix(repo, 'tags/'));
         throw error;
       }
       // A registry without lists of referrers has none while it is down either: clients look for a tag then.
       const isSure = error.fault === 'manifest-unknown' && this.#isKept(of);
-      if (isSure) this.#write(repo, (catalog) => catalog.setNoList(repo, name, clock.now()));
+      if (isSure) this.#write(repo, (catalog) => catalog.lists.setAbsent(repo, name, clock.now()));
       // Of the name unknown, some clients would not look any further.
       throw new MirrorError('manifest-unknown', error.message, { cause: error });
     }
@@ -174,7 +175,7 @@ export class Lists {
   #body(repo: Repo, name: string, digest: string): Buffer {
     const known = this.#bodies.get(digest);
     if (known) return known;
-    const body = this.#catalog.listBody(repo, name);
+    const body = this.#catalog.lists.body(repo, name);
     if (!body) throw new MirrorError('overloaded', `${repo.key} ${name}: it has just been forgotten`);
     this.#bodies.set(digest, body);
     return body;
@@ -187,7 +188,7 @@ export class Lists {
 
   #known(repo: Repo, { name }: Page): ListRow | undefined {
     try {
-      return this.#catalog.list(repo, name);
+      return this.#catalog.lists.get(repo, name);
     } catch (error) {
       this.#context.log.warn({ err: error, repo: repo.key }, 'a list could not be read');
       return undefined;

@@ -2,7 +2,7 @@ import type { Digest } from '../../oci/digest.ts';
 import type { Child } from '../../oci/manifest.ts';
 import type { Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
-import type { TagRow } from '../../store/catalog/catalog.ts';
+import type { TagRow } from '../../store/catalog/tags.ts';
 import type { Clock } from '../../util/clock.ts';
 import type { MirrorError } from '../../util/errors.ts';
 import type { Access } from '../access/links.ts';
@@ -56,7 +56,7 @@ export class StaleTags {
       has: (part: Digest) => this.#has(repo, part) && access.grantedOnce(repo, part),
       children: (manifest: Digest) => store.children(manifest),
       // Clients of some artifacts (cosign, oras) never ask for the config.
-      isUnused: ({ kind, digest }: Child) => kind === 'config' && !store.catalog.wasHeld(digest),
+      isUnused: ({ kind, digest }: Child) => kind === 'config' && !store.catalog.children.wasHeld(digest),
     };
     for (const digest of digests)
       if (digest !== null && (await isWhole(digest, parts, needed))) return digest;

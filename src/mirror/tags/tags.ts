@@ -2,7 +2,8 @@ import { LRUCache } from 'lru-cache';
 import type { Descriptor } from '../../oci/content.ts';
 import type { Repo } from '../../oci/repo.ts';
 import { subjectOf } from '../../oci/signatures.ts';
-import type { Catalog, TagRow } from '../../store/catalog/catalog.ts';
+import type { Catalog } from '../../store/catalog/catalog.ts';
+import type { TagRow } from '../../store/catalog/tags.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { Aged } from '../../upstream/registry-client.ts';
 import type { Clock } from '../../util/clock.ts';
@@ -29,7 +30,7 @@ export class Tags {
     const key = `${repo.key}:${tag}`;
     const known = this.#rows.get(key);
     if (known) return known;
-    const row = this.#catalog.tag(repo, tag);
+    const row = this.#catalog.tags.get(repo, tag);
     if (row) this.#rows.set(key, row);
     return row;
   }
@@ -46,19 +47,20 @@ export class Tags {
       saidAt: checkedAt - ageMs,
       isUpstreamStale: isStale,
     };
+    this.#write(repo, tag, () => this.#catalog.tags.set(repo, tag, row, before?.digest !== digest));
+    // Only now: the catalog tells of a tag that has moved, and it is forgotten.
     this.#rows.set(`${repo.key}:${tag}`, row);
-    this.#write(repo, tag, () => this.#catalog.setTag(repo, tag, row, before?.digest !== digest));
     return row;
   }
 
-  /** Somebody else has changed it in the catalog. */
+  /** It was changed in the catalog. */
   forget(key: string): void {
     this.#rows.delete(key);
   }
 
   remove(repo: Repo, tag: string): void {
     this.#rows.delete(`${repo.key}:${tag}`);
-    this.#write(repo, tag, () => this.#catalog.removeTag(repo, tag));
+    this.#write(repo, tag, () => this.#catalog.tags.remove(repo, tag));
   }
 
   /**
@@ -68,13 +70,13 @@ export class Tags {
   absent(repo: Repo, tag: string): void {
     const subject = subjectOf(tag);
     if (subject === undefined || !this.#isHeld(subject)) return;
-    this.#write(repo, tag, () => this.#catalog.setNoList(repo, pageOf(tag), this.#clock.now()));
+    this.#write(repo, tag, () => this.#catalog.lists.setAbsent(repo, pageOf(tag), this.#clock.now()));
   }
 
   /** When the upstream last said so of a tag that it has not given since. */
   absentSince(repo: Repo, tag: string): number | undefined {
     if (subjectOf(tag) === undefined || this.get(repo, tag)) return undefined;
-    return this.#catalog.list(repo, pageOf(tag))?.checkedAt;
+    return this.#catalog.lists.get(repo, pageOf(tag))?.checkedAt;
   }
 
   #isHeld(prefix: string): boolean {

@@ -1,25 +1,17 @@
 import Database from 'better-sqlite3';
-import { readFileSync, statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { errorCode } from '../../util/errors.ts';
 import { catalogPath, lockPath } from '../disk/layout.ts';
 import { isLocked } from '../disk/lock.ts';
-import { expectVersion } from './schema.ts';
+import { copyOf } from './copy-of-file.ts';
+import { expectWhole, explain } from './damage.ts';
+import { expectVersion, migrate } from './schema.ts';
 
-/** By what SQLite says it with. */
-export const corruptCode = /^SQLITE_(NOTADB|CORRUPT)/;
+/** A write-ahead log is cut to this when it is begun anew. */
+const walLimitBytes = 4 * 1024 * 1024;
 
-/** SQLite has found the file to be damaged. */
-export function isCorrupt(error: unknown): boolean {
-  for (let each = error; each instanceof Error; each = each.cause)
-    if (corruptCode.test(errorCode(each) ?? '')) return true;
-  return false;
-}
-
-/** Throws when it is damaged. Reads all of it: 1.3 ms for a thousand blobs, when the kernel has it in memory. */
-export function expectWhole(db: Database.Database): void {
-  const found = db.pragma('quick_check(1)', { simple: true });
-  if (found !== 'ok') throw new Database.SqliteError(String(found), 'SQLITE_CORRUPT');
-}
+/** A larger file is checked for damage after the start, since reading it takes longer than a start may. */
+const largeBytes = 128 * 1024 * 1024;
 
 /** What is larger is more than memory may have: it is opened where it lies, and what SQLite needs for that is left beside it. */
 const mostCopiedBytes = 1024 * 1024 * 1024;
@@ -67,74 +59,46 @@ function openBeside(file: string): Database.Database | undefined {
   }
 }
 
-/** Where SQLite keeps how a file is journalled: 1 is not by a write-ahead log, which memory has none of. */
-const journalBytes = [18, 19] as const;
-
-/** A copy in memory of the file, with what its write-ahead log has. Throws when it cannot be read. */
-export function copyOf(file: string): Database.Database {
-  const bytes = withLog(readFileSync(file), readIfThere(`${file}-wal`));
-  for (const at of journalBytes) if (at < bytes.length) bytes[at] = 1;
-  return new Database(bytes);
-}
-
-function readIfThere(file: string): Buffer {
+/** A copy in memory of the catalog as it was last committed: what is written to it is lost with it. */
+export function openInMemory(file: string): Database.Database {
+  let db: Database.Database | undefined;
   try {
-    return readFileSync(file);
+    // Without a file it is empty.
+    const isThere = existsSync(file) && statSync(file).size > 0;
+    db = isThere ? copyOf(file) : new Database(':memory:');
+    expectWhole(db);
+    migrate(db, file);
+    return db;
   } catch (error) {
-    if (errorCode(error) === 'ENOENT') return Buffer.alloc(0);
-    throw error;
+    db?.close();
+    throw explain(error, file);
   }
 }
 
-const logHeaderBytes = 32;
-const frameHeaderBytes = 24;
-/** The last bit says that its checksums are of big-endian words. */
-const logMagic = 0x377f0682;
-
-/** The file as the transactions in its log have left it (sqlite.org/fileformat2.html#the_write_ahead_log). */
-function withLog(file: Buffer, log: Buffer): Buffer {
-  if (log.length < logHeaderBytes || (log.readUInt32BE(0) & ~1) !== logMagic) return file;
-  const isBigEndian = log.readUInt32BE(0) % 2 === 1;
-  const pageBytes = log.readUInt32BE(8);
-  const frameBytes = frameHeaderBytes + pageBytes;
-  const salt = log.subarray(16, 24);
-  let sum = checksum(log.subarray(0, 24), [0, 0], isBigEndian);
-  if (!isSum(log, 24, sum)) return file;
-  /** Where which page is, of what has been committed; and of the transaction that is being read. */
-  const pages = new Map<number, number>();
-  let open: [page: number, at: number][] = [];
-  let count: number | undefined;
-  for (let at = logHeaderBytes; at + frameBytes <= log.length; at += frameBytes) {
-    const bytes = log.subarray(at + frameHeaderBytes, at + frameBytes);
-    sum = checksum(bytes, checksum(log.subarray(at, at + 8), sum, isBigEndian), isBigEndian);
-    // From here on it is what an earlier log has left.
-    if (!salt.equals(log.subarray(at + 8, at + 16)) || !isSum(log, at + 16, sum)) break;
-    open.push([log.readUInt32BE(at), at + frameHeaderBytes]);
-    const pagesThen = log.readUInt32BE(at + 4);
-    if (pagesThen === 0) continue;
-    for (const [page, from] of open) pages.set(page, from);
-    open = [];
-    count = pagesThen;
-  }
-  if (count === undefined) return file;
-  const whole = Buffer.alloc(count * pageBytes);
-  file.copy(whole);
-  for (const [page, from] of pages)
-    if (page <= count) log.copy(whole, (page - 1) * pageBytes, from, from + pageBytes);
-  return whole;
+/** Whether checking it for damage takes too long for a start: that is done after it. */
+export function isLarge(file: string): boolean {
+  const { size } = statSync(file, { throwIfNoEntry: false }) ?? { size: 0 };
+  return size > largeBytes;
 }
 
-type Sum = readonly [number, number];
-
-function checksum(bytes: Buffer, [first, second]: Sum, isBigEndian: boolean): Sum {
-  const words = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  for (let at = 0; at < bytes.length; at += 8) {
-    first = (first + words.getUint32(at, !isBigEndian) + second) >>> 0;
-    second = (second + words.getUint32(at + 4, !isBigEndian) + first) >>> 0;
+/** `checks`: the file is checked for damage first, unless it is large. Throws what `explain` makes of the fault. */
+export function openForWriting(file: string, checks = false): Database.Database {
+  const db = new Database(file);
+  try {
+    // Of a file that is there it changes nothing before the next VACUUM (disk-worker).
+    db.pragma('auto_vacuum = INCREMENTAL');
+    db.pragma('journal_mode = WAL');
+    if (checks && !isLarge(file)) expectWhole(db);
+    db.pragma('synchronous = NORMAL');
+    // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
+    db.pragma('wal_autocheckpoint = 0');
+    db.pragma(`journal_size_limit = ${walLimitBytes}`);
+    migrate(db, file);
+    // All requests wait meanwhile: what another program has locked for longer is written later (WriteQueue).
+    db.pragma('busy_timeout = 50');
+    return db;
+  } catch (error) {
+    db.close();
+    throw explain(error, file);
   }
-  return [first, second];
-}
-
-function isSum(log: Buffer, at: number, [first, second]: Sum): boolean {
-  return log.readUInt32BE(at) === first && log.readUInt32BE(at + 4) === second;
 }

@@ -55,7 +55,7 @@ export class Partials {
   /** Finds what earlier processes have left, and removes what no journal tells of. */
   async load(reserve: () => Reservation): Promise<void> {
     const files = new Set(await readdir(this.#directory));
-    for (const row of this.#context.catalog.ingests()) {
+    for (const row of this.#context.catalog.partials.all()) {
       const { registry, digest, size, updatedAt } = row;
       const synced = readIntervals(row.synced);
       // The page cache is intact after a kill -9; after a power cut it is gone.
@@ -95,7 +95,7 @@ export class Partials {
   journal({ registry, digest, path, size, present, synced }: Journalled): void {
     if (size === undefined) return;
     this.#try(digest, () => {
-      this.#context.catalog.setIngest({
+      this.#context.catalog.partials.set({
         registry,
         digest,
         file: basename(path),
@@ -109,7 +109,7 @@ export class Partials {
   }
 
   forget({ registry, digest }: Pick<Partial, 'registry' | 'digest'>): void {
-    this.#try(digest, () => this.#context.catalog.removeIngest(registry, digest));
+    this.#try(digest, () => this.#context.catalog.partials.remove(registry, digest));
   }
 
   /** Resolves to whether there was one to drop. */

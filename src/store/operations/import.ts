@@ -93,7 +93,7 @@ async function takeNames(store: BlobStore, registry: string, name: string, path:
         const digest = `${algorithm}:${hex}`;
         const file = join(path, place, algorithm, hex, 'link');
         if (isDigest(digest) && store.describe(digest))
-          catalog.addLink(digest, repo, {
+          catalog.links.add(digest, repo, {
             isPublic: false,
             now: Math.floor((await stat(file)).mtimeMs),
           });
@@ -105,16 +105,15 @@ async function takeNames(store: BlobStore, registry: string, name: string, path:
     const file = join(path, '_manifests/tags', tag, 'current/link');
     const digest = (await readFile(file, 'utf8')).trim();
     const held = isDigest(digest) ? store.describe(digest) : undefined;
-    if (!held || held.mediaType === blobMediaType || !isTag(tag) || catalog.tag(repo, tag)) continue;
+    if (!held || held.mediaType === blobMediaType || !isTag(tag) || catalog.tags.get(repo, tag)) continue;
     const checkedAt = Math.floor((await stat(file)).mtimeMs);
     const mediaType = held.mediaType || usualType(store.children(held.digest));
-    catalog.setTag(
+    catalog.tags.set(
       repo,
       tag,
       { ...held, mediaType, checkedAt, saidAt: checkedAt, isUpstreamStale: false, previous: null },
       true,
     );
-    store.onTagChanged(registry, repo.name, tag);
     tags += 1;
   }
   return tags;

@@ -166,7 +166,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
 /** The store, if its catalog is not damaged. */
 function whole(store: BlobStore): BlobStore {
   try {
-    store.catalog.expectUndamaged();
+    store.catalog.connection.expectUndamaged();
   } catch (cause) {
     throw new OperationError((cause as Error).message, { cause });
   }
@@ -188,7 +188,7 @@ async function quarantine(store: BlobStore, digests: readonly string[]): Promise
 }
 
 function tagsOf(catalog: Catalog, pattern: Pattern): number {
-  return catalog
+  return catalog.roots
     .tagged(pattern.glob)
     .filter(({ registry, repo, tag }) => pattern.matches({ registry, name: repo }, tag)).length;
 }

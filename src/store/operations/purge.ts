@@ -2,7 +2,9 @@ import type { Digest } from '../../oci/digest.ts';
 import type { Pattern } from '../../oci/pattern.ts';
 import { inSteps } from '../../util/steps.ts';
 import type { BlobStore } from '../blob-store.ts';
-import { footprint, type Catalog, type Root } from '../catalog/catalog.ts';
+import { footprint } from '../catalog/blobs.ts';
+import type { Catalog } from '../catalog/catalog.ts';
+import type { Root } from '../catalog/roots.ts';
 
 export interface Purged {
   readonly tags: number;
@@ -27,8 +29,8 @@ interface Plan {
 export async function purge(store: BlobStore, pattern: Pattern): Promise<Purged> {
   const { catalog } = store;
   const { tags, victims, kept } = await inSteps(plan(catalog, pattern));
-  catalog.removeListsOf(pattern.glob);
-  await inSteps(forget(store, tags));
+  catalog.lists.removeOfRepos(pattern.glob);
+  await inSteps(forget(catalog, tags));
   const gone = await store.remove(victims.keys());
   return {
     tags: tags.length,
@@ -38,11 +40,10 @@ export async function purge(store: BlobStore, pattern: Pattern): Promise<Purged>
   };
 }
 
-function* forget(store: BlobStore, tags: readonly Root[]): Generator<undefined, undefined> {
+function* forget(catalog: Catalog, tags: readonly Root[]): Generator<undefined, undefined> {
   for (const { registry, repo, tag } of tags) {
     if (tag === undefined) continue;
-    store.catalog.removeTag({ registry, name: repo }, tag);
-    store.onTagChanged(registry, repo, tag);
+    catalog.tags.remove({ registry, name: repo }, tag);
     yield;
   }
 }
@@ -58,20 +59,23 @@ export async function previewPurge(catalog: Catalog, pattern: Pattern): Promise<
 function* plan(catalog: Catalog, pattern: Pattern): Generator<undefined, Plan> {
   const isMeant = ({ registry, repo, tag }: Root): boolean => pattern.matches({ registry, name: repo }, tag);
   // What is pinned keeps its tag.
-  const tags = catalog.tagged(pattern.glob).filter((root) => isMeant(root) && !catalog.isPinned(root.digest));
-  const owned = catalog.blobsOf(pattern.glob).filter(isMeant);
+  const tags = catalog.roots
+    .tagged(pattern.glob)
+    .filter((root) => isMeant(root) && !catalog.pins.isPinned(root.digest));
+  const owned = catalog.roots.blobsOf(pattern.glob).filter(isMeant);
   const victims = new Map<Digest, number>();
   const pinned = new Set<Digest>();
   const visit = (digest: Digest): boolean => {
-    const blob = catalog.blob(digest);
+    const blob = catalog.blobs.get(digest);
     if (!blob || victims.has(digest)) return false;
     // Another tag, another repo or another image that stays holds it.
-    const isTagged = catalog.tagsOf(digest).some((root) => !isMeant(root));
-    const isShared = catalog
+    const isTagged = catalog.roots.tagsOf(digest).some((root) => !isMeant(root));
+    const isShared = catalog.links
       .reposOf(digest)
       .some(({ registry, repo }) => !pattern.matchesRepo({ registry, name: repo }));
-    if (isTagged || isShared || catalog.parents(digest).some((parent) => !victims.has(parent))) return false;
-    if (catalog.isPinned(digest)) {
+    if (isTagged || isShared || catalog.children.parents(digest).some((parent) => !victims.has(parent)))
+      return false;
+    if (catalog.pins.isPinned(digest)) {
       pinned.add(digest);
       return false;
     }
@@ -83,7 +87,7 @@ function* plan(catalog: Catalog, pattern: Pattern): Generator<undefined, Plan> {
     for (let digest = open.pop(); digest !== undefined; digest = open.pop()) {
       yield;
       if (!visit(digest)) continue;
-      for (const children of catalog.heldChildren(digest)) {
+      for (const children of catalog.children.held(digest)) {
         open.push(...children);
         yield;
       }

@@ -2,7 +2,8 @@ import type { Digest } from '../../oci/digest.ts';
 import { orLate } from '../../util/deadline.ts';
 import { MirrorError } from '../../util/errors.ts';
 import { formatSize } from '../../util/units.ts';
-import { footprint, type Victim } from '../catalog/catalog.ts';
+import { footprint } from '../catalog/blobs.ts';
+import type { Victim } from '../catalog/uses.ts';
 
 export interface EvictorOptions {
   /** The cap over everything stored and arriving, in bytes on disk. */

@@ -8,7 +8,9 @@ import type { Clock } from '../../util/clock.ts';
 import { OperationError } from '../../util/errors.ts';
 import { atOnce, inSteps } from '../../util/steps.ts';
 import { formatSize } from '../../util/units.ts';
-import { footprint, type Catalog, type Root } from '../catalog/catalog.ts';
+import { footprint } from '../catalog/blobs.ts';
+import type { Catalog } from '../catalog/catalog.ts';
+import type { Root } from '../catalog/roots.ts';
 
 export interface Pin {
   readonly pattern: string;
@@ -67,7 +69,7 @@ export class Pins {
     // Nothing else goes on yet.
     const { held, bytes } = atOnce(this.#reach(this.#patterns));
     const before = atOnce(this.#pinned());
-    catalog.setPinned(
+    catalog.pins.setPinned(
       [...held].filter((digest) => !before.has(digest)),
       [...before].filter((digest) => !held.has(digest)),
     );
@@ -80,7 +82,7 @@ export class Pins {
   }
 
   list(): Pin[] {
-    return listPins(this.#configured, this.#catalog.pins());
+    return listPins(this.#configured, this.#catalog.pins.patterns());
   }
 
   /** Rejects with `OperationError`. Resolves to the bytes that are pinned then. */
@@ -90,7 +92,7 @@ export class Pins {
       const patterns = [...this.#patterns, pattern];
       return this.#look(patterns, async (bytes) => {
         if (bytes > this.#maxBytes) throw new OperationError(`${text}: ${this.#tooMuch(bytes)}`);
-        await this.#catalog.queue.write(() => this.#catalog.addPin(text, this.#clock.now()));
+        await this.#catalog.connection.queue.write(() => this.#catalog.pins.add(text, this.#clock.now()));
         this.#patterns = patterns;
       });
     });
@@ -100,7 +102,7 @@ export class Pins {
     return this.#inLine(async () => {
       if (this.#configured.some((each) => each.text === text))
         throw new OperationError(`${text}: pinned by the configuration, store.pins`);
-      if (!(await this.#catalog.queue.write(() => this.#catalog.removePin(text))))
+      if (!(await this.#catalog.connection.queue.write(() => this.#catalog.pins.remove(text))))
         throw new OperationError(`${text}: not pinned`);
       this.#patterns = this.#listed();
       return this.#look(this.#patterns);
@@ -123,7 +125,7 @@ export class Pins {
     if (this.#patterns.length === 0) return;
     try {
       if (!this.#covers(digest)) return;
-      this.#catalog.setPinned([digest], []);
+      this.#catalog.pins.setPinned([digest], []);
       // What a manifest names may have been here before it.
       this.#refreshSoon();
     } catch (error) {
@@ -201,9 +203,9 @@ export class Pins {
     flag: boolean,
   ): Promise<void> {
     for (let at = 0; at < digests.length && !this.#isClosed; at += flagsAtOnce) {
-      await this.#catalog.queue.write(() => {
+      await this.#catalog.connection.queue.write(() => {
         const some = digests.slice(at, at + flagsAtOnce).filter(isMeant);
-        this.#catalog.setPinned(flag ? some : [], flag ? [] : some);
+        this.#catalog.pins.setPinned(flag ? some : [], flag ? [] : some);
       });
       await nextTurn();
     }
@@ -229,7 +231,7 @@ export class Pins {
   *#pinned(): Generator<undefined, ReadonlySet<Digest>> {
     const all = new Set<Digest>();
     for (let last = ''; ;) {
-      const some = this.#catalog.pinnedAfter(last, pinnedAtOnce);
+      const some = this.#catalog.pins.pinnedAfter(last, pinnedAtOnce);
       for (const digest of some) all.add(digest);
       last = some.at(-1) ?? last;
       if (some.length < pinnedAtOnce) return all;
@@ -247,18 +249,18 @@ export class Pins {
         const open = [root];
         for (let digest = open.pop(); digest !== undefined; digest = open.pop()) {
           const key = `${registry}/${name}@${digest}`;
-          const blob = seen.has(key) ? undefined : this.#catalog.blob(digest);
+          const blob = seen.has(key) ? undefined : this.#catalog.blobs.get(digest);
           if (!blob) continue;
           seen.add(key);
           if (!held.has(digest)) bytes += footprint(blob.size);
           held.add(digest);
           if (blob.mediaType === blobMediaType) continue;
-          for (const children of this.#catalog.heldChildren(digest)) {
+          for (const children of this.#catalog.children.held(digest)) {
             open.push(...children);
             yield;
           }
           for (const tag of signatureTags(digest)) {
-            const row = this.#catalog.tag({ registry, name }, tag);
+            const row = this.#catalog.tags.get({ registry, name }, tag);
             if (row) open.push(row.digest);
           }
         }
@@ -273,8 +275,8 @@ export class Pins {
     const isMeant = ({ registry, repo, tag }: Root): boolean =>
       patterns.some((pattern) => pattern.matches({ registry, name: repo }, tag));
     for (const next of [
-      (last: Root | undefined) => this.#catalog.tagsAfter(last, rootsAtOnce),
-      (last: Root | undefined) => this.#catalog.linkedAfter(last, rootsAtOnce),
+      (last: Root | undefined) => this.#catalog.roots.taggedAfter(last, rootsAtOnce),
+      (last: Root | undefined) => this.#catalog.roots.linkedAfter(last, rootsAtOnce),
     ]) {
       for (let roots = next(undefined); roots.length > 0; roots = next(roots.at(-1)))
         yield roots.filter(isMeant);
@@ -284,24 +286,28 @@ export class Pins {
   /** Whether the patterns name the manifest, by tag or by digest. */
   #isRoot(digest: Digest): boolean {
     return this.#patterns.some((pattern) =>
-      [...this.#catalog.tagged(pattern.glob, digest), ...this.#catalog.linked(pattern.glob, digest)].some(
-        ({ registry, repo, tag }) => pattern.matches({ registry, name: repo }, tag),
-      ),
+      [
+        ...this.#catalog.roots.tagged(pattern.glob, digest),
+        ...this.#catalog.roots.linked(pattern.glob, digest),
+      ].some(({ registry, repo, tag }) => pattern.matches({ registry, name: repo }, tag)),
     );
   }
 
   #covers(digest: Digest): boolean {
-    if (this.#catalog.hasPinnedParent(digest) || this.#isRoot(digest)) return true;
+    if (this.#catalog.pins.hasPinnedParent(digest) || this.#isRoot(digest)) return true;
     // A signature belongs to what its tag names.
-    return this.#catalog.tagsOf(digest).some(({ tag }) => {
+    return this.#catalog.roots.tagsOf(digest).some(({ tag }) => {
       const subject = tag === undefined ? undefined : subjectOf(tag);
       if (subject === undefined) return false;
-      return this.#catalog.digestsWithPrefix(subject).some((digest) => this.#catalog.isPinned(digest));
+      return this.#catalog.blobs.withPrefix(subject).some((digest) => this.#catalog.pins.isPinned(digest));
     });
   }
 
   #listed(): Pattern[] {
-    return [...this.#configured, ...this.#catalog.pins().flatMap((text) => Pattern.parse(text) ?? [])];
+    return [
+      ...this.#configured,
+      ...this.#catalog.pins.patterns().flatMap((text) => Pattern.parse(text) ?? []),
+    ];
   }
 
   #tooMuch(bytes: number): string {

@@ -37,7 +37,7 @@ export async function rebuildCatalog(root: string, now: number): Promise<Rebuilt
     const catalog = new Catalog(file);
     try {
       // What was found is only known by its name: the scrub begins with it.
-      catalog.setNote('scrub', '');
+      catalog.notes.set('scrub', '');
       return { base, keptAs, ...(await compare(root, catalog, now)) };
     } finally {
       catalog.close();
@@ -79,26 +79,26 @@ async function compare(
 ): Promise<{ found: number; lost: number }> {
   let found = 0;
   for await (const digest of filesOf(root)) {
-    if (catalog.blob(digest)) continue;
+    if (catalog.blobs.get(digest)) continue;
     const path = blobPath(root, digest);
     const entry = await stat(path);
     if (!entry.isFile()) continue;
     const { size } = entry;
     const { mediaType, children } = await contentOf(path, size);
-    catalog.addBlob({ digest, size, mediaType }, children, now);
+    catalog.blobs.add({ digest, size, mediaType }, children, now);
     found += 1;
   }
   let lost = 0;
   for (let last = ''; ;) {
-    const blobs = catalog.blobsAfter(last, 1000);
+    const blobs = catalog.blobs.after(last, 1000);
     for (const { digest } of blobs) {
       const isThere = await stat(blobPath(root, digest)).then(
         () => true,
         (error: unknown) => errorCode(error) !== 'ENOENT',
       );
       if (isThere) continue;
-      if (catalog.removeBlob(digest)) while (catalog.removeMore(digest));
-      catalog.removeLinksTo(digest);
+      if (catalog.blobs.remove(digest)) while (catalog.blobs.removeMoreChildren(digest));
+      catalog.links.removeAllTo(digest);
       lost += 1;
     }
     if (blobs.length === 0) return { found, lost };

@@ -12,9 +12,9 @@ import { ask, errorOf } from '../../support/http.ts';
 import { TestClock, until } from '../../support/mirror.ts';
 
 const noLedgerStore = {
-  addToLedger: () => undefined,
-  pruneLedger: () => undefined,
-  ledgerTotals: () => [],
+  add: () => undefined,
+  prune: () => undefined,
+  totals: () => [],
 };
 
 test('requests beyond what the process can hold get 503 and when to come again', async () => {

@@ -23,11 +23,11 @@ test('links to nothing and tags that are too many are removed, while somebody el
   const repo = createRepo('x.io', 'a/b', 'x.io');
   const digests = Array.from({ length: 1000 }, () => randomBlob(8).digest);
   const [stored, arriving, fresh] = digests;
-  catalog.transaction(() => {
-    for (const digest of digests) catalog.addLink(digest, repo, { isPublic: true, now: 1000 });
-    catalog.addLink(fresh!, repo, { isPublic: false, now: 5000 });
-    catalog.addBlob({ digest: stored!, size: 1, mediaType: blobMediaType }, [], 1);
-    catalog.setIngest({
+  catalog.connection.transaction(() => {
+    for (const digest of digests) catalog.links.add(digest, repo, { isPublic: true, now: 1000 });
+    catalog.links.add(fresh!, repo, { isPublic: false, now: 5000 });
+    catalog.blobs.add({ digest: stored!, size: 1, mediaType: blobMediaType }, [], 1);
+    catalog.partials.set({
       registry: 'x.io',
       digest: arriving!,
       file: 'f',
@@ -47,20 +47,20 @@ test('links to nothing and tags that are too many are removed, while somebody el
         isUpstreamStale: false,
         previous: null,
       };
-      catalog.setTag(repo, `t${i}`, row, true);
+      catalog.tags.set(repo, `t${i}`, row, true);
     });
   });
-  assert.equal(catalog.movedTags, 1000);
+  assert.equal(catalog.tags.moved, 1000);
   const running = prune(db, { file, linksBefore: 2000, maxTags: 100 });
   // Its steps leave room for others.
   for (let i = 0; i < 20; i++) {
-    catalog.addPin(`x.io/p${i}`, 1);
+    catalog.pins.add(`x.io/p${i}`, 1);
     await new Promise((resolve) => setTimeout(resolve, 2));
   }
   assert.deepEqual(await running, { links: 2 * 998 - 1, tags: 900, children: 0 });
-  for (const digest of [stored!, arriving!, fresh!]) assert.ok(catalog.link(digest, 'x.io', 'a/b'));
-  assert.equal(catalog.link(digests[3]!, 'x.io', 'a/b'), undefined);
-  assert.ok(catalog.tag(repo, 't0'), 'its manifest is held');
-  assert.equal(catalog.tag(repo, 't1'), undefined);
-  assert.ok(catalog.tag(repo, 't999'));
+  for (const digest of [stored!, arriving!, fresh!]) assert.ok(catalog.links.get(digest, 'x.io', 'a/b'));
+  assert.equal(catalog.links.get(digests[3]!, 'x.io', 'a/b'), undefined);
+  assert.ok(catalog.tags.get(repo, 't0'), 'its manifest is held');
+  assert.equal(catalog.tags.get(repo, 't1'), undefined);
+  assert.ok(catalog.tags.get(repo, 't999'));
 });

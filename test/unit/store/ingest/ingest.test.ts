@@ -79,6 +79,7 @@ class Model {
         onEvicted: () => undefined,
         onPruned: () => undefined,
         onDamaged: () => undefined,
+        onTagChanged: () => undefined,
       },
     );
     await this.begin();

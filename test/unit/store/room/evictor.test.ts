@@ -2,7 +2,8 @@ import fc from 'fast-check';
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { Digest } from '../../../../src/oci/digest.ts';
-import { footprint, type Victim } from '../../../../src/store/catalog/catalog.ts';
+import { footprint } from '../../../../src/store/catalog/blobs.ts';
+import type { Victim } from '../../../../src/store/catalog/uses.ts';
 import { Evictor, type Reservation } from '../../../../src/store/room/evictor.ts';
 import { isFault } from '../../../../src/util/errors.ts';
 

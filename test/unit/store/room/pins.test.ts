@@ -23,12 +23,16 @@ const childOf = (digest: Digest, kind: Child['kind']): Child => ({ digest, size:
 describe('pins, while other things go on', () => {
   async function open(t: TestContext, images: number): Promise<{ catalog: Catalog; pins: Pins }> {
     const directory = await mkdtemp(join(tmpdir(), 'layercache-pins-'));
-    const catalog = new Catalog(join(directory, 'catalog.db'));
-    catalog.transaction(() => {
+    const opened: { pins?: Pins } = {};
+    const catalog = new Catalog(join(directory, 'catalog.db'), {
+      onTagMoved: (registry, name, tag) => opened.pins?.changed(registry, name, tag),
+    });
+    catalog.connection.transaction(() => {
       for (let i = 0; i < images; i++) addImage(catalog, `i${i}`);
     });
     const { events: log } = createLog({ level: 'silent' });
     const pins = new Pins({ pins: [], maxBytes: 1e12 }, { catalog, clock: systemClock, log });
+    opened.pins = pins;
     t.after(async () => {
       await pins.close();
       catalog.close();
@@ -40,17 +44,17 @@ describe('pins, while other things go on', () => {
   function addImage(catalog: Catalog, name: string, layers = layersOfImage): void {
     const digests = Array.from({ length: layersOfImage }, (_, i) => named(`${name} layer ${i}`));
     for (const digest of digests.slice(0, layers))
-      catalog.addBlob({ digest, size: 1, mediaType: blobMediaType }, [], 1);
+      catalog.blobs.add({ digest, size: 1, mediaType: blobMediaType }, [], 1);
     const parts = digests.map((digest) => childOf(digest, 'layer'));
-    catalog.addBlob({ digest: named(name), size: 1, mediaType: ociManifest }, parts, 1);
+    catalog.blobs.add({ digest: named(name), size: 1, mediaType: ociManifest }, parts, 1);
     const index = named(`${name} index`);
-    catalog.addBlob({ digest: index, size: 1, mediaType: ociIndex }, [childOf(named(name), 'manifest')], 1);
+    catalog.blobs.add({ digest: index, size: 1, mediaType: ociIndex }, [childOf(named(name), 'manifest')], 1);
     point(catalog, name, index);
   }
 
   function point(catalog: Catalog, tag: string, digest: Digest): void {
     const row = { size: 1, mediaType: ociIndex, checkedAt: 1, saidAt: 1, isUpstreamStale: false };
-    catalog.setTag(repo, tag, { ...row, digest, previous: null }, true);
+    catalog.tags.set(repo, tag, { ...row, digest, previous: null }, true);
   }
 
   test('whatever is pinned, nothing is held up for long', async (t) => {
@@ -70,9 +74,9 @@ describe('pins, while other things go on', () => {
     };
     const watching = watch();
     assert.equal(await pins.pin('x.io/**'), 1500 * (layersOfImage + 2) * 4096);
-    assert.ok(catalog.isPinned(named('i7 layer 3')));
+    assert.ok(catalog.pins.isPinned(named('i7 layer 3')));
     assert.equal(await pins.unpin('x.io/**'), 0);
-    assert.ok(!catalog.isPinned(named('i7 layer 3')));
+    assert.ok(!catalog.pins.isPinned(named('i7 layer 3')));
     isOver = true;
     await watching;
     t.diagnostic(`held up for ${Math.round(longest)} ms at most`);
@@ -81,8 +85,7 @@ describe('pins, while other things go on', () => {
 
   test('what is stored and what moves meanwhile is pinned in the end', async (t) => {
     const { catalog, pins } = await open(t, 300);
-    catalog.onChange = (registry, name, tag) => pins.changed(registry, name, tag);
-    catalog.transaction(() => addImage(catalog, 'late', 0));
+    catalog.connection.transaction(() => addImage(catalog, 'late', 0));
     const layer = named('late layer 0');
     const isDone = pins.pin('x.io/a/b:*');
     let turns = 0;
@@ -94,24 +97,24 @@ describe('pins, while other things go on', () => {
         if (turns === 10) for (let i = 0; i < layersOfImage; i++) pins.stored(named(`new layer ${i}`));
         if (turns === 20) point(catalog, 'i5', named('i6 index'));
         // A part of what it has, or has not, been at.
-        if (turns === 25) catalog.addBlob({ digest: layer, size: 1, mediaType: blobMediaType }, [], 1);
+        if (turns === 25) catalog.blobs.add({ digest: layer, size: 1, mediaType: blobMediaType }, [], 1);
         if (turns === 25) pins.stored(layer);
       }
     };
     await Promise.all([isDone, disturb()]);
     await pins.refresh();
     for (const name of ['late layer 0', 'new', 'new index', 'new layer 7', 'i6 layer 1'])
-      assert.ok(catalog.isPinned(named(name)), name);
-    assert.ok(!catalog.isPinned(named('i5 layer 1')), 'what the tag pointed to before');
+      assert.ok(catalog.pins.isPinned(named(name)), name);
+    assert.ok(!catalog.pins.isPinned(named('i5 layer 1')), 'what the tag pointed to before');
     await assert.rejects(pins.unpin('x.io/other'), /not pinned/);
     assert.equal(await pins.unpin('x.io/a/b:*'), 0);
-    assert.deepEqual(catalog.pinnedAfter('', 1), []);
+    assert.deepEqual(catalog.pins.pinnedAfter('', 1), []);
   });
 
   test('two at once take their turns', async (t) => {
     const { catalog, pins } = await open(t, 50);
     await Promise.all([pins.pin('x.io/a/b:i1'), pins.pin('x.io/a/b:i2'), pins.unpin('x.io/a/b:i1')]);
-    assert.ok(catalog.isPinned(named('i2')));
-    assert.ok(!catalog.isPinned(named('i1')));
+    assert.ok(catalog.pins.isPinned(named('i2')));
+    assert.ok(!catalog.pins.isPinned(named('i1')));
   });
 });
