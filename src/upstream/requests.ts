@@ -11,7 +11,8 @@ import type { AccountPool } from './accounts/account-pool.ts';
 import { quotaSpent, type Account } from './accounts/account.ts';
 import { Attempts, type Attempt } from './accounts/attempts.ts';
 import { isNotEnough, isWebPage, type FinalResponse, type Provenance } from './answers.ts';
-import { noAuthorization, Tokens, type Authorization } from './auth/tokens.ts';
+import { Authenticator } from './auth/authenticator.ts';
+import { noAuthorization, type Authorization } from './auth/authorization.ts';
 import { Gates } from './http/gate.ts';
 import { one } from './http/headers.ts';
 import { NetworkPolicy, type NetworkPolicyOptions } from './http/network-policy.ts';
@@ -80,7 +81,7 @@ export class Requests {
   readonly #policy: NetworkPolicy;
   readonly #gates: Gates;
   readonly #transport: Transport;
-  readonly #tokens: Tokens;
+  readonly #authenticator: Authenticator;
   #lookedAt = -Infinity;
   readonly #firstLook = new Flight<'first', undefined>();
 
@@ -101,7 +102,8 @@ export class Requests {
     const transport = new Transport(options.name, options, { ...context, gates, policy });
     this.#transport = transport;
     const sharedTimeoutMs = Math.min(options.headersTimeoutMs, options.firstByteTimeoutMs);
-    this.#tokens = new Tokens(registry, url, { transport, policy, clock, remembers, sharedTimeoutMs });
+    const auth = { transport, policy, clock, remembers, sharedTimeoutMs };
+    this.#authenticator = new Authenticator(registry, url, auth);
   }
 
   /** How many hosts are not asked now: the registry itself, and others that it leads to. */
@@ -122,7 +124,7 @@ export class Requests {
     const now = this.#clock.monotonic();
     if (fault && now - this.#lookedAt >= lookAgainMs) {
       this.#lookedAt = now;
-      this.#tokens.look(AbortSignal.timeout(lookAgainMs)).catch(() => undefined);
+      this.#authenticator.look(AbortSignal.timeout(lookAgainMs)).catch(() => undefined);
     }
     if (fault === 'upstream-limited') return `${registry} limits all requests`;
     if (fault) return `${registry} cannot be reached or fails`;
@@ -214,22 +216,22 @@ export class Requests {
   async #as(attempt: Attempt, ask: Ask): Promise<FinalResponse> {
     const { account } = attempt;
     const { repo, signal } = ask;
-    let authorization = await this.#tokens.authorize(account, repo, signal);
+    let authorization = await this.#authenticator.authorize(account, repo, signal);
     attempt.sent();
     let response = await this.#follow(ask, authorization);
     const isKept = !authorization.fresh && authorization.header !== undefined;
     if (response.status === 401 && isKept && !isNotEnough(response)) {
       // Some registries challenge an expired token towards another realm: ask for the challenge without it.
       response.body.discard();
-      this.#tokens.drop(account, repo);
+      this.#authenticator.drop(account, repo);
       authorization = noAuthorization;
       response = await this.#follow(ask, authorization);
     }
     if (response.status === 401) {
       response.body.discard();
-      const next = await this.#tokens.challenged(response, account, repo, signal);
+      const next = await this.#authenticator.challenged(response, account, repo, signal);
       if (next && next.challenge !== authorization.challenge) response = await this.#follow(ask, next);
-      else if (next?.challenge === 'basic') await this.#tokens.checkBasic(account, signal);
+      else if (next?.challenge === 'basic') await this.#authenticator.checkBasic(account, signal);
     }
     return response;
   }

@@ -174,3 +174,8 @@ function showTime(ms: number): string {
 function isSame(a: Login, b: Login): boolean {
   return a.username === b.username && a.password === b.password;
 }
+
+/** `message` says what was asked and how it was answered. */
+export function accountRefused(message: string, { name }: Account): MirrorError {
+  return new MirrorError('account-refused', `${message}: it refuses the account ${name}`);
+}

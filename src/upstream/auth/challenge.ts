@@ -6,6 +6,12 @@ export interface Challenge {
   readonly params: Readonly<Record<string, string>>;
 }
 
+/** How an upstream wants to be asked. */
+export interface Scheme {
+  readonly bearer: { readonly realm: string; readonly service: string | undefined } | undefined;
+  readonly basic: boolean;
+}
+
 const token = /[!#$%&'*+.^_`|~\w-]+/y;
 const separator = /[\s,]*/y;
 const equals = /\s*=\s*/y;
@@ -46,4 +52,14 @@ function parseHeader(header: string): Challenge[] {
       if (current && value !== undefined) current.params[name] ??= value;
     }
   }
+}
+
+/** The scheme that challenges ask for: the first Bearer with a realm, and whether Basic is taken too. */
+export function schemeOf(challenges: readonly Challenge[]): Scheme {
+  const params = challenges.find((each) => each.scheme === 'bearer' && each.params['realm'])?.params;
+  const realm = params?.['realm'];
+  return {
+    bearer: realm === undefined ? undefined : { realm, service: params?.['service'] },
+    basic: challenges.some(({ scheme }) => scheme === 'basic'),
+  };
 }

@@ -1,0 +1,189 @@
+import { z } from 'zod';
+import { parseJson } from '../../oci/json.ts';
+import type { Repo } from '../../oci/repo.ts';
+import type { Clock } from '../../util/clock.ts';
+import { MirrorError, toMirrorError } from '../../util/errors.ts';
+import { accountRefused, type Account } from '../accounts/account.ts';
+import { identityUser, type Login } from '../accounts/credentials.ts';
+import type { NetworkPolicy } from '../http/network-policy.ts';
+import { statusFault, toFault, type Call, type Response, type Transport } from '../http/transport.ts';
+import { basicHeader } from './authorization.ts';
+
+/** What a token is asked for, and of whom. */
+export interface TokenQuestion {
+  readonly realm: string;
+  readonly service: string | undefined;
+  readonly scope: string;
+  /** Whether the upstream still names that realm: only then does a refusal say anything. */
+  readonly isCurrent: () => Promise<boolean>;
+}
+
+/** A token as it was given. */
+export interface GivenToken {
+  readonly token: string;
+  /** No credentials were sent for it. */
+  readonly isPublic: boolean;
+  /** By the monotonic clock, a tenth of its life before its end. */
+  readonly expiresAt: number;
+}
+
+export interface TokenServerContext {
+  readonly transport: Transport;
+  readonly policy: NetworkPolicy;
+  readonly clock: Clock;
+}
+
+const maxTokenBytes = 1024 * 1024;
+const defaultLifeMs = 60_000;
+const longestLifeMs = 24 * 60 * 60 * 1000;
+const unreadableForMs = 1000;
+
+const tokenAnswer = z.object({
+  token: z.string().min(1).optional(),
+  access_token: z.string().min(1).optional(),
+  expires_in: z.coerce.number().optional().catch(undefined),
+});
+
+/** A realm has refused to which the upstream does not send everybody, or not any more: that says nothing. */
+export class NotCurrent extends MirrorError {}
+
+/**
+ * Asks the token servers that an upstream names (distribution-spec, "Token Authentication"): by GET with Basic, or by an
+ * OAuth form where the login or the server wants one. Keeps no tokens.
+ */
+export class TokenServer {
+  readonly #registry: string;
+  readonly #transport: Transport;
+  readonly #policy: NetworkPolicy;
+  readonly #clock: Clock;
+  /** A token server that answers with something else is left alone for a moment. */
+  #unreadable: { readonly error: MirrorError; readonly until: number } | undefined;
+
+  constructor(registry: string, { transport, policy, clock }: TokenServerContext) {
+    this.#registry = registry;
+    this.#transport = transport;
+    this.#policy = policy;
+    this.#clock = clock;
+  }
+
+  /**
+   * One token. Throws `account-refused` when the login is taken for nothing, `repo-unknown` when only this scope is
+   * refused, NotCurrent when the upstream does not name that realm, and the faults of a call.
+   */
+  async ask(question: TokenQuestion, account: Account, repo: Repo, signal: AbortSignal): Promise<GivenToken> {
+    const { realm, service, scope } = question;
+    const url = this.#policy.checkRealm(realm);
+    const what = `GET ${this.#registry} token for ${scope}`;
+    if (this.#unreadable && this.#clock.monotonic() < this.#unreadable.until) throw this.#unreadable.error;
+    for (let tries = 1; ; tries++) {
+      const login = await account.login();
+      const asked = this.#clock.monotonic();
+      const response = await this.#send(url, { service, scope }, login, what, repo, signal);
+      if (response.status === 200) {
+        const { token, lifeMs } = await this.#read(response, what, signal);
+        account.accepted();
+        // A tenth of its life before the end, since it still has to travel.
+        const expiresAt = asked + lifeMs * 0.9;
+        return { token, isPublic: login === undefined, expiresAt };
+      }
+      response.body.discard();
+      const { status } = response;
+      const message = `${what}: ${url.host} answered ${status}`;
+      if (status !== 401 && status !== 403) throw statusFault(response, message, this.#clock.now());
+      if (!(await question.isCurrent())) throw new NotCurrent('repo-unknown', `${message}: it has moved`);
+      // Some token servers answer so for a repo that is unknown or private (ghcr.io).
+      const isRefused = login && status === 401 && (await this.#refuses(url, service, login, repo, signal));
+      if (!isRefused) throw new MirrorError('repo-unknown', `${message}: not found, or not permitted`);
+      const error = accountRefused(message, account);
+      const hasAnother = await account.refused(login, error);
+      if (!hasAnother || tries === 2) throw error;
+    }
+  }
+
+  async #read(
+    response: Response,
+    what: string,
+    signal: AbortSignal,
+  ): Promise<{ token: string; lifeMs: number }> {
+    try {
+      return await readToken(response, what, signal);
+    } catch (error) {
+      const { fault, message } = toMirrorError(error);
+      const again = new MirrorError(fault, message, { retryAfterMs: unreadableForMs, notAsked: true });
+      this.#unreadable = { error: again, until: this.#clock.monotonic() + unreadableForMs };
+      throw error;
+    }
+  }
+
+  /** Whether the token server does not take the login for anything. */
+  async #refuses(
+    url: URL,
+    service: string | undefined,
+    login: Login,
+    repo: Repo,
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const what = `GET ${this.#registry} token without a scope`;
+    const response = await this.#send(url, { service, scope: undefined }, login, what, repo, signal);
+    response.body.discard();
+    return response.status === 401;
+  }
+
+  async #send(
+    realm: URL,
+    { service, scope }: { service: string | undefined; scope: string | undefined },
+    login: Login | undefined,
+    what: string,
+    repo: Repo,
+    signal: AbortSignal,
+  ): Promise<Response> {
+    const question = { ...(service !== undefined && { service }), ...(scope !== undefined && { scope }) };
+    const ask = (call: Pick<Call, 'method' | 'url' | 'headers' | 'form'>): Promise<Response> =>
+      this.#transport.send({ ...call, kind: 'token', what, repo, signal });
+    const post = (form: Record<string, string>): Promise<Response> =>
+      ask({
+        method: 'POST',
+        url: realm,
+        headers: { 'content-type': 'application/x-www-form-urlencoded' },
+        form: new URLSearchParams({ ...form, client_id: 'layercache', ...question }).toString(),
+      });
+    if (login?.username === identityUser)
+      return post({ grant_type: 'refresh_token', refresh_token: login.password });
+    const url = new URL(realm);
+    for (const [name, value] of Object.entries(question)) url.searchParams.set(name, value);
+    if (login) url.searchParams.set('account', login.username);
+    const response = await ask({
+      method: 'GET',
+      url,
+      headers: login ? { authorization: basicHeader(login) } : {},
+    });
+    if (response.status !== 405 || !login) return response;
+    // Some take OAuth alone.
+    response.body.discard();
+    return post({ grant_type: 'password', ...login });
+  }
+}
+
+async function readToken(
+  response: Response,
+  what: string,
+  signal: AbortSignal,
+): Promise<{ token: string; lifeMs: number }> {
+  const bytes = await response.body.bytes(maxTokenBytes, signal).catch((cause: unknown) => {
+    throw toFault(what, cause, signal);
+  });
+  let json: unknown;
+  try {
+    json = parseJson(bytes ?? Buffer.alloc(0));
+  } catch {
+    // No cause: a parser's message quotes what it read, and that may be a token.
+    throw new MirrorError('upstream-down', `${what}: the answer is not JSON`);
+  }
+  const answer = tokenAnswer.safeParse(json).data;
+  const token = answer?.token ?? answer?.access_token;
+  if (token === undefined || /[^\x21-\x7e]/.test(token)) {
+    throw new MirrorError('upstream-down', `${what}: the answer has no token`);
+  }
+  const life = (answer?.expires_in ?? 0) * 1000;
+  return { token, lifeMs: life > 0 ? Math.min(life, longestLifeMs) : defaultLifeMs };
+}
