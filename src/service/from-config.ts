@@ -19,7 +19,7 @@ import type { Catalog } from '../store/catalog/catalog.ts';
 import { operations, type Target } from '../store/operations/operations.ts';
 import type { Ledger } from '../telemetry/ledger.ts';
 import type { Logger } from '../telemetry/log.ts';
-import type { Metrics } from '../telemetry/metrics.ts';
+import type { Metrics, UpstreamReadings } from '../telemetry/metrics.ts';
 import { AccountPool } from '../upstream/accounts/account-pool.ts';
 import type { Account } from '../upstream/accounts/account.ts';
 import {
@@ -157,7 +157,7 @@ export function tagPolicyOf({ tags }: Config): TagPolicy {
 }
 
 /** What metrics show of them. */
-export function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void {
+export function upstreamReadings(upstreams: Upstreams): UpstreamReadings {
   const accounts = () =>
     upstreams.all.flatMap(({ registry, accounts }) =>
       accounts.accounts.map((account) => ({ registry, account })),
@@ -171,16 +171,18 @@ export function describeUpstreams(metrics: Metrics, upstreams: Upstreams): void 
   // Where nobody counts there is no figure.
   const counted = (of: (quota: Quota) => number) =>
     each(({ quota }) => (quota.limit === undefined ? undefined : of(quota)));
-  metrics.accountsAside.read = each(({ disabled }) => (disabled ? 1 : 0));
-  metrics.quotaLimit.read = counted(({ limit }) => limit ?? 0);
-  metrics.quotaRemaining.read = counted(({ remaining }) => remaining ?? 0);
-  metrics.quotaResetSeconds.read = counted(({ backInMs }) => (backInMs ?? 0) / 1000);
-  metrics.quotaExhaustionSeconds.read = counted(({ exhaustedInMs }) => exhaustedInMs / 1000);
-  metrics.hostsShut.read = () =>
-    upstreams.all.flatMap(({ registry, shut }): [string, 'registry' | 'other', number][] => [
-      [registry, 'registry', shut.own],
-      [registry, 'other', shut.others],
-    ]);
+  return {
+    accountsAside: each(({ disabled }) => (disabled ? 1 : 0)),
+    quotaLimit: counted(({ limit }) => limit ?? 0),
+    quotaRemaining: counted(({ remaining }) => remaining ?? 0),
+    quotaResetSeconds: counted(({ backInMs }) => (backInMs ?? 0) / 1000),
+    quotaExhaustionSeconds: counted(({ exhaustedInMs }) => exhaustedInMs / 1000),
+    hostsShut: () =>
+      upstreams.all.flatMap(({ registry, shut }): [string, 'registry' | 'other', number][] => [
+        [registry, 'registry', shut.own],
+        [registry, 'other', shut.others],
+      ]),
+  };
 }
 
 /** Who may ask, and for what. */

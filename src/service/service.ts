@@ -24,7 +24,7 @@ import { followTls, readTls } from '../server/tls.ts';
 import { BlobStore, type Damaged } from '../store/blob-store.ts';
 import { Ledger } from '../telemetry/ledger.ts';
 import { createLog, type LineSink, type Log } from '../telemetry/log.ts';
-import { Metrics } from '../telemetry/metrics.ts';
+import { Metrics, type Readings } from '../telemetry/metrics.ts';
 import { Budget } from '../util/budget.ts';
 import { systemClock, type Clock } from '../util/clock.ts';
 import { errorCode } from '../util/errors.ts';
@@ -34,7 +34,7 @@ import {
   adminOf,
   buildUpstreams,
   clientsOptionsOf,
-  describeUpstreams,
+  upstreamReadings,
   keptUpstreams,
   tagPolicyOf,
   type UpstreamsContext,
@@ -183,7 +183,7 @@ export class Service {
       { firstByteTimeoutMs, tags: policy },
       { store, upstreams: this.#upstreams, clock, log: log.events },
     );
-    this.#describe(metrics);
+    metrics.show(this.#readings());
     const isDraining = (): boolean => this.#draining;
     const context = {
       clients: this.#clients,
@@ -391,21 +391,23 @@ export class Service {
     this.log.events.warn({ err: error }, 'what was spent could not be written down; it is tried again');
   }
 
-  #describe(metrics: Metrics): void {
-    describeUpstreams(metrics, this.#upstreams);
-    metrics.upstreamInsecure.read = () =>
-      [...this.#config.upstreams, ...this.#config.families].flatMap(({ registry, insecureSkipVerify }) =>
-        insecureSkipVerify ? [[registry, 1]] : [],
-      );
-    metrics.ledger.read = () =>
-      this.#ledger.totals().map(([registry, item, total]) => [registry, snakeCase(item), total]);
-    metrics.buildInfo.read = () => [[version, process.version, 1]];
-    metrics.fillsActive.read = () => this.#fills.active;
-    metrics.fillBytesPending.read = () => this.#store.pendingBytes;
-    metrics.storeBytes.read = () => this.#store.bytes;
-    metrics.storeWritable.read = () => (this.#store.trouble === undefined ? 1 : 0);
-    metrics.storePinnedBytes.read = () => this.#store.pins.bytes;
-    metrics.storeLimitBytes.read = () => this.#config.store.maxBytes;
+  #readings(): Readings {
+    return {
+      ...upstreamReadings(this.#upstreams),
+      upstreamInsecure: () =>
+        [...this.#config.upstreams, ...this.#config.families].flatMap(({ registry, insecureSkipVerify }) =>
+          insecureSkipVerify ? [[registry, 1]] : [],
+        ),
+      ledger: () =>
+        this.#ledger.totals().map(([registry, item, total]) => [registry, snakeCase(item), total]),
+      buildInfo: () => [[version, process.version, 1]],
+      fillsActive: () => this.#fills.active,
+      fillBytesPending: () => this.#store.pendingBytes,
+      storeBytes: () => this.#store.bytes,
+      storeWritable: () => (this.#store.trouble === undefined ? 1 : 0),
+      storePinnedBytes: () => this.#store.pins.bytes,
+      storeLimitBytes: () => this.#config.store.maxBytes,
+    };
   }
 }
 

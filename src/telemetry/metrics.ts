@@ -1,143 +1,5 @@
-import { collectDefaultMetrics, Registry, type Metric } from 'prom-client';
-
-/**
- * Every metric of the mirror, in one table. A labelled prom-client counter costs as much as answering a request from
- * memory, so the numbers here are plain fields, and prom-client reads them when it is scraped.
- */
-
-/** What prom-client's registry asks of a metric. */
-interface Sample {
-  labels: Record<string, string | number>;
-  value: number;
-  metricName?: string;
-}
-
-abstract class PlainMetric {
-  abstract readonly type: 'counter' | 'gauge' | 'histogram';
-  readonly name: string;
-  readonly help: string;
-  readonly aggregator = 'sum';
-
-  constructor(registry: Registry, name: string, help: string) {
-    this.name = name;
-    this.help = help;
-    // prom-client's type asks for its own classes; its registry calls get() alone.
-    registry.registerMetric(this as unknown as Metric);
-  }
-
-  abstract samples(): Sample[];
-
-  get(): Promise<{ name: string; help: string; type: string; aggregator: string; values: Sample[] }> {
-    const { name, help, type, aggregator } = this;
-    return Promise.resolve({ name, help, type, aggregator, values: this.samples() });
-  }
-}
-
-interface Series {
-  count: number;
-}
-
-/** A counter with labels, whose values the caller gives in the order of the names. */
-class Counter<L extends string[]> extends PlainMetric {
-  readonly type = 'counter';
-  readonly #labels: readonly string[];
-  readonly #series = new Map<string, { values: L; count: number }>();
-
-  constructor(registry: Registry, name: string, help: string, labels: { [K in keyof L]: string }) {
-    super(registry, name, help);
-    this.#labels = labels;
-  }
-
-  add(count: number, ...values: L): void {
-    this.series(...values).count += count;
-  }
-
-  /** One series, to be counted up without being looked for again. */
-  series(...values: L): Series {
-    const key = values.join('\n');
-    let series = this.#series.get(key);
-    if (!series) {
-      series = { values, count: 0 };
-      this.#series.set(key, series);
-    }
-    return series;
-  }
-
-  get total(): number {
-    let total = 0;
-    for (const { count } of this.#series.values()) total += count;
-    return total;
-  }
-
-  samples(): Sample[] {
-    return [...this.#series.values()].map(({ values, count }) => ({
-      labels: Object.fromEntries(this.#labels.map((label, i) => [label, values[i] ?? ''])),
-      value: count,
-    }));
-  }
-}
-
-class Gauge extends PlainMetric {
-  readonly type = 'gauge';
-  /** Read at each scrape. */
-  read: () => number = () => 0;
-
-  samples(): Sample[] {
-    return [{ labels: {}, value: this.read() }];
-  }
-}
-
-/** A gauge with labels: each reading gives all its series, the values of the labels in the order of their names. */
-class Gauges<L extends string[]> extends PlainMetric {
-  readonly type = 'gauge';
-  readonly #labels: readonly string[];
-  read: () => [...L, value: number][] = () => [];
-
-  constructor(registry: Registry, name: string, help: string, labels: { [K in keyof L]: string }) {
-    super(registry, name, help);
-    this.#labels = labels;
-  }
-
-  samples(): Sample[] {
-    return this.read().map((series) => ({
-      labels: Object.fromEntries(this.#labels.map((label, i) => [label, series[i] as string])),
-      value: series.at(-1) as number,
-    }));
-  }
-}
-
-class Histogram extends PlainMetric {
-  readonly type = 'histogram';
-  readonly #bounds: readonly number[];
-  readonly #counts: Float64Array;
-  #sum = 0;
-
-  constructor(registry: Registry, name: string, help: string, bounds: readonly number[]) {
-    super(registry, name, help);
-    this.#bounds = bounds;
-    this.#counts = new Float64Array(bounds.length + 1);
-  }
-
-  observe(value: number): void {
-    let at = 0;
-    while (at < this.#bounds.length && value > (this.#bounds[at] ?? Infinity)) at += 1;
-    this.#counts[at] = (this.#counts[at] ?? 0) + 1;
-    this.#sum += value;
-  }
-
-  samples(): Sample[] {
-    let total = 0;
-    const buckets = [...this.#bounds, '+Inf'].map((le, i) => {
-      total += this.#counts[i] ?? 0;
-      return { metricName: `${this.name}_bucket`, labels: { le }, value: total };
-    });
-    return [
-      ...buckets,
-      { metricName: `${this.name}_sum`, labels: {}, value: this.#sum },
-      { metricName: `${this.name}_count`, labels: {}, value: total },
-    ];
-  }
-}
+import { collectDefaultMetrics, Registry } from 'prom-client';
+import { Counter, Gauge, Gauges, Histogram, type Reading, type Series } from './metric-types.ts';
 
 const seconds = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 300];
 
@@ -145,8 +7,33 @@ export type Kind = 'manifest' | 'blob' | 'tags' | 'referrers';
 type ProxyKind = 'manifest' | 'blob';
 export type UpstreamKind = Kind | 'token' | 'ping' | 'redirect';
 
+/** What the gauges of upstreams and their accounts show, read at each scrape. */
+export interface UpstreamReadings {
+  readonly quotaLimit: () => Reading<[registry: string, account: string]>;
+  readonly quotaRemaining: () => Reading<[registry: string, account: string]>;
+  readonly quotaResetSeconds: () => Reading<[registry: string, account: string]>;
+  readonly quotaExhaustionSeconds: () => Reading<[registry: string, account: string]>;
+  readonly accountsAside: () => Reading<[registry: string, account: string]>;
+  readonly hostsShut: () => Reading<[registry: string, host: 'registry' | 'other']>;
+}
+
+/** What all gauges show, read at each scrape. */
+export interface Readings extends UpstreamReadings {
+  readonly fillsActive: () => number;
+  readonly fillBytesPending: () => number;
+  readonly storeBytes: () => number;
+  readonly storeLimitBytes: () => number;
+  readonly storeWritable: () => number;
+  readonly storePinnedBytes: () => number;
+  readonly upstreamInsecure: () => Reading<[registry: string]>;
+  readonly ledger: () => Reading<[registry: string, item: string]>;
+  readonly buildInfo: () => Reading<[version: string, node: string]>;
+}
+
+/** Every metric of the mirror, in one table: they are shown in its order. */
 export class Metrics {
   readonly #r = new Registry();
+  #readings: Readings | undefined;
 
   readonly #requests = new Counter<[registry: string, kind: Kind, result: string]>(
     this.#r,
@@ -184,11 +71,14 @@ export class Metrics {
     'Time from request to the headers of its answer.',
     seconds,
   );
-  readonly fillsActive = new Gauge(this.#r, 'layercache_fills_active', 'Downloads in progress.');
+  readonly fillsActive = new Gauge(this.#r, 'layercache_fills_active', 'Downloads in progress.', () =>
+    this.#readings?.fillsActive(),
+  );
   readonly fillBytesPending = new Gauge(
     this.#r,
     'layercache_fill_bytes_pending',
     'Bytes on disk of unfinished fills.',
+    () => this.#readings?.fillBytesPending(),
   );
   readonly prefetchedBytes = new Counter<[used: 'yes' | 'no']>(
     this.#r,
@@ -200,49 +90,62 @@ export class Metrics {
     this.#r,
     'layercache_store_bytes',
     'Bytes that stored and arriving content takes on disk.',
+    () => this.#readings?.storeBytes(),
   );
-  readonly storeLimitBytes = new Gauge(this.#r, 'layercache_store_limit_bytes', 'The cap, store.maxBytes.');
+  readonly storeLimitBytes = new Gauge(
+    this.#r,
+    'layercache_store_limit_bytes',
+    'The cap, store.maxBytes.',
+    () => this.#readings?.storeLimitBytes(),
+  );
   readonly quotaLimit = new Gauges<[registry: string, account: string]>(
     this.#r,
     'layercache_quota_limit',
     'Pulls in a window, as the upstream says; absent where it counts none.',
     ['registry', 'account'],
+    () => this.#readings?.quotaLimit(),
   );
   readonly quotaRemaining = new Gauges<[registry: string, account: string]>(
     this.#r,
     'layercache_quota_remaining',
     'Pulls that are left.',
     ['registry', 'account'],
+    () => this.#readings?.quotaRemaining(),
   );
   readonly quotaResetSeconds = new Gauges<[registry: string, account: string]>(
     this.#r,
     'layercache_quota_reset_seconds',
     'Until pulls may be back; 0 while some are left.',
     ['registry', 'account'],
+    () => this.#readings?.quotaResetSeconds(),
   );
   readonly quotaExhaustionSeconds = new Gauges<[registry: string, account: string]>(
     this.#r,
     'layercache_quota_exhaustion_seconds',
     'Until no pull is left, at the rate of the last 15 minutes.',
     ['registry', 'account'],
+    () => this.#readings?.quotaExhaustionSeconds(),
   );
   readonly accountsAside = new Gauges<[registry: string, account: string]>(
     this.#r,
     'layercache_account_refused',
     '1 while the account is set aside, since its credentials were refused or cannot be had.',
     ['registry', 'account'],
+    () => this.#readings?.accountsAside(),
   );
   readonly hostsShut = new Gauges<[registry: string, host: 'registry' | 'other']>(
     this.#r,
     'layercache_breaker_open',
     'Hosts that are not asked for a while: the registry itself, and token servers and CDNs.',
     ['registry', 'host'],
+    () => this.#readings?.hostsShut(),
   );
   readonly upstreamInsecure = new Gauges<[registry: string]>(
     this.#r,
     'layercache_upstream_insecure',
     '1 for an upstream that is believed without a certificate (insecureSkipVerify).',
     ['registry'],
+    () => this.#readings?.upstreamInsecure(),
   );
   readonly admissionsRefused = new Counter<[registry: string, reason: string]>(
     this.#r,
@@ -255,6 +158,7 @@ export class Metrics {
     'layercache_ledger',
     'What pulls have cost and saved in the last year, over restarts: see docs/quota.md.',
     ['registry', 'item'],
+    () => this.#readings?.ledger(),
   );
   readonly evictions = new Counter<[reason: string]>(
     this.#r,
@@ -272,11 +176,13 @@ export class Metrics {
     this.#r,
     'layercache_store_writable',
     '0 while the disk does not take what is written: pulls go past the store.',
+    () => this.#readings?.storeWritable(),
   );
   readonly storePinnedBytes = new Gauge(
     this.#r,
     'layercache_store_pinned_bytes',
     'Bytes of stored blobs that pins keep from being evicted.',
+    () => this.#readings?.storePinnedBytes(),
   );
   readonly logLinesDropped = new Counter<[]>(
     this.#r,
@@ -304,6 +210,7 @@ export class Metrics {
     'layercache_build_info',
     'Always 1; the labels say what runs.',
     ['version', 'node'],
+    () => this.#readings?.buildInfo(),
   );
 
   // The series of the CNCF registry's proxy, so that dashboards made for it go on working.
@@ -320,6 +227,11 @@ export class Metrics {
     // Gauges by the names of counters; the same figures are there by type.
     for (const what of ['handles', 'requests', 'resources'])
       this.#r.removeSingleMetric(`nodejs_active_${what}_total`);
+  }
+
+  /** Where the gauges read from now on: what has the figures counts by these metrics itself, so it is made after them. */
+  show(readings: Readings): void {
+    this.#readings = readings;
   }
 
   /** Counts an answer to a client: on the path of every hit, so its series are looked up once. */
