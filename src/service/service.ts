@@ -34,9 +34,9 @@ import {
   adminOf,
   buildUpstreams,
   clientsOptionsOf,
-  upstreamReadings,
   keptUpstreams,
   tagPolicyOf,
+  upstreamReadings,
   type UpstreamsContext,
 } from './from-config.ts';
 

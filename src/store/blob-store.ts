@@ -436,8 +436,9 @@ export class BlobStore {
 
   /**
    * A private, growing file, visible only by commit; it starts with what an earlier fill from the same registry has left.
+   * `onReadersChanged`: a reader stands elsewhere, or has gone.
    */
-  ingest(registry: string, digest: Digest): Ingest {
+  ingest(registry: string, digest: Digest, onReadersChanged: () => void = () => undefined): Ingest {
     const kept = this.#partials.take(registry, digest);
     const { path, reservation } = kept ?? {
       path: this.#newPath(digest),
@@ -459,6 +460,7 @@ export class BlobStore {
         this.#partials.forget(ingest);
         await unlink(path).catch(() => undefined);
       },
+      onReadersChanged,
       onClosed: () => this.#ingests.delete(ingest),
     };
     const ingest: Ingest = new Ingest({ registry, digest, path }, context, kept);

@@ -5,53 +5,65 @@ import type { ByteRange } from '../../oci/range.ts';
 import type { IngestLease } from '../../store/ingest/ingest.ts';
 import type { Verifier } from '../../store/ingest/verifier.ts';
 import { writeTo, type Outlet } from '../../util/outlet.ts';
-import type { Relay } from './relay.ts';
+import { Relay, type OpenBlob, type RelayContext } from './relay.ts';
+
+/** What all content of one fill has in common. */
+export interface ArrivingContext {
+  readonly digest: Digest;
+  readonly verifier: Verifier;
+  /** For the way past the store. */
+  readonly relay: RelayContext;
+}
 
 export interface ArrivingParts {
-  readonly digest: Digest;
   readonly size: () => number | undefined;
-  readonly verifier: Verifier;
   /** Absent where the store can take nothing of it. */
   readonly lease: IngestLease | undefined;
-  readonly relay: Relay;
+  /** An upstream answer that is on its way already. */
+  readonly open?: OpenBlob | undefined;
 }
 
 /** Content that is on its way: out of the file of its fill, and past the store from where that can take no more. */
 export class ArrivingContent implements Content {
   readonly digest: Digest;
   readonly mediaType = blobMediaType;
-  readonly #parts: ArrivingParts;
+  readonly #verifier: Verifier;
+  readonly #size: () => number | undefined;
+  readonly #lease: IngestLease | undefined;
+  readonly #relay: Relay;
 
-  constructor(parts: ArrivingParts) {
-    this.digest = parts.digest;
-    this.#parts = parts;
+  constructor({ digest, verifier, relay }: ArrivingContext, { size, lease, open }: ArrivingParts) {
+    this.digest = digest;
+    this.#verifier = verifier;
+    this.#size = size;
+    this.#lease = lease;
+    this.#relay = new Relay(digest, relay, open);
   }
 
   get size(): number | undefined {
-    return this.#parts.size();
+    return this.#size();
   }
 
   async prepare(): Promise<void> {
-    const { lease, relay } = this.#parts;
-    if (!lease) await relay.prepare();
+    if (!this.#lease) await this.#relay.prepare();
   }
 
   copyTo(sink: Writable, range?: ByteRange): Promise<void> {
-    const { lease } = this.#parts;
+    const lease = this.#lease;
     return writeTo(sink, async (outlet) => {
       const start = range?.start ?? 0;
       const at = lease ? await lease.copy(outlet, range) : start;
-      if (at < (range?.end ?? this.size ?? Infinity)) await this.#relay(outlet, at, range);
+      if (at < (range?.end ?? this.size ?? Infinity)) await this.#copyPast(outlet, at, range);
     });
   }
 
   release(): void {
-    this.#parts.lease?.release();
-    this.#parts.relay.release();
+    this.#lease?.release();
+    this.#relay.release();
   }
 
-  async #relay(outlet: Outlet, start: number, range: ByteRange | undefined): Promise<void> {
-    const { digest, lease, relay, verifier } = this.#parts;
+  async #copyPast(outlet: Outlet, start: number, range: ByteRange | undefined): Promise<void> {
+    const relay = this.#relay;
     const { size } = this;
     const end = range?.end ?? size;
     const whole = range === undefined || (range.start === 0 && range.end === this.size);
@@ -59,7 +71,10 @@ export class ArrivingContent implements Content {
       await relay.copy(outlet, { start, end, size, prefix: undefined });
       return;
     }
-    const prefix = (await lease?.prefix()) ?? { length: 0, verification: verifier.start(digest) };
+    const prefix = (await this.#lease?.prefix()) ?? {
+      length: 0,
+      verification: this.#verifier.start(this.digest),
+    };
     try {
       await relay.copy(outlet, { start, end, size, prefix });
     } finally {

@@ -1,26 +1,22 @@
-import { setTimeout as sleep } from 'node:timers/promises';
-import { blobMediaType, smallSize, type Content } from '../../oci/content.ts';
-import { hashesTo, type Digest } from '../../oci/digest.ts';
-import { isWholeWant, resolveWant, type ByteRange, type Want } from '../../oci/range.ts';
+import { blobMediaType, type Content } from '../../oci/content.ts';
+import type { Digest } from '../../oci/digest.ts';
+import { resolveWant, type Want } from '../../oci/range.ts';
 import { isFromPattern, type Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
-import type { Ingest, IngestLease } from '../../store/ingest/ingest.ts';
+import type { Ingest } from '../../store/ingest/ingest.ts';
 import type { Logger } from '../../telemetry/log.ts';
-import type { Provenance, UpstreamBlob } from '../../upstream/answers.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
 import type { Clock } from '../../util/clock.ts';
 import { isFault, MirrorError, toMirrorError } from '../../util/errors.ts';
 import type { Access } from '../access/links.ts';
 import type { Upstream } from '../upstreams.ts';
-import { ArrivingContent } from './arriving.ts';
+import { ArrivingContent, type ArrivingContext } from './arriving.ts';
 import type { Connections } from './connections.ts';
+import { FillDemand } from './demand.ts';
 import { Download, type DownloadOptions } from './download.ts';
-import { Relay, type OpenBlob } from './relay.ts';
+import { Opening, type Give, type OpeningOptions } from './opening.ts';
 
-export interface FillOptions extends DownloadOptions {
-  /** After ranges of a blob its rest follows. */
-  completeRanges: boolean;
-}
+export interface FillOptions extends DownloadOptions, OpeningOptions {}
 
 export interface FillContext {
   readonly store: BlobStore;
@@ -39,15 +35,6 @@ interface FillParts extends FillContext {
   readonly leave: () => void;
 }
 
-interface Waiter {
-  readonly want: Want;
-  readonly resolve: (content: Content) => void;
-  readonly reject: (error: MirrorError) => void;
-}
-
-/** Who asks for no more than this only wants to know what is there. */
-const probeBytes = 4096;
-
 /**
  * One download in progress, owned by nobody's request: it opens with the upstream's first answer, and ends by commit or
  * by fault, or when ranges were all that was wanted.
@@ -61,23 +48,18 @@ export class Fill {
   readonly #options: FillOptions;
   readonly #context: FillContext;
   readonly #upstream: Upstream;
-  readonly #isProven: boolean;
   readonly #leave: () => void;
   readonly #what: string;
   readonly #source: BlobSource;
   readonly #ingest: Ingest;
+  readonly #demand: FillDemand;
+  readonly #arriving: ArrivingContext;
+  readonly #opening: Opening;
   #download: Download;
-  readonly #waiting: Waiter[] = [];
   readonly #settle: () => void;
   readonly #stop = new AbortController();
-  #lease: ((want: Want) => Content) | undefined;
+  #give: Give | undefined;
   #isOver = false;
-  #asksPlainly = false;
-  /** How the upstream has given it. */
-  #given: Provenance | undefined;
-  #openingTimer: NodeJS.Timeout | undefined;
-  /** Bytes that ranges have asked for. */
-  #asked = 0;
 
   constructor(repo: Repo, digest: Digest, options: FillOptions, parts: FillParts) {
     const { upstream, isProven, leave, ...context } = parts;
@@ -86,13 +68,30 @@ export class Fill {
     this.#options = options;
     this.#context = context;
     this.#upstream = upstream;
-    this.#isProven = isProven;
     this.#leave = leave;
     this.#what = `GET ${repo.key} blob ${digest}`;
     this.#source = upstream.client.blobSource(repo, digest);
-    this.#ingest = context.store.ingest(repo.registry, digest);
+    const onReadersChanged = (): void => this.#download.demandChanged();
+    this.#ingest = context.store.ingest(repo.registry, digest, onReadersChanged);
+    this.#demand = new FillDemand(this.#ingest, options.completeRanges);
     this.#download = this.#newDownload();
-    this.#ingest.onReaders = () => this.#download.proceed();
+    this.#arriving = this.#arrivingContext();
+    this.#opening = new Opening(options, {
+      ...context,
+      repo,
+      digest,
+      upstream,
+      isProven,
+      leave,
+      what: this.#what,
+      source: this.#source,
+      ingest: this.#ingest,
+      download: this.#download,
+      demand: this.#demand,
+      arriving: this.#arriving,
+      onOpen: (give) => this.#opened(give ?? ((want) => this.#lease(want))),
+      onRelay: (why) => this.#warnOfRelay(why),
+    });
     const { promise, resolve } = Promise.withResolvers<undefined>();
     this.settled = promise;
     this.#settle = () => resolve(undefined);
@@ -106,12 +105,20 @@ export class Fill {
       source: this.#source,
       pool: this.#upstream.pool,
       reservesInSteps: isFromPattern(this.repo),
-      hasReaders: () => this.hasReaders,
+      demand: this.#demand,
     });
   }
 
+  #arrivingContext(): ArrivingContext {
+    const { clock, store } = this.#context;
+    const { firstByteTimeoutMs, giveUpAfterMs } = this.#options;
+    const slots = this.#upstream.relaySlots;
+    const relay = { source: this.#source, clock, slots, firstByteTimeoutMs, giveUpAfterMs };
+    return { digest: this.#digest, verifier: store.verifier, relay };
+  }
+
   get isOpen(): boolean {
-    return this.#lease !== undefined;
+    return this.#give !== undefined;
   }
 
   /** Nobody is to join any more, though something of it is still being ended. */
@@ -128,31 +135,25 @@ export class Fill {
   }
 
   get hasReaders(): boolean {
-    return this.#waiting.length > 0 || this.#ingest.readers.size > 0;
+    return this.#demand.hasReaders;
   }
 
   /** The whole is wanted, whoever waits for it. */
   askWhole(): void {
-    this.#download.reservesAll = true;
-    this.#download.completing = true;
+    this.#demand.askWhole();
   }
 
   /** A lease, taken in the tick in which the upstream answers, or in this one if it has. */
   lease(want: Want): Promise<Content> {
-    if (isWholeWant(want)) this.askWhole();
-    if (!this.#lease) {
-      const content = new Promise<Content>((resolve, reject) =>
-        this.#waiting.push({ want, resolve, reject }),
-      );
-      if (this.#waiting.length === 1) {
-        // What was fetched ahead is waited for now.
-        this.#openingTimer?.refresh();
-        this.#context.connections.changed(this.#download);
-      }
+    this.#demand.ask(want);
+    if (!this.#give) {
+      const wasAwaited = this.#demand.isAwaited;
+      const content = this.#demand.wait(want);
+      if (!wasAwaited) this.#opening.awaited();
       return content;
     }
-    const content = this.#lease(want);
-    this.#download.proceed();
+    const content = this.#give(want);
+    this.#download.demandChanged();
     return Promise.resolve(content);
   }
 
@@ -168,7 +169,7 @@ export class Fill {
   }
 
   async #run(): Promise<void> {
-    const isComing = await this.#open();
+    const isComing = await this.#opening.run(this.#stop.signal);
     if (!isComing) return;
     // It may have come to stop while room was being made.
     if (this.#stop.signal.aborted) this.#download.fail(this.#stop.signal.reason as MirrorError);
@@ -182,7 +183,7 @@ export class Fill {
       }
     }
     await this.#verify();
-    if (isFromPattern(this.repo)) this.#confirm();
+    if (isFromPattern(this.repo)) this.#opening.confirm();
     await this.#context.store.commit(this.#ingest, blobMediaType);
     this.#leave();
   }
@@ -203,191 +204,24 @@ export class Fill {
     this.#download = this.#newDownload();
     this.#download.retries.progress();
     this.askWhole();
-    this.#download.proceed();
+    this.#download.demandChanged();
     await this.#download.outcome;
     await this.#ingest.verify();
   }
 
-  /** Until there is something to give. Resolves to whether more is to come. */
-  async #open(): Promise<boolean> {
-    const late = new AbortController();
-    this.#openingTimer = setTimeout(
-      () => late.abort(new DOMException('too late', 'TimeoutError')),
-      this.#options.firstByteTimeoutMs,
-    );
-    const deadline = AbortSignal.any([late.signal, this.#stop.signal]);
-    try {
-      return await this.#openBefore(deadline);
-    } finally {
-      clearTimeout(this.#openingTimer);
-    }
-  }
-
-  async #openBefore(deadline: AbortSignal): Promise<boolean> {
-    await this.#ingest.reopen();
-    if (this.#hasAllWanted()) {
-      this.#opened((want) => this.#arriving(want));
-      this.#download.proceed();
-      return true;
-    }
-    for (;;) {
-      try {
-        return await this.#first(deadline);
-      } catch (error) {
-        if (isFault(error, 'upstream-invalid') && !this.#asksPlainly) {
-          // It may be the range that it cannot make sense of.
-          this.#asksPlainly = true;
-          continue;
-        }
-        const delay = deadline.aborted
-          ? undefined
-          : this.#download.retries.after(toMirrorError(error), false);
-        if (delay === undefined) throw error;
-        // A deadline that passes meanwhile leaves the fault as it is.
-        await sleep(delay, undefined, { signal: deadline }).catch(() => {
-          throw error;
-        });
-      }
-    }
-  }
-
-  /** Whether an earlier fill has left all that is wanted now. */
-  #hasAllWanted(): boolean {
-    const { size, present } = this.#ingest;
-    if (size === undefined || this.#waiting.length === 0 || !this.#isProven) return false;
-    return this.#waiting.every(({ want }) => {
-      const range = resolveWant(want, size);
-      // A part of what is not proven has to come from the upstream.
-      return range !== undefined && present.has(range) && (isWholeWant(want) || !this.#ingest.isUnproven);
-    });
-  }
-
-  /** The first answer shows whether the repo may have the blob, how large it is, and whether there are ranges. */
-  async #first(deadline: AbortSignal): Promise<boolean> {
-    const range = await this.#firstRange(deadline);
-    const { blob, done } = await this.#download.ask(range, deadline);
-    try {
-      this.#given = blob;
-      if (!isFromPattern(this.repo)) this.#confirm();
-      if (blob.size !== undefined && blob.size <= smallSize) {
-        await this.#takeSmall(blob, blob.size, deadline);
-        done();
-        return false;
-      }
-      // What waits longer for room is passed on past the store while its clients still wait.
-      const roomBy = AbortSignal.timeout(this.#options.firstByteTimeoutMs / 4);
-      await this.#download.begin(blob, done, AbortSignal.any([deadline, roomBy]));
-    } catch (error) {
-      done();
-      if (!isFault(error, 'store-full')) {
-        blob.body.discard();
-        throw error;
-      }
-      this.#relay(blob, error);
-      await this.#ingest.suspend();
-      return false;
-    }
-    this.#opened((want) => this.#arriving(want));
-    this.#download.proceed();
-    if (this.#download.completing) this.#ingest.startVerifying();
-    return true;
-  }
-
-  /** What to ask for first; undefined for a plain GET. */
-  async #firstRange(deadline: AbortSignal): Promise<ByteRange | undefined> {
-    const { spanBytes } = this.#options;
-    const { present } = this.#ingest;
-    const want = this.#waiting[0]?.want ?? 'whole';
-    let size = this.#ingest.size ?? this.#context.store.sizeOfChild(this.#digest);
-    // What is verified as a whole is asked for as a whole.
-    const isOne = size !== undefined && size <= (want === 'whole' ? spanBytes : smallSize);
-    if (this.#asksPlainly || (isOne && present.total === 0)) return undefined;
-    if (want !== 'whole' && 'last' in want) {
-      size ??= (await this.#upstream.client.headBlob(this.repo, this.#digest, deadline)).size;
-    }
-    const open = { start: 0, end: Infinity };
-    const known = want !== 'whole' && 'start' in want ? want : open;
-    const range = (size === undefined ? undefined : resolveWant(want, size)) ?? known;
-    const start = present.endOfRun(range.start);
-    // What follows a range will be wanted too.
-    const follows = this.#options.completeRanges && range.end - range.start > probeBytes;
-    const to = this.#download.completing || follows ? (size ?? Infinity) : range.end;
-    const end = Math.min(to, start + spanBytes, present.next(start));
-    return { start, end: Math.max(end, start + 1) };
-  }
-
-  /** Small enough to be verified before anything of it is shown. */
-  async #takeSmall(blob: UpstreamBlob, size: number, deadline: AbortSignal): Promise<void> {
-    let { body } = blob;
-    if (blob.start > 0 || blob.end !== size) {
-      body.discard();
-      ({ body } = await this.#source.fetch(undefined, deadline));
-    }
-    // An empty one may have come as the refusal of a range.
-    const bytes =
-      size === 0 ? Buffer.alloc(0) : await this.#upstream.client.bytes(this.#what, body, size, deadline);
-    if (!hashesTo(bytes, this.#digest)) {
-      throw new MirrorError('digest-mismatch', `${this.#what}: the bytes do not hash to it`);
-    }
-    if (isFromPattern(this.repo)) this.#confirm();
-    const content = this.#context.store.put(bytes, {
-      digest: this.#digest,
-      mediaType: blobMediaType,
-      children: [],
-    });
-    this.#leave();
-    this.#opened(() => content);
-    await this.#ingest.suspend();
-  }
-
-  /** The repo has it: since the upstream says so, or, for one under a pattern, since the bytes are right. */
-  #confirm(): void {
-    if (this.#given) this.#context.access.confirm(this.repo, this.#digest, this.#given);
-  }
-
-  #arriving(want: Want): Content {
+  /** Out of the ingest, and from where that can take no more past the store. */
+  #lease(want: Want): Content {
     const { size } = this.#ingest;
     const range = size === undefined ? undefined : resolveWant(want, size);
     const none = want !== 'whole' && size !== undefined && range === undefined;
-    if (range) this.#asked += range.end - range.start;
-    if (this.#options.completeRanges && this.#asked > probeBytes) this.#download.completing = true;
+    if (range) this.#demand.askBytes(range.end - range.start);
     const lease = this.#ingest.lease(none ? { start: size, end: size } : range);
-    return this.#content(lease, () => this.#ingest.size);
+    return new ArrivingContent(this.#arriving, { size: () => this.#ingest.size, lease });
   }
 
-  /** The store can take nothing of it: those who wait get it past the store, and newcomers see for themselves. */
-  #relay(blob: UpstreamBlob, why: MirrorError): void {
-    this.#warnOfRelay(why);
-    // The answer that is open already goes to the first who waits for the whole, if it may keep its connection.
-    const hasAll = blob.start === 0 && blob.end === blob.size;
-    const done = hasAll ? this.#upstream.relaySlots.tryTake() : undefined;
-    const spare: OpenBlob[] = done ? [{ blob, done }] : [];
-    if (!done) blob.body.discard();
-    this.#leave();
-    this.#opened((want) => {
-      const open = want === 'whole' ? spare.pop() : undefined;
-      return this.#content(undefined, () => blob.size, open);
-    });
-    for (const { blob: unused, done: give } of spare) {
-      unused.body.discard();
-      give();
-    }
-  }
-
-  /** `lease`: absent where the store can take nothing of it; `open`: an answer that is on its way already. */
-  #content(lease: IngestLease | undefined, size: () => number | undefined, open?: OpenBlob): Content {
-    const { clock, store } = this.#context;
-    const { firstByteTimeoutMs, giveUpAfterMs } = this.#options;
-    const slots = this.#upstream.relaySlots;
-    const context = { source: this.#source, clock, slots, firstByteTimeoutMs, giveUpAfterMs };
-    const relay = new Relay(this.#digest, context, open);
-    return new ArrivingContent({ digest: this.#digest, size, verifier: store.verifier, lease, relay });
-  }
-
-  #opened(lease: (want: Want) => Content): void {
-    this.#download.retries.progress();
-    this.#lease = lease;
-    for (const { want, resolve } of this.#waiting.splice(0)) resolve(lease(want));
+  #opened(give: Give): void {
+    this.#give = give;
+    this.#demand.answer(give);
     this.#settle();
   }
 
@@ -405,7 +239,7 @@ export class Fill {
           'a fill failed',
         );
     }
-    for (const { reject } of this.#waiting.splice(0)) reject(error);
+    this.#demand.fail(error);
     this.#settle();
     if (error.fault === 'store-full' && !this.isVerified) await this.#ingest.overflow();
     else await this.#ingest.fail(error);

@@ -52,6 +52,18 @@ export function nextSpan(situation: Situation): NextSpan | undefined {
   return { start: gap.start, end, urgent: best?.urgent ?? false };
 }
 
+/** A reader waits for just what this span will bring next. */
+export function isAwaited(
+  { start, end }: ByteRange,
+  { readers, present }: Pick<Situation, 'readers' | 'present'>,
+): boolean {
+  for (const { offset } of readers) {
+    const stands = present.endOfRun(offset);
+    if (start <= stands && stands < end) return true;
+  }
+  return false;
+}
+
 function gapFrom(from: number, to: number, { present, running }: Situation): ByteRange | undefined {
   let start = from;
   for (;;) {

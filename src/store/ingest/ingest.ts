@@ -33,6 +33,8 @@ export interface IngestContext {
   readonly onTrouble: (error: unknown) => void;
   /** Nothing stays. */
   readonly discard: () => Promise<void>;
+  /** A reader stands elsewhere, or has gone. */
+  readonly onReadersChanged: () => void;
   /** All leases are back and the file is closed. */
   readonly onClosed: () => void;
 }
@@ -88,8 +90,6 @@ export class Ingest implements Journalled {
   readonly digest: Digest;
   readonly path: string;
   readonly reservation: Reservation;
-  /** Called when a reader has come or gone. */
-  onReaders: () => void = () => undefined;
   readonly #context: IngestContext;
   readonly #kept: Kept | undefined;
   readonly #readers = new Set<Reader>();
@@ -325,7 +325,7 @@ export class Ingest implements Journalled {
         reader = source;
         this.#readers.add(reader);
         // It may stand elsewhere now.
-        this.onReaders();
+        this.#context.onReadersChanged();
         await copyFile(source, outlet, this.#context.buffers);
         return source.offset;
       },
@@ -344,7 +344,7 @@ export class Ingest implements Journalled {
         released = true;
         this.#readers.delete(reader);
         this.#leave();
-        this.onReaders();
+        this.#context.onReadersChanged();
       },
     };
   }
