@@ -12,6 +12,13 @@ export interface ByteRange {
  */
 export type Want = 'whole' | ByteRange | { readonly last: number };
 
+/** What a request asks for: one thing, or several in their order. */
+export type Wants = Want | readonly Want[];
+
+export function isSeveral(wants: Wants): wants is readonly Want[] {
+  return Array.isArray(wants);
+}
+
 /** `bytes=0-` is the whole too. */
 export function isWholeWant(want: Want): boolean {
   return want === 'whole' || ('start' in want && want.start === 0 && want.end === Infinity);
@@ -23,10 +30,10 @@ const one = /^(\d*)-(\d*)$/;
 const maxRanges = 256;
 
 /**
- * What a `Range` header asks for: one thing, or several in their order. What is not ranges of bytes, or is garbage, is
- * ignored as RFC 9110 section 14.2 wants. Throws `ranges-unsupported` for more than 256.
+ * Reads a `Range` header. What is not ranges of bytes, or is garbage, is ignored as RFC 9110 section 14.2 wants. Throws
+ * `ranges-unsupported` for more than 256.
  */
-export function parseRanges(header: string | undefined): Want | readonly Want[] {
+export function parseRanges(header: string | undefined): Wants {
   if (!header?.startsWith('bytes=')) return 'whole';
   const specs = header
     .slice('bytes='.length)
@@ -55,7 +62,8 @@ function endAfter(last: string): number {
 }
 
 /** What covers all of them, before the size may be known. */
-export function hullOf(wants: readonly Want[]): Want {
+export function hullOf(wants: Wants): Want {
+  if (!isSeveral(wants)) return wants;
   const ranges = wants.flatMap((want) => (want !== 'whole' && 'start' in want ? [want] : []));
   if (ranges.length < wants.length) return 'whole';
   return {
@@ -68,8 +76,8 @@ export function hullOf(wants: readonly Want[]): Want {
  * Those bytes of content of `size` bytes that are wanted and there, in order. Throws `ranges-unsupported` when they are
  * more than the whole, which happens only where they overlap: nobody needs that, and it costs many times its request.
  */
-export function resolveWants(wants: readonly Want[], size: number): ByteRange[] {
-  const ranges = wants.flatMap((want) => resolveWant(want, size) ?? []);
+export function resolveWants(wants: Wants, size: number): ByteRange[] {
+  const ranges = [wants].flat().flatMap((want) => resolveWant(want, size) ?? []);
   if (ranges.reduce((sum, { start, end }) => sum + end - start, 0) <= size) return ranges;
   throw new MirrorError('ranges-unsupported', `Range: overlapping ranges that are more than the whole`);
 }

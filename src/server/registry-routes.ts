@@ -3,6 +3,7 @@ import type { Answer, Asked } from '../mirror/answer.ts';
 import type { Mirror } from '../mirror/mirror.ts';
 import type { Lists } from '../mirror/tags/lists.ts';
 import type { Upstreams } from '../mirror/upstreams.ts';
+import { hullOf, type Wants } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import { parseRoute, splitAbsolute, type Route } from '../oci/route.ts';
 import type { Ledger } from '../telemetry/ledger.ts';
@@ -21,7 +22,7 @@ import {
   sendFault,
   sendList,
   sendPing,
-  wantOf,
+  wantsOf,
   type Exchange,
 } from './send.ts';
 import { mirrorsOf } from './via.ts';
@@ -133,6 +134,7 @@ async function answer(
   }
   const { method } = asked;
   let found: Answer;
+  let wants: Wants = 'whole';
   if (route.kind === 'manifest') {
     try {
       found = await mirror.manifest(repo, route.reference, asked);
@@ -143,12 +145,12 @@ async function answer(
     if (found.result === 'miss' || (method === 'HEAD' && 'tag' in route.reference))
       tellOfPulls(exchange, repo, context);
   } else {
-    const want = method === 'GET' ? wantOf(req, route.digest) : 'whole';
-    found = await mirror.blob(repo, route.digest, asked, want);
+    if (method === 'GET') wants = wantsOf(req, route.digest);
+    found = await mirror.blob(repo, route.digest, asked, hullOf(wants));
   }
   record.size = found.size;
   try {
-    await sendAnswer(exchange, found, route.kind, route.ns);
+    await sendAnswer(exchange, found, route, wants);
   } finally {
     found.content?.release();
   }

@@ -3,7 +3,7 @@ import type { Answer } from '../mirror/answer.ts';
 import type { ListAnswer } from '../mirror/tags/lists.ts';
 import { smallSize, type Content } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
-import { hullOf, parseRanges, resolveWants, type ByteRange, type Want } from '../oci/range.ts';
+import { isSeveral, parseRanges, resolveWants, type ByteRange, type Wants } from '../oci/range.ts';
 import type { Route } from '../oci/route.ts';
 import type { Kind } from '../telemetry/metrics.ts';
 import { faults, MirrorError } from '../util/errors.ts';
@@ -21,6 +21,8 @@ const commonHeaders = [
 ];
 
 type ListRoute = Extract<Route, { kind: 'tags' | 'referrers' }>;
+
+type ContentRoute = Extract<Route, { kind: 'blob' | 'manifest' }>;
 
 export interface Exchange {
   readonly req: IncomingMessage;
@@ -41,21 +43,21 @@ export function sendPing({ req, res, record }: Exchange, ns: string | undefined)
   res.end(req.method === 'HEAD' ? undefined : '{}');
 }
 
-/** Writes what the mirror found, as HEAD, Range and If-None-Match ask for it. `ns` is echoed. */
+/** Writes what the mirror found, as HEAD, `wants` and If-None-Match ask for it. `ns` is echoed. */
 export async function sendAnswer(
   exchange: Exchange,
   answer: Answer,
-  kind: Kind,
-  ns: string | undefined,
+  { kind, ns }: ContentRoute,
+  wants: Wants,
 ): Promise<void> {
-  const { req, res, record } = exchange;
+  const { res, record } = exchange;
   const { digest, size, content } = answer;
   record.result = answer.result;
   record.reason = answer.reason;
   const headers = headersOf(answer, kind, ns);
   if (exchange.pullHeaders) headers.push(...exchange.pullHeaders);
   if (sendNotModified(exchange, digest, headers)) return;
-  const part = kind === 'blob' ? partOf(req, content) : undefined;
+  const part = partOf(wants, content);
   if (part instanceof Multipart) {
     headers.push('Content-Type', part.mediaType, 'Content-Length', String(part.length));
   } else {
@@ -208,30 +210,20 @@ function matches(header: string | undefined, digest: string): boolean {
   });
 }
 
-/** What part of a blob is asked for, before its size may be known. Throws `ranges-unsupported`. */
-export function wantOf(req: IncomingMessage, digest: Digest): Want {
-  const asked = rangesOf(req, digest);
-  return isSeveral(asked) ? hullOf(asked) : asked;
-}
-
-function rangesOf(req: IncomingMessage, digest: Digest): Want | readonly Want[] {
+/** What of a blob is asked for, by Range and If-Range. Throws `ranges-unsupported`. */
+export function wantsOf(req: IncomingMessage, digest: Digest): Wants {
   const condition = req.headers['if-range'];
   return condition === undefined || condition === `"${digest}"` ? parseRanges(req.headers.range) : 'whole';
 }
 
-function isSeveral(asked: Want | readonly Want[]): asked is readonly Want[] {
-  return Array.isArray(asked);
-}
-
-/** What of the content is to be sent. Throws `range-unsatisfiable`, `ranges-unsupported`. */
-function partOf(req: IncomingMessage, content: Content | undefined): ByteRange | Multipart | undefined {
+/** What of the content is to be sent; undefined for all. Throws `range-unsatisfiable`, `ranges-unsupported`. */
+function partOf(wants: Wants, content: Content | undefined): ByteRange | Multipart | undefined {
   const { digest, size, mediaType } = content ?? {};
-  if (digest === undefined || size === undefined || mediaType === undefined) return undefined;
-  const asked = rangesOf(req, digest);
-  if (asked === 'whole') return undefined;
-  const ranges = resolveWants(isSeveral(asked) ? asked : [asked], size);
+  if (wants === 'whole' || digest === undefined || size === undefined || mediaType === undefined)
+    return undefined;
+  const ranges = resolveWants(wants, size);
   const [first] = ranges;
-  if (first) return isSeveral(asked) ? new Multipart(ranges, size, mediaType) : first;
+  if (first) return isSeveral(wants) ? new Multipart(ranges, size, mediaType) : first;
   throw new MirrorError(
     'range-unsatisfiable',
     `blob ${digest}: Range asks for nothing within its ${size} bytes`,
