@@ -164,9 +164,9 @@ export class Download {
       if (this.#spans.size > 0) return undefined;
       return { start: present.endOfRun(0), end: size ?? Infinity, urgent: true };
     }
-    const { isWholeWanted: completing } = this.#demand;
+    const { isWholeWanted } = this.#demand;
     const { spanBytes } = this.#options;
-    return nextSpan({ size, present, running: [...this.#spans], readers, completing, spanBytes });
+    return nextSpan({ size, present, running: [...this.#spans], readers, isWholeWanted, spanBytes });
   }
 
   #cutUnawaited(): void {

@@ -10,7 +10,7 @@ export interface Situation {
   readonly running: readonly ByteRange[];
   readonly readers: Iterable<Reader>;
   /** The whole is wanted, not only what readers are waiting for. */
-  readonly completing: boolean;
+  readonly isWholeWanted: boolean;
   readonly spanBytes: number;
 }
 
@@ -34,17 +34,17 @@ export function spanLength(size: number, spanBytes: number): number {
  * bring: that one then ends there.
  */
 export function nextSpan(situation: Situation): NextSpan | undefined {
-  const { size, readers, present, completing } = situation;
+  const { size, readers, present, isWholeWanted } = situation;
   let best: (NextSpan & { distance: number }) | undefined;
   for (const reader of readers) {
     const stands = present.endOfRun(reader.offset);
     // What follows is wanted too, if the whole is.
-    const gap = gapFrom(stands, completing ? size : (reader.end ?? size), situation);
+    const gap = gapFrom(stands, isWholeWanted ? size : (reader.end ?? size), situation);
     if (!gap || gap.start >= (reader.end ?? size)) continue;
     const distance = gap.start - reader.offset;
     if (!best || distance < best.distance) best = { ...gap, urgent: gap.start === stands, distance };
   }
-  const gap = best ?? (completing ? gapFrom(0, size, situation) : undefined);
+  const gap = best ?? (isWholeWanted ? gapFrom(0, size, situation) : undefined);
   if (!gap) return undefined;
   const length = spanLength(size, situation.spanBytes);
   // Rather a somewhat longer span than a tiny one behind it.

@@ -31,18 +31,18 @@ describe('spans', () => {
         fc.boolean(),
         fc.integer({ min: 10, max: 400 }),
         fc.integer({ min: 1, max: 4 }),
-        (present, readers, completing, spanBytes, connections) => {
+        (present, readers, isWholeWanted, spanBytes, connections) => {
           const wanted = new Set<number>();
           const want = (start: number, end: number): void => {
             for (let at = start; at < end; at++) if (!present.has({ start: at, end: at + 1 })) wanted.add(at);
           };
-          if (completing) want(0, size);
+          if (isWholeWanted) want(0, size);
           for (const { offset, end } of readers) want(offset, end);
           const running: { start: number; end: number }[] = [];
           const brought = new Set<number>();
           for (let turn = 0; ; turn++) {
             assert.ok(turn < 2000, 'it comes to an end');
-            const next = nextSpan({ size, present, running, readers, completing, spanBytes });
+            const next = nextSpan({ size, present, running, readers, isWholeWanted, spanBytes });
             if (next && running.length < connections) {
               running.push({ start: next.start, end: next.end });
               continue;
@@ -70,7 +70,7 @@ describe('spans', () => {
         { offset: 0, end: 256 * MiB },
         { offset: 100 * MiB, end: 101 * MiB },
       ],
-      completing: true,
+      isWholeWanted: true,
       spanBytes: 16 * MiB,
     };
     assert.deepEqual(nextSpan(situation), { start: 100 * MiB, end: 116 * MiB, urgent: true });
@@ -80,7 +80,7 @@ describe('spans', () => {
       { start: 128 * MiB, end: 144 * MiB, urgent: false },
       'it will be there soon',
     );
-    const idle = { ...situation, readers: [], completing: false };
+    const idle = { ...situation, readers: [], isWholeWanted: false };
     assert.equal(nextSpan(idle), undefined);
   });
 });
