@@ -48,8 +48,8 @@ const tokenAnswer = z.object({
 export class NotCurrent extends MirrorError {}
 
 /**
- * Asks the token servers that an upstream names (distribution-spec, "Token Authentication"): by GET with Basic, or by an
- * OAuth form where the login or the server wants one. Keeps no tokens.
+ * Asks the token servers that an upstream names (CNCF Distribution, "Token Authentication Specification"): by GET with
+ * Basic, or by an OAuth2 form where the login or the server wants one. Keeps no tokens.
  */
 export class TokenServer {
   readonly #registry: string;
