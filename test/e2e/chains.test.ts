@@ -190,8 +190,11 @@ describe('what belongs to an image', () => {
     assert.equal(stale.headers['x-cache'], 'stale', stale.body.toString());
     await upstream.resume();
     const config = `/v2/library/x/blobs/${artifact.config.digest}`;
-    await until(async () => (await mirror.get(config)).headers['x-cache'] === 'hit', 'the config is stored');
-    const file = (await mirror.files()).find(({ path }) => path.endsWith(artifact.config.digest.slice(7)))!;
+    assert.equal((await mirror.get(config)).status, 200);
+    const fileOfConfig = async () =>
+      (await mirror.files('blobs')).find(({ path }) => path.endsWith(artifact.config.digest.slice(7)));
+    await until(async () => (await fileOfConfig()) !== undefined, 'the config is stored');
+    const file = (await fileOfConfig())!;
     await mirror.restart();
     await rm(join(mirror.dataDirectory, file.path));
     await upstream.stop();
