@@ -15,17 +15,12 @@ import type { Fills } from './fill/fills.ts';
 import type { Prefetch } from './fill/prefetch.ts';
 import { inTime, isReadable, readyInTime } from './in-time.ts';
 import { Manifests } from './manifests.ts';
-import type { TagPolicy } from './tags/freshness.ts';
+import type { MirrorSettings, TagPolicy } from './tags/freshness.ts';
 import { Negatives } from './tags/negatives.ts';
 import { StaleTags } from './tags/stale.ts';
 import { TagResolver } from './tags/tag-resolver.ts';
 import type { Tags } from './tags/tags.ts';
 import type { Upstreams } from './upstreams.ts';
-
-export interface MirrorOptions {
-  readonly firstByteTimeoutMs: number;
-  readonly tags: TagPolicy;
-}
 
 export interface MirrorContext {
   readonly clock: Clock;
@@ -34,8 +29,7 @@ export interface MirrorContext {
   readonly access: Access;
   readonly tags: Tags;
   readonly upstreams: Upstreams;
-  /** Absent: layers are fetched only when a client asks for them. */
-  readonly prefetch: Prefetch | undefined;
+  readonly prefetch: Prefetch;
 }
 
 /**
@@ -44,16 +38,16 @@ export interface MirrorContext {
  * cannot be asked. No client gets content of a repo that the upstream has not given or confirmed for that repo.
  */
 export class Mirror {
-  readonly #options: MirrorOptions;
+  readonly #settings: () => MirrorSettings;
   readonly #context: MirrorContext;
   readonly #negatives: Negatives;
   readonly #authorizer: Authorizer;
   readonly #manifests: Manifests;
   readonly #resolver: TagResolver;
 
-  constructor(options: MirrorOptions, context: MirrorContext) {
-    const { tags: policy } = options;
-    this.#options = options;
+  constructor(settings: () => MirrorSettings, context: MirrorContext) {
+    const policy = (): TagPolicy => settings().tags;
+    this.#settings = settings;
     this.#context = context;
     const negatives = new Negatives(policy, context.clock);
     const authorizer = new Authorizer({ ...context, policy, proofs: new Proofs(context) });
@@ -62,7 +56,7 @@ export class Mirror {
     this.#negatives = negatives;
     this.#authorizer = authorizer;
     this.#manifests = manifests;
-    this.#resolver = new TagResolver(options, { ...context, manifests, stale, negatives });
+    this.#resolver = new TagResolver(settings, { ...context, manifests, stale, negatives });
   }
 
   async manifest(repo: Repo, reference: Reference, asked: Asked): Promise<Answer> {
@@ -70,7 +64,7 @@ export class Mirror {
     const found = await ('digest' in reference
       ? this.#manifests.answer(repo, reference.digest, question)
       : this.#resolver.answer(repo, reference.tag, question));
-    if (asked.method === 'GET') this.#context.prefetch?.served(asked.client, repo, found.digest);
+    if (asked.method === 'GET') this.#context.prefetch.served(asked.client, repo, found.digest);
     if (found.mediaType !== unnamedType) return found;
     return { ...found, mediaType: this.#manifests.typeOf(repo, found.digest) };
   }
@@ -116,10 +110,10 @@ export class Mirror {
 
   #noteAsked(repo: Repo, digest: Digest, { method, client }: Asked, want: Want, result: Result): void {
     if (method === 'GET' && want === 'whole')
-      this.#context.prefetch?.asked(client, repo, digest, result === 'miss');
+      this.#context.prefetch.asked(client, repo, digest, result === 'miss');
   }
 
   #question({ method, client, knows }: Asked): Question {
-    return { method, client, knows, deadline: new Deadline(this.#options.firstByteTimeoutMs) };
+    return { method, client, knows, deadline: new Deadline(this.#settings().firstByteTimeoutMs) };
   }
 }

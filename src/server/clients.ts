@@ -83,7 +83,7 @@ export class Clients {
   constructor(options: ClientsOptions, context: ClientsContext) {
     this.#options = options;
     this.#context = context;
-    this.#limits = new Limits(options, context.clock);
+    this.#limits = new Limits(() => this.#options, context.clock);
     this.#htpasswd = this.#open(options);
     this.#failures = new LRUCache({
       max: maxRemembered,
@@ -93,16 +93,18 @@ export class Clients {
     });
   }
 
-  /** From the next request on. Throws when the htpasswd file cannot be used: then all stays as it is. */
-  configure(options: ClientsOptions): void {
-    const before = this.#htpasswd;
-    if (options.htpasswd !== this.#options.htpasswd) {
-      this.#htpasswd = this.#open(options);
-      void before?.close();
-    }
-    this.#options = options;
-    this.#limits.configure(options);
-    this.#known.clear();
+  /**
+   * Checks other options. Throws when the htpasswd file cannot be used. What it returns makes them count from the next request on.
+   */
+  prepare(options: ClientsOptions): () => void {
+    const isSameFile = options.htpasswd === this.#options.htpasswd;
+    const htpasswd = isSameFile ? this.#htpasswd : this.#open(options);
+    return () => {
+      if (!isSameFile) void this.#htpasswd?.close();
+      this.#htpasswd = htpasswd;
+      this.#options = options;
+      this.#known.clear();
+    };
   }
 
   /** Counts the connections of a server. */

@@ -24,20 +24,16 @@ export class Limits {
   readonly #clock: Clock;
   readonly #buckets = new LRUCache<string, Bucket>({ max: maxClients });
   readonly #connections = new Map<string, number>();
-  #options: LimitsOptions;
+  readonly #options: () => LimitsOptions;
 
-  constructor(options: LimitsOptions, clock: Clock) {
+  constructor(options: () => LimitsOptions, clock: Clock) {
     this.#options = options;
     this.#clock = clock;
   }
 
-  configure(options: LimitsOptions): void {
-    this.#options = options;
-  }
-
   /** Counts a request. Throws `client-limited`. */
   request(address: string): void {
-    const { maxRequestsPerSecond: rate } = this.#options;
+    const { maxRequestsPerSecond: rate } = this.#options();
     if (rate === Infinity) return;
     const now = this.#clock.monotonic();
     const key = clientNetwork(address);
@@ -62,11 +58,11 @@ export class Limits {
       if (left > 0) this.#connections.set(key, left);
       else this.#connections.delete(key);
     };
-    return { excess: Math.max(0, count - this.#options.maxConnections), close };
+    return { excess: Math.max(0, count - this.#options().maxConnections), close };
   }
 
   tooManyConnections(address: string): MirrorError {
-    const { maxConnections } = this.#options;
+    const { maxConnections } = this.#options();
     return new MirrorError('client-limited', `client ${address}: more than ${maxConnections} connections`, {
       retryAfterMs: 1000,
     });

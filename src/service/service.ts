@@ -1,17 +1,12 @@
 import { randomBytes } from 'node:crypto';
-import { once } from 'node:events';
 import type { RequestListener, Server } from 'node:http';
 import { Server as TlsServer } from 'node:https';
-import type { AddressInfo } from 'node:net';
-import { hostname } from 'node:os';
-import { isDeepStrictEqual } from 'node:util';
 import type { Address } from '../config/schema.ts';
 import type { Config } from '../config/types.ts';
 import { Access } from '../mirror/access/links.ts';
 import { Fills } from '../mirror/fill/fills.ts';
 import { Prefetch } from '../mirror/fill/prefetch.ts';
 import { Mirror } from '../mirror/mirror.ts';
-import type { TagPolicy } from '../mirror/tags/freshness.ts';
 import { Lists } from '../mirror/tags/lists.ts';
 import { Tags } from '../mirror/tags/tags.ts';
 import { Upstreams } from '../mirror/upstreams.ts';
@@ -24,21 +19,16 @@ import { followTls, readTls } from '../server/tls.ts';
 import { BlobStore, type Damaged } from '../store/blob-store.ts';
 import { Ledger } from '../telemetry/ledger.ts';
 import { createLog, type LineSink, type Log } from '../telemetry/log.ts';
-import { Metrics, type Readings } from '../telemetry/metrics.ts';
+import { Metrics } from '../telemetry/metrics.ts';
 import { Budget } from '../util/budget.ts';
 import { systemClock, type Clock } from '../util/clock.ts';
-import { errorCode } from '../util/errors.ts';
 import { IdleCollection } from '../util/garbage.ts';
 import { version } from '../version.ts';
-import {
-  adminOf,
-  buildUpstreams,
-  clientsOptionsOf,
-  keptUpstreams,
-  tagPolicyOf,
-  upstreamReadings,
-  type UpstreamsContext,
-} from './from-config.ts';
+import { adminOf, clientsOptionsOf, fillsOptionsOf, mirrorSettingsOf, storeLimitsOf } from './from-config.ts';
+import { boundAddress, listen, reachableAddress, showAddress } from './listening.ts';
+import { LiveConfig } from './live-config.ts';
+import { readingsOf } from './readings.ts';
+import { buildUpstreams, keptUpstreams, type UpstreamsContext } from './upstreams-from-config.ts';
 
 const drainMs = 30_000;
 const writeBehindMs = 5000;
@@ -46,10 +36,6 @@ const writeBehindMs = 5000;
 const maxRequests = 4096;
 /** Of manifests and lists that are being read or are on their way to the disk. */
 const documentBytes = 32 * 1024 * 1024;
-/** What a running mirror cannot change. */
-const fixedKeys = ['listen', 'adminListen', 'adminToken', 'store', 'fetch'] as const;
-const unspecified = new Set(['0.0.0.0', '::']);
-
 export interface ServiceOptions {
   clock?: Clock;
   /** Instead of standard output. */
@@ -59,17 +45,16 @@ export interface ServiceOptions {
 /** Everything put together: build, start, drain, stop. */
 export class Service {
   readonly log: Log;
-  #config: Config;
+  readonly #live: LiveConfig;
   readonly #store: BlobStore;
   readonly #upstreams: Upstreams;
   readonly #upstreamsContext: UpstreamsContext;
   readonly #clients: Clients;
-  readonly #tagPolicy: TagPolicy;
   readonly #access: Access;
   readonly #tags: Tags;
   readonly #fills: Fills;
   readonly #mirror: Mirror;
-  readonly #prefetch: Prefetch | undefined;
+  readonly #prefetch: Prefetch;
   readonly #registry: Server;
   readonly #admin: Server | undefined;
   readonly #ledger: Ledger;
@@ -85,8 +70,7 @@ export class Service {
     const onDropped = (lines: number): void => metrics.logLinesDropped.add(lines);
     const log = createLog(config.log, { sink: options.logSink, onDropped });
     const clock = options.clock ?? systemClock;
-    const { maxIdle, scrubEvery, ...rest } = config.store;
-    const storeOptions = { ...rest, maxIdleMs: maxIdle, scrubEveryMs: scrubEvery };
+    const storeOptions = { path: config.store.path, ...storeLimitsOf(config) };
     // It is made after the store, and told by it.
     const built: { service?: Service } = {};
     const store = await BlobStore.open(storeOptions, {
@@ -115,7 +99,8 @@ export class Service {
 
   private constructor(config: Config, parts: { log: Log; clock: Clock; metrics: Metrics; store: BlobStore }) {
     const { log, clock, metrics, store } = parts;
-    this.#config = config;
+    const live = new LiveConfig(config);
+    this.#live = live;
     this.log = log;
     this.#store = store;
     this.#ledger = new Ledger(clock, store.catalog.ledger, (error) => this.#notWritten(error));
@@ -128,7 +113,7 @@ export class Service {
       catalog: store.catalog,
       pseudonym,
       documents: new Budget(documentBytes),
-      current: () => this.#config,
+      live,
     };
     this.#upstreams = new Upstreams(buildUpstreams(config, this.#upstreamsContext));
     this.#clients = new Clients(clientsOptionsOf(config), { clock, log: log.events });
@@ -137,53 +122,34 @@ export class Service {
       this.#writeBehind();
       garbage.look();
     }, writeBehindMs).unref();
-    const policy = tagPolicyOf(config);
-    this.#tagPolicy = policy;
-    this.#access = new Access(store.catalog, clock, log.events, policy);
-    const access = this.#access;
+    const settings = live.view(mirrorSettingsOf);
+    const access = new Access(store.catalog, clock, log.events, () => settings().tags);
+    this.#access = access;
     this.#withdraw();
-    const firstByteTimeoutMs = config.fetch.firstByteTimeout;
-    const { maxConnections, connectionsPerBlob, spanBytes, completeRanges } = config.fetch;
-    const giveUpAfterMs = config.fetch.giveUpAfter;
-    this.#fills = new Fills(
-      { maxConnections, connectionsPerBlob, spanBytes, completeRanges, giveUpAfterMs, firstByteTimeoutMs },
-      {
-        store,
-        access,
-        clock,
-        log: log.events,
-        upstreams: this.#upstreams,
-        onFault: ({ fault }) => metrics.faults.add(1, fault),
-      },
-    );
-    if (config.fetch.prefetch === 'chain') {
-      this.#prefetch = new Prefetch({
-        store,
-        fills: this.#fills,
-        receivedBytes: () => metrics.upstreamBytes.total,
-        onSkipped: (layers) => metrics.prefetchSkipped.add(layers),
-        onOutcome: (bytes, used) => metrics.prefetchedBytes.add(bytes, used ? 'yes' : 'no'),
-      });
-    }
+    const upstreams = this.#upstreams;
+    const fills = new Fills(live.view(fillsOptionsOf), {
+      store,
+      access,
+      clock,
+      log: log.events,
+      upstreams,
+      onFault: ({ fault }) => metrics.faults.add(1, fault),
+    });
+    this.#fills = fills;
+    const prefetch = new Prefetch({
+      isOn: () => live.now.fetch.prefetch === 'chain',
+      store,
+      fills,
+      receivedBytes: () => metrics.upstreamBytes.total,
+      onSkipped: (layers) => metrics.prefetchSkipped.add(layers),
+      onOutcome: (bytes, used) => metrics.prefetchedBytes.add(bytes, used ? 'yes' : 'no'),
+    });
+    this.#prefetch = prefetch;
     const tags = new Tags(store.catalog, clock, log.events, (prefix) => store.holds(prefix));
     this.#tags = tags;
-    this.#mirror = new Mirror(
-      { firstByteTimeoutMs, tags: policy },
-      {
-        clock,
-        store,
-        access,
-        fills: this.#fills,
-        tags,
-        upstreams: this.#upstreams,
-        prefetch: this.#prefetch,
-      },
-    );
-    const lists = new Lists(
-      { firstByteTimeoutMs, tags: policy },
-      { store, upstreams: this.#upstreams, clock, log: log.events },
-    );
-    metrics.show(this.#readings());
+    this.#mirror = new Mirror(settings, { clock, store, access, fills, tags, upstreams, prefetch });
+    const lists = new Lists(settings, { store, upstreams, clock, log: log.events });
+    metrics.show(readingsOf({ live, upstreams, ledger: this.#ledger, fills, store }));
     const isDraining = (): boolean => this.#draining;
     const context = {
       clients: this.#clients,
@@ -197,15 +163,16 @@ export class Service {
       isDraining,
       maxRequests,
       pseudonym,
-      whenSpent: () => this.#config.quota.whenSpent,
+      whenSpent: () => live.now.quota.whenSpent,
     };
     this.#registry = createHttpServer(createRegistryApp(context), { tls: config.tls });
     this.#clients.watch(this.#registry);
     this.#followTls(false);
+    this.#followConfig();
     if (config.adminListen) {
       this.#admin = createHttpServer(
         createAdminApp({
-          ...adminOf(config, store, () => this.#config),
+          ...adminOf(live, store),
           metrics,
           log: log.events,
           isDraining,
@@ -229,35 +196,31 @@ export class Service {
     return this.#reconciled;
   }
 
-  /** Takes over what may change while it runs, and tells what may not. Throws when it cannot be used: then nothing changes. */
+  /** Takes over what may change while it runs, and logs what may not. Throws when it cannot be used: then nothing changes. */
   reload(next: Config): void {
-    const before = this.#config;
-    const isTlsSame = isDeepStrictEqual(
-      [!next.tls, !next.tls?.clientCa],
-      [!before.tls, !before.tls?.clientCa],
-    );
-    const waiting = fixedKeys.filter((key) => !isDeepStrictEqual(next[key], before[key]));
-    const fixed = Object.fromEntries(fixedKeys.map((key) => [key, before[key]])) as Pick<
-      Config,
-      (typeof fixedKeys)[number]
-    >;
-    const config: Config = { ...next, ...fixed, ...(!isTlsSame && { tls: before.tls }) };
-    if (isTlsSame && config.tls) readTls(config.tls);
-    this.#clients.configure(clientsOptionsOf(config));
-    // What the accounts have left is read from there by those that are made anew.
-    this.#writeBehind();
-    const kept = keptUpstreams(before, this.#upstreams);
-    this.#upstreams.replace(buildUpstreams(config, this.#upstreamsContext, kept));
-    this.#withdraw();
-    Object.assign(this.#tagPolicy, tagPolicyOf(config));
-    this.log.setLevel(config.log.level);
-    this.#config = config;
-    if (isTlsSame) this.#followTls(true);
+    const waiting = this.#live.replace(next);
     this.log.events.info('the configuration was read again');
-    const keys = isTlsSame ? waiting : [...waiting, 'tls'];
-    if (keys.length > 0)
-      this.log.events.warn({ keys }, 'these keys have changed and take effect at the next start');
+    if (waiting.length > 0)
+      this.log.events.warn({ keys: waiting }, 'these keys have changed and take effect at the next start');
     this.#warn();
+  }
+
+  /** What has to be done when the configuration changes; all else reads it at each use. */
+  #followConfig(): void {
+    const live = this.#live;
+    live.onChange((next) => {
+      if (next.tls) readTls(next.tls);
+      return () => this.#followTls(true);
+    });
+    live.onChange((next) => this.#clients.prepare(clientsOptionsOf(next)));
+    live.onChange((next, before) => () => {
+      // Accounts that are made anew read there what they have left.
+      this.#writeBehind();
+      const kept = keptUpstreams(before, next, this.#upstreams);
+      this.#upstreams.replace(buildUpstreams(next, this.#upstreamsContext, kept));
+      this.#withdraw();
+    });
+    live.onChange((next) => () => this.log.setLevel(next.log.level));
   }
 
   /** Stops accepting, lets running answers finish for up to 30 s, and leaves everything in order. Twice is fine. */
@@ -268,7 +231,7 @@ export class Service {
     const closed = Promise.all(
       [this.#registry, this.#admin].flatMap((server) => (server ? closeHttpServer(server) : [])),
     );
-    this.#prefetch?.stop();
+    this.#prefetch.stop();
     const idle = this.#fills.stop('idle');
     const timer = setTimeout(() => {
       this.#registry.closeAllConnections();
@@ -303,7 +266,7 @@ export class Service {
   /** `isNew`: its files are not those that the server was made with. */
   #followTls(isNew: boolean): void {
     this.#unfollowTls();
-    const { tls } = this.#config;
+    const { tls } = this.#live.now;
     const server: Server | TlsServer = this.#registry;
     if (!tls || !(server instanceof TlsServer)) return;
     if (isNew) (server as TlsServer).setSecureContext(readTls(tls));
@@ -312,12 +275,12 @@ export class Service {
 
   /** What is allowed, and better not so. */
   #warn(): void {
-    const { clients, tls, trustedProxies, upstreams, families, idlePatterns } = this.#config;
+    const { clients, tls, trustedProxies, upstreams, families, idlePatterns } = this.#live.now;
     for (const { registry, insecureSkipVerify } of [...upstreams, ...families]) {
       if (insecureSkipVerify)
         this.log.events.warn(
           { registry },
-          'insecureSkipVerify: whoever stands in between is believed to be the upstream',
+          'insecureSkipVerify: TLS verification is off: a man in the middle can impersonate the upstream',
         );
     }
     for (const key of idlePatterns)
@@ -327,24 +290,23 @@ export class Service {
   }
 
   async #listen(): Promise<void> {
-    await listen(this.#registry, this.#config.listen);
-    if (this.#admin && this.#config.adminListen) await listen(this.#admin, this.#config.adminListen);
+    await listen(this.#registry, this.#live.now.listen);
+    if (this.#admin && this.#live.now.adminListen) await listen(this.#admin, this.#live.now.adminListen);
     const { events } = this.log;
-    const { host, port } = this.address;
-    const url = `${this.#config.tls ? 'https' : 'http'}://${showAddress({ host: unspecified.has(host) ? hostname() : host, port })}`;
+    const url = `${this.#live.now.tls ? 'https' : 'http'}://${reachableAddress(this.address)}`;
     events.info(`put { "registry-mirrors": ["${url}"] } into /etc/docker/daemon.json of each Docker host`);
     events.info(
       {
         version,
         listen: showAddress(this.address),
         admin: this.adminAddress ? showAddress(this.adminAddress) : 'off',
-        store: this.#config.store.path,
-        upstreams: [...this.#config.upstreams, ...this.#config.families].map(({ registry }) => registry),
+        store: this.#live.now.store.path,
+        upstreams: [...this.#live.now.upstreams, ...this.#live.now.families].map(({ registry }) => registry),
       },
       'layercache is ready',
     );
     this.#warn();
-    for (const name of this.#config.ignoredVariables) {
+    for (const name of this.#live.now.ignoredVariables) {
       events.warn({ variable: name }, 'an environment variable names no key of the configuration');
     }
     this.#reconciled = this.#store.reconcile(this.#stopping.signal).then(
@@ -390,58 +352,4 @@ export class Service {
   #notWritten(error: unknown): void {
     this.log.events.warn({ err: error }, 'what was spent could not be written down; it is tried again');
   }
-
-  #readings(): Readings {
-    return {
-      ...upstreamReadings(this.#upstreams),
-      upstreamInsecure: () =>
-        [...this.#config.upstreams, ...this.#config.families].flatMap(({ registry, insecureSkipVerify }) =>
-          insecureSkipVerify ? [[registry, 1]] : [],
-        ),
-      ledger: () =>
-        this.#ledger.totals().map(([registry, item, total]) => [registry, snakeCase(item), total]),
-      buildInfo: () => [[version, process.version, 1]],
-      fillsActive: () => this.#fills.active,
-      fillBytesPending: () => this.#store.pendingBytes,
-      storeBytes: () => this.#store.bytes,
-      storeWritable: () => (this.#store.trouble === undefined ? 1 : 0),
-      storePinnedBytes: () => this.#store.pins.bytes,
-      storeLimitBytes: () => this.#config.store.maxBytes,
-    };
-  }
-}
-
-function snakeCase(name: string): string {
-  return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
-}
-
-async function listen(server: Server, { host, port }: Address): Promise<void> {
-  server.listen({ host, port });
-  try {
-    await once(server, 'listening');
-  } catch (cause) {
-    throw new Error(
-      `cannot listen on ${showAddress({ host, port })}: ${listenRemedy(errorCode(cause) ?? '')}`,
-      {
-        cause,
-      },
-    );
-  }
-}
-
-function listenRemedy(code: string): string {
-  if (code === 'EADDRINUSE') return 'another program listens there: stop it, or choose another address';
-  if (code === 'EACCES') return 'this user may not use that port: choose one above 1023';
-  if (code === 'EADDRNOTAVAIL' || code === 'ENOTFOUND')
-    return 'this machine has no such address: use 0.0.0.0 for all of its addresses';
-  return code;
-}
-
-function boundAddress(server: Server): Address {
-  const { address, port } = server.address() as AddressInfo;
-  return { host: address, port };
-}
-
-function showAddress({ host, port }: Address): string {
-  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
 }

@@ -1,7 +1,7 @@
-import type { Logger } from 'pino';
 import { parseUnsatisfied } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Ledger } from '../telemetry/ledger.ts';
+import type { Logger } from '../telemetry/log.ts';
 import type { Metrics } from '../telemetry/metrics.ts';
 import type { Budget } from '../util/budget.ts';
 import type { Clock } from '../util/clock.ts';

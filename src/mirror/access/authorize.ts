@@ -29,7 +29,7 @@ export interface AuthorizeContext {
   readonly access: Access;
   readonly proofs: Proofs;
   readonly fills: { of(repo: Repo, digest: Digest): ArrivingFill | undefined };
-  readonly policy: TagPolicy;
+  readonly policy: () => TagPolicy;
 }
 
 /**
@@ -87,7 +87,7 @@ export class Authorizer {
       return what === 'arriving' ? 'arriving' : 'stored';
     } catch (error) {
       const fault = toMirrorError(error);
-      if (mayServeAfter(fault, policy) && access.grantedOnce(repo, digest)) return 'stored';
+      if (mayServeAfter(fault, policy()) && access.grantedOnce(repo, digest)) return 'stored';
       if (fault.row.definite) access.revoke(repo, digest);
       throw error;
     }

@@ -29,11 +29,11 @@ export class Access {
   readonly #catalog: Catalog;
   readonly #clock: Clock;
   readonly #log: Logger;
-  readonly #policy: TagPolicy;
+  readonly #policy: () => TagPolicy;
   /** The catalog's answers, so that a hit costs no query. Removing a blob removes its links with it. */
   readonly #links = new LRUCache<string, Link>({ max: maxRemembered });
 
-  constructor(catalog: Catalog, clock: Clock, log: Logger, policy: TagPolicy) {
+  constructor(catalog: Catalog, clock: Clock, log: Logger, policy: () => TagPolicy) {
     this.#catalog = catalog;
     this.#clock = clock;
     this.#log = log;
@@ -75,7 +75,7 @@ export class Access {
 
   /** As it was: enough while the upstream cannot be asked. */
   grantedOnce(repo: Repo, digest: Digest): boolean {
-    return isServableStale(this.#confirmedAt(repo, digest), this.#clock.now(), this.#policy);
+    return isServableStale(this.#confirmedAt(repo, digest), this.#clock.now(), this.#policy());
   }
 
   #write(repo: Repo, digest: Digest, write: () => void): void {

@@ -51,13 +51,14 @@ interface Waiter {
  * do not starve the rest.
  */
 export class Connections {
-  readonly #limit: number;
+  readonly #limit: () => number;
   readonly #waiting = new Set<Waiter>();
   readonly #holding = new Map<Claimant, { pool: Pool; count: number }>();
   #used = 0;
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(limit: number) {
+  /** `limit`: of all together, as it is now. */
+  constructor(limit: () => number) {
     this.#limit = limit;
   }
 
@@ -109,7 +110,7 @@ export class Connections {
   }
 
   #grant(): void {
-    while (this.#used < this.#limit) {
+    while (this.#used < this.#limit()) {
       const best = this.#best(({ pool }) => !pool.isFull);
       if (!best) return;
       best.grant();
@@ -142,7 +143,7 @@ export class Connections {
     const isOfUse = (other: Pool): boolean => {
       if (pool.used >= pool.limit) return other === pool;
       if (parent?.isFull) return other.parent === parent;
-      return this.#used >= this.#limit;
+      return this.#used >= this.#limit();
     };
     const holders = [...this.#holding]
       .filter(([, held]) => isOfUse(held.pool))

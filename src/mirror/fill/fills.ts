@@ -23,14 +23,14 @@ export interface FillsContext extends Omit<FillContext, 'connections'> {
  * a dead fill.
  */
 export class Fills {
-  readonly #options: FillsOptions;
+  readonly #options: () => FillsOptions;
   readonly #context: FillContext;
   readonly #upstreams: Upstreams;
   readonly #running = new Map<string, Fill>();
 
-  constructor(options: FillsOptions, { upstreams, ...context }: FillsContext) {
+  constructor(options: () => FillsOptions, { upstreams, ...context }: FillsContext) {
     this.#options = options;
-    this.#context = { ...context, connections: new Connections(options.maxConnections) };
+    this.#context = { ...context, connections: new Connections(() => options().maxConnections) };
     this.#upstreams = upstreams;
   }
 
@@ -87,7 +87,7 @@ export class Fills {
 
   #create(repo: Repo, digest: Digest, isProven: boolean): Fill {
     const key = keyOf(repo, digest);
-    const fill = new Fill(repo, digest, this.#options, {
+    const fill = new Fill(repo, digest, this.#options(), {
       ...this.#context,
       upstream: this.#upstreams.of(repo),
       isProven,

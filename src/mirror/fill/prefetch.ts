@@ -6,6 +6,8 @@ import type { BlobStore } from '../../store/blob-store.ts';
 import type { Fills } from './fills.ts';
 
 export interface PrefetchContext {
+  /** Whether layers are fetched ahead at all. */
+  readonly isOn: () => boolean;
   readonly store: BlobStore;
   readonly fills: Fills;
   /** Bytes that have come from upstreams so far. */
@@ -78,6 +80,7 @@ export class Prefetch {
   /** A client has got a manifest. */
   served(client: string, repo: Repo, manifest: Digest): void {
     if (this.#ahead.size > 0) this.#ahead.purgeStale();
+    if (!this.#context.isOn()) return;
     const key = `${client} ${repo.key}`;
     if (this.#chains.get(key)?.manifest === manifest) return;
     const layers = this.#context.store.children(manifest).filter((child) => child.kind === 'layer');
@@ -129,6 +132,7 @@ export class Prefetch {
   }
 
   #startSome(): void {
+    if (!this.#context.isOn()) this.#queue.clear();
     for (const [digest, { repo, size }] of this.#queue) {
       if (this.#running.size >= this.#limit) break;
       this.#queue.delete(digest);

@@ -1,15 +1,21 @@
 import type { MirrorError } from '../../util/errors.ts';
 
-/** How long what the upstream once said is believed. All in milliseconds. It may be changed while it is in use. */
+/** How long what the upstream once said is believed. All in milliseconds. */
 export interface TagPolicy {
   /** While the upstream cannot be asked; 0: never. */
-  staleIfErrorMs: number;
+  readonly staleIfErrorMs: number;
   /** How long a definite no is remembered. */
-  negativeTtlMs: number;
+  readonly negativeTtlMs: number;
   /** `behind`: what has just run out is served at once, and asked about after that. */
-  revalidate: 'wait' | 'behind';
+  readonly revalidate: 'wait' | 'behind';
   /** What becomes of a tag that is held and that the upstream has deleted: a definite no, or it is kept. */
-  whenGone: '404' | 'keep';
+  readonly whenGone: '404' | 'keep';
+}
+
+export interface MirrorSettings {
+  /** Over everything before the first byte of an answer. */
+  readonly firstByteTimeoutMs: number;
+  readonly tags: TagPolicy;
 }
 
 /** How long after it has run out a tag may still be served before it is asked about. */

@@ -14,7 +14,7 @@ import { Flight } from '../../util/flight.ts';
 import type { Answer, Method, Result } from '../answer.ts';
 import { late } from '../in-time.ts';
 import type { Upstreams } from '../upstreams.ts';
-import { isFresh, isServableStale, type TagPolicy } from './freshness.ts';
+import { isFresh, isServableStale, type MirrorSettings } from './freshness.ts';
 import { Negatives } from './negatives.ts';
 
 /** What is being sent to clients, who may be slow. */
@@ -32,11 +32,6 @@ export interface ListAnswer extends Omit<Answer, 'content'> {
   readonly next: string | undefined;
   /** What the upstream says that it has filtered by. */
   readonly filters: string | undefined;
-}
-
-export interface ListsOptions {
-  firstByteTimeoutMs: number;
-  tags: TagPolicy;
 }
 
 export interface ListsContext {
@@ -61,7 +56,7 @@ interface Page {
  * them, and served as they were while it cannot be asked. What is not a list is never taken for an empty one.
  */
 export class Lists {
-  readonly #options: ListsOptions;
+  readonly #settings: () => MirrorSettings;
   readonly #context: ListsContext;
   readonly #catalog: Catalog;
   readonly #negatives: Negatives;
@@ -72,11 +67,11 @@ export class Lists {
   });
   #heldBytes = 0;
 
-  constructor(options: ListsOptions, context: ListsContext) {
-    this.#options = options;
+  constructor(settings: () => MirrorSettings, context: ListsContext) {
+    this.#settings = settings;
     this.#context = context;
     this.#catalog = context.store.catalog;
-    this.#negatives = new Negatives(options.tags, context.clock);
+    this.#negatives = new Negatives(() => settings().tags, context.clock);
   }
 
   /** Throws `page-invalid`, `repo-unknown`, `manifest-unknown`, or why the upstream cannot be asked. */
@@ -93,7 +88,7 @@ export class Lists {
       return respond(value, joined ? 'joined' : known ? 'revalidated' : 'miss');
     } catch (error) {
       const { row, fault } = toMirrorError(error);
-      if (row.stale && known && isServableStale(known.checkedAt, clock.now(), this.#options.tags))
+      if (row.stale && known && isServableStale(known.checkedAt, clock.now(), this.#settings().tags))
         return respond(known, 'stale', fault);
       throw error;
     }
@@ -101,7 +96,7 @@ export class Lists {
 
   #ask(repo: Repo, page: Page): Promise<{ value: ListRow; joined: boolean }> {
     const key = `${repo.key}/${page.name}`;
-    const deadline = new Deadline(this.#options.firstByteTimeoutMs);
+    const deadline = new Deadline(this.#settings().firstByteTimeoutMs);
     const fetch = ({ signal }: Deadline): Promise<ListRow> => this.#fetch(repo, page, signal);
     return this.#negatives.remember(key, () =>
       this.#asking.within(key, deadline, fetch, () => late(`GET ${key}`)),
@@ -208,7 +203,7 @@ export class Lists {
     const ttlMs = this.#ttlOf(repo, of);
     const isEmpty =
       row.digest === null || (row.size <= mostOfEmpty && isEmptyList(this.#body(repo, name, row.digest)));
-    return isEmpty ? Math.min(ttlMs, this.#options.tags.negativeTtlMs) : ttlMs;
+    return isEmpty ? Math.min(ttlMs, this.#settings().tags.negativeTtlMs) : ttlMs;
   }
 
   /** As long as a tag; what refers to a manifest as long as the tag that would say it where there are no lists. */

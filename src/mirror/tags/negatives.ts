@@ -8,9 +8,9 @@ const maxRemembered = 10_000;
 /** The upstream's definite noes, remembered for seconds and bounded in number. Nothing else counts as absence. */
 export class Negatives {
   readonly #noes: LRUCache<string, MirrorError>;
-  readonly #policy: Pick<TagPolicy, 'negativeTtlMs'>;
+  readonly #policy: () => TagPolicy;
 
-  constructor(policy: Pick<TagPolicy, 'negativeTtlMs'>, clock: Clock) {
+  constructor(policy: () => TagPolicy, clock: Clock) {
     this.#policy = policy;
     this.#noes = new LRUCache({
       max: maxRemembered,
@@ -32,7 +32,7 @@ export class Negatives {
   }
 
   #note(key: string, error: MirrorError): void {
-    const { negativeTtlMs } = this.#policy;
+    const { negativeTtlMs } = this.#policy();
     if (error.row.definite && negativeTtlMs > 0) this.#noes.set(key, error, { ttl: negativeTtlMs });
   }
 }

@@ -19,7 +19,7 @@ export interface StaleContext {
   readonly access: Access;
   readonly fills: Fills;
   readonly manifests: Manifests;
-  readonly policy: TagPolicy;
+  readonly policy: () => TagPolicy;
 }
 
 /** Tags as they were, while the upstream cannot be asked: only of images that can be pulled whole without it. */
@@ -32,7 +32,8 @@ export class StaleTags {
 
   /** What may be served in place of this fault; undefined: nothing. */
   async answer(repo: Repo, row: TagRow, question: Question, error: MirrorError): Promise<Answer | undefined> {
-    const { clock, manifests, policy } = this.#context;
+    const { clock, manifests } = this.#context;
+    const policy = this.#context.policy();
     const now = clock.now();
     const isGone = error.row.definite === true;
     if (!mayServeAfter(error, policy)) return undefined;

@@ -12,17 +12,12 @@ import { answerWith, wantsNoBytes, type Answer, type Question } from '../answer.
 import { isReadable, late } from '../in-time.ts';
 import type { Manifests } from '../manifests.ts';
 import type { Upstreams } from '../upstreams.ts';
-import { isFresh, isFreshEnough, isServableStale, type TagPolicy } from './freshness.ts';
+import { isFresh, isFreshEnough, isServableStale, type MirrorSettings } from './freshness.ts';
 import type { Negatives } from './negatives.ts';
 import type { StaleTags } from './stale.ts';
 import type { Tags } from './tags.ts';
 
 const maxUnrefreshed = 10_000;
-
-export interface TagResolverOptions {
-  readonly firstByteTimeoutMs: number;
-  readonly tags: TagPolicy;
-}
 
 export interface TagResolverContext {
   readonly clock: Clock;
@@ -40,7 +35,7 @@ export interface TagResolverContext {
  * clients wait. While the upstream cannot be asked, the tag is served as it was.
  */
 export class TagResolver {
-  readonly #options: TagResolverOptions;
+  readonly #settings: () => MirrorSettings;
   readonly #context: TagResolverContext;
   readonly #asking = new Flight<string, TagRow>();
   /** Tags about which the upstream is being asked behind the answer. */
@@ -48,8 +43,8 @@ export class TagResolver {
   /** Tags about which the upstream could not be asked behind the answer: the next client waits for it. */
   readonly #unrefreshed = new LRUCache<string, true>({ max: maxUnrefreshed });
 
-  constructor(options: TagResolverOptions, context: TagResolverContext) {
-    this.#options = options;
+  constructor(settings: () => MirrorSettings, context: TagResolverContext) {
+    this.#settings = settings;
     this.#context = context;
   }
 
@@ -59,7 +54,7 @@ export class TagResolver {
     const ttlMs = upstreams.of(repo).ttlOf(repo, tag);
     const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), ttlMs);
     try {
-      if (known && isFreshEnough(known.checkedAt, clock.now(), ttlMs, this.#options.tags)) {
+      if (known && isFreshEnough(known.checkedAt, clock.now(), ttlMs, this.#settings().tags)) {
         const before = await this.#answerBeforeAsking(repo, tag, known, fresh, question);
         if (before) return before;
       }
@@ -71,7 +66,7 @@ export class TagResolver {
       const served = row && (await stale.answer(repo, row, question, fault));
       if (served) return served;
       const absentSince = fault.row.stale ? tags.absentSince(repo, tag) : undefined;
-      if (absentSince !== undefined && isServableStale(absentSince, clock.now(), this.#options.tags))
+      if (absentSince !== undefined && isServableStale(absentSince, clock.now(), this.#settings().tags))
         throw new MirrorError('manifest-unknown', `${repo.key}:${tag}: there was none`, { cause: error });
       throw error;
     }
@@ -132,7 +127,7 @@ export class TagResolver {
   async #refresh(repo: Repo, tag: string): Promise<void> {
     const { manifests } = this.#context;
     const key = `${repo.key}:${tag}`;
-    const deadline = new Deadline(this.#options.firstByteTimeoutMs);
+    const deadline = new Deadline(this.#settings().firstByteTimeoutMs);
     this.#refreshing.add(key);
     try {
       const { digest } = await this.#ask(repo, tag, deadline);
@@ -175,7 +170,7 @@ export class TagResolver {
       return await this.#fetch(repo, tag, deadline);
     } catch (error) {
       const { definite } = toMirrorError(error).row;
-      if (definite && this.#options.tags.whenGone === '404') tags.remove(repo, tag);
+      if (definite && this.#settings().tags.whenGone === '404') tags.remove(repo, tag);
       if (definite) tags.absent(repo, tag);
       throw error;
     }

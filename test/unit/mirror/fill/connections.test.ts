@@ -46,7 +46,7 @@ class Fill implements Claimant {
 
 describe('connections', () => {
   test('who brings hardly anything gives way to who has none, though its registry has no more than others', async () => {
-    const connections = new Connections(2);
+    const connections = new Connections(() => 2);
     const slow = [1, 2].map((i) => new Fill(`slow ${i}`, connections, new Pool(2)));
     for (const each of slow) await each.take();
     const well = new Fill('well', connections, new Pool(2));
@@ -61,7 +61,7 @@ describe('connections', () => {
   });
 
   test('who has fewest goes first, among equals in the order of asking, within both caps', async () => {
-    const connections = new Connections(3);
+    const connections = new Connections(() => 3);
     const [hub, other] = [new Pool(2), new Pool(2)];
     const [a, b, c] = [
       new Fill('a', connections, hub),
@@ -86,7 +86,7 @@ describe('connections', () => {
   });
 
   test('who has none does not wait for another’s fourth, nor for what nobody waits for', async () => {
-    const connections = new Connections(4);
+    const connections = new Connections(() => 4);
     const pool = new Pool(4);
     const large = new Fill('large', connections, pool);
     for (let i = 0; i < 4; i++) await large.take();
@@ -102,7 +102,7 @@ describe('connections', () => {
   });
 
   test('equals do not take from each other, and who gives up leaves the line', async () => {
-    const connections = new Connections(1);
+    const connections = new Connections(() => 1);
     const pool = new Pool(1);
     const [a, b, c] = ['a', 'b', 'c'].map((name) => new Fill(name, connections, pool));
     await a!.take();
@@ -178,7 +178,7 @@ describe('connections', () => {
       [[32, 32, 32], 24],
       [[4, 60], 70],
     ] as const) {
-      const connections = new Connections(64);
+      const connections = new Connections(() => 64);
       const fills = caps.flatMap((cap) => {
         const pool = new Pool(cap);
         return Array.from({ length: each }, () => new Greedy(connections, pool));
@@ -200,7 +200,7 @@ describe('connections', () => {
   });
 
   test('who comes late to full connections gets its share of them', async () => {
-    const connections = new Connections(64);
+    const connections = new Connections(() => 64);
     const fills: Greedy[] = [];
     for (let registry = 0; registry < 2; registry++) {
       const pool = new Pool(32);
@@ -215,7 +215,7 @@ describe('connections', () => {
   });
 
   test('registries under one pattern have as many as one together', async () => {
-    const connections = new Connections(64);
+    const connections = new Connections(() => 64);
     const family = new Pool(8);
     const fills = Array.from({ length: 20 }, () => new Greedy(connections, new Pool(8, family)));
     for (const fill of fills) fill.proceed();
