@@ -75,11 +75,12 @@ async function withStore<T>(
   work: (target: Target) => Promise<T>,
   needsRoom: boolean,
 ): Promise<T> {
-  const { maxIdle, ...rest } = config.store;
-  mustExist(rest.path);
-  const maxBytes = needsRoom ? rest.maxBytes : Infinity;
+  const { path, minFreeBytes, pins } = config.store;
+  mustExist(path);
+  const maxBytes = needsRoom ? config.store.maxBytes : Infinity;
+  const limits = { maxBytes, minFreeBytes, maxIdleMs: 0, pins, scrubEveryMs: 0 };
   // Only what was asked for is changed: nothing is tidied up beside it.
-  const options = { ...rest, maxBytes, maxIdleMs: maxIdle, scrubEveryMs: 0, upkeep: false };
+  const options = { path, limits: () => limits, upkeep: false };
   const store = await BlobStore.open(options, {
     clock: systemClock,
     log: pino({ level: 'warn' }, pino.destination(2)),

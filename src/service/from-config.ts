@@ -4,7 +4,8 @@ import type { MirrorSettings } from '../mirror/tags/freshness.ts';
 import { globToRegExp } from '../oci/pattern.ts';
 import type { AdminContext } from '../server/admin.ts';
 import type { ClientsOptions } from '../server/clients.ts';
-import type { BlobStore, StoreOptions } from '../store/blob-store.ts';
+import type { BlobStore } from '../store/blob-store.ts';
+import type { StoreLimits } from '../store/context.ts';
 import { operations, type Target } from '../store/operations/operations.ts';
 import { secretReader } from '../upstream/accounts/credentials.ts';
 import type { LiveConfig } from './live-config.ts';
@@ -47,7 +48,7 @@ export function fillsOptionsOf({ fetch }: Config): FillsOptions {
   };
 }
 
-export function storeLimitsOf({ store }: Config): Omit<StoreOptions, 'path'> {
+export function storeLimitsOf({ store }: Config): StoreLimits {
   const { maxBytes, minFreeBytes, maxIdle, pins, scrubEvery } = store;
   return { maxBytes, minFreeBytes, maxIdleMs: maxIdle, pins, scrubEveryMs: scrubEvery };
 }

@@ -16,7 +16,8 @@ import { createRegistryApp } from '../server/app.ts';
 import { Clients } from '../server/clients.ts';
 import { closeHttpServer, createHttpServer } from '../server/http-server.ts';
 import { followTls, readTls } from '../server/tls.ts';
-import { BlobStore, type Damaged } from '../store/blob-store.ts';
+import { BlobStore } from '../store/blob-store.ts';
+import type { Damaged } from '../store/context.ts';
 import { Ledger } from '../telemetry/ledger.ts';
 import { createLog, type LineSink, type Log } from '../telemetry/log.ts';
 import { Metrics } from '../telemetry/metrics.ts';
@@ -66,27 +67,30 @@ export class Service {
 
   /** Throws when the data directory or an address cannot be used. Whether an upstream can be reached does not matter. */
   static async start(config: Config, options: ServiceOptions = {}): Promise<Service> {
+    const live = new LiveConfig(config);
     const metrics = new Metrics();
     const onDropped = (lines: number): void => metrics.logLinesDropped.add(lines);
     const log = createLog(config.log, { sink: options.logSink, onDropped });
     const clock = options.clock ?? systemClock;
-    const storeOptions = { path: config.store.path, ...storeLimitsOf(config) };
     // It is made after the store, and told by it.
     const built: { service?: Service } = {};
-    const store = await BlobStore.open(storeOptions, {
-      clock,
-      log: log.events,
-      onEvicted: (reason) => metrics.evictions.add(1, reason),
-      onPruned: (table, rows) => metrics.catalogPruned.add(rows, table),
-      onDamaged: (damaged) => {
-        metrics.damagedBlobs.add(1);
-        built.service?.restore(damaged);
+    const store = await BlobStore.open(
+      { path: config.store.path, limits: live.view(storeLimitsOf) },
+      {
+        clock,
+        log: log.events,
+        onEvicted: (reason) => metrics.evictions.add(1, reason),
+        onPruned: (table, rows) => metrics.catalogPruned.add(rows, table),
+        onDamaged: (damaged) => {
+          metrics.damagedBlobs.add(1);
+          built.service?.restore(damaged);
+        },
+        onTagChanged: (registry, repo, tag) => {
+          if (built.service) built.service.#tags.forget(`${registry}/${repo}:${tag}`);
+        },
       },
-      onTagChanged: (registry, repo, tag) => {
-        if (built.service) built.service.#tags.forget(`${registry}/${repo}:${tag}`);
-      },
-    });
-    const service = new Service(config, { log, clock, metrics, store });
+    );
+    const service = new Service(live, { log, clock, metrics, store });
     built.service = service;
     try {
       await service.#listen();
@@ -97,9 +101,12 @@ export class Service {
     return service;
   }
 
-  private constructor(config: Config, parts: { log: Log; clock: Clock; metrics: Metrics; store: BlobStore }) {
+  private constructor(
+    live: LiveConfig,
+    parts: { log: Log; clock: Clock; metrics: Metrics; store: BlobStore },
+  ) {
     const { log, clock, metrics, store } = parts;
-    const live = new LiveConfig(config);
+    const config = live.now;
     this.#live = live;
     this.log = log;
     this.#store = store;
@@ -221,6 +228,7 @@ export class Service {
       this.#withdraw();
     });
     live.onChange((next) => () => this.log.setLevel(next.log.level));
+    live.onChange(() => () => this.#store.limitsChanged());
   }
 
   /** Stops accepting, lets running answers finish for up to 30 s, and leaves everything in order. Twice is fine. */

@@ -1,5 +1,6 @@
 import type { ByteRange } from '../../oci/range.ts';
-import { withMargin, type Ingest } from '../../store/ingest/ingest.ts';
+import { withMargin } from '../../store/ingest/growing-file.ts';
+import type { Ingest } from '../../store/ingest/ingest.ts';
 import type { UpstreamBlob } from '../../upstream/answers.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
 import type { Clock } from '../../util/clock.ts';

@@ -1,5 +1,5 @@
 import { constants } from 'node:fs';
-import { open, readdir, readFile, type FileHandle } from 'node:fs/promises';
+import { open, readdir, readFile, stat, statfs, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { blobMediaType } from '../../oci/content.ts';
 import { isDigest, type Digest } from '../../oci/digest.ts';
@@ -10,6 +10,12 @@ import { blobsPath } from './layout.ts';
 export const missingFile = 'its file is missing';
 /** What is said of what is a directory, a pipe or a device. */
 export const notAFile = 'it is no regular file';
+
+/** What the file system has left: bytes, and files; Infinity where it does not count these. */
+export interface FreeSpace {
+  readonly bytes: number;
+  readonly files: number;
+}
 
 const maxManifestBytes = 8 * 1024 * 1024;
 
@@ -38,4 +44,25 @@ export async function contentOf(
 ): Promise<{ mediaType: string; children: readonly Child[] }> {
   const manifest = size <= maxManifestBytes ? recognise(await readFile(path)) : undefined;
   return manifest ?? { mediaType: blobMediaType, children: [] };
+}
+
+/** In bytes; 0 when there is no such file. */
+export async function sizeOf(file: string): Promise<number> {
+  return stat(file).then(
+    ({ size }) => size,
+    () => 0,
+  );
+}
+
+/** Undefined: there is no such file. */
+export async function inodeOf(file: string): Promise<number | undefined> {
+  return stat(file).then(
+    ({ ino }) => ino,
+    () => undefined,
+  );
+}
+
+export async function freeSpace(directory: string): Promise<FreeSpace> {
+  const { bavail, bsize, files, ffree } = await statfs(directory);
+  return { bytes: bavail * bsize, files: files === 0 ? Infinity : ffree };
 }

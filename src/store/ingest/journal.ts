@@ -16,6 +16,14 @@ export interface Journalled {
   readonly synced: Intervals;
 }
 
+/** What an earlier fill has left. */
+export interface Kept extends Journalled {
+  /** It is this process's: the file holds what it is said to. */
+  readonly isOurs: boolean;
+  /** Of what this process has kept: what an earlier one had left. */
+  readonly unproven: Intervals;
+}
+
 const sector = 512;
 const stepBytes = 1024 * 1024;
 

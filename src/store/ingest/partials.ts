@@ -4,9 +4,9 @@ import type { Digest } from '../../oci/digest.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { Clock } from '../../util/clock.ts';
 import type { Catalog } from '../catalog/catalog.ts';
-import type { Reservation } from '../room/evictor.ts';
-import type { Kept } from './ingest.ts';
-import { bootId, readIntervals, writeIntervals, type Journalled } from './journal.ts';
+import type { Evictor, Leftovers } from '../room/evictor.ts';
+import type { Reservation } from '../room/reservation.ts';
+import { bootId, readIntervals, writeIntervals, type Journalled, type Kept } from './journal.ts';
 
 /** What nobody came back for goes after that time. */
 const keptForMs = 24 * 60 * 60 * 1000;
@@ -30,7 +30,7 @@ export interface PartialsContext {
  * The unfinished fills that nobody works on: their files, and the journal of these and of the running ones. They outlive
  * the process. They count against the cap, and are the first to go.
  */
-export class Partials {
+export class Partials implements Leftovers {
   readonly #directory: string;
   readonly #context: PartialsContext;
   readonly #boot = bootId();
@@ -53,7 +53,7 @@ export class Partials {
   }
 
   /** Finds what earlier processes have left, and removes what no journal tells of. */
-  async load(reserve: () => Reservation): Promise<void> {
+  async load(evictor: Evictor): Promise<void> {
     const files = new Set(await readdir(this.#directory));
     for (const row of this.#context.catalog.partials.all()) {
       const { registry, digest, size, updatedAt } = row;
@@ -62,7 +62,7 @@ export class Partials {
       const present = row.boot === this.#boot ? readIntervals(row.present) : synced;
       if (files.has(row.file) && present.total > 0) {
         files.delete(row.file);
-        const reservation = reserve();
+        const reservation = evictor.reservation();
         reservation.adopt(present.total);
         const path = join(this.#directory, row.file);
         const kept = { registry, digest, path, size, present, synced, reservation, unproven: present };

@@ -2,107 +2,52 @@ import type { Digest } from '../../oci/digest.ts';
 import { orLate } from '../../util/deadline.ts';
 import { MirrorError } from '../../util/errors.ts';
 import { formatSize } from '../../util/units.ts';
-import { footprint } from '../catalog/blobs.ts';
 import type { Victim } from '../catalog/uses.ts';
+import type { FreeSpace } from '../disk/files.ts';
+import { Reservation, type RoomMaker } from './reservation.ts';
+import type { Space } from './space.ts';
 
-export interface EvictorOptions {
+export interface RoomLimits {
   /** The cap over everything stored and arriving, in bytes on disk. */
-  maxBytes: number;
+  readonly maxBytes: number;
   /** What the file system must keep free. */
-  minFreeBytes: number;
-  /** What nobody asked for that long leaves; 0: it stays. */
-  maxIdleMs: number;
+  readonly minFreeBytes: number;
+  /** Evict what was unused this long; 0: nothing. */
+  readonly maxIdleMs: number;
 }
 
-/** What the evictor may ask of the store that it serves. */
-export interface Evictable {
+/** What is stored and may leave. */
+export interface Victims {
+  /** Those that are worth least, in order; `after`: the last of those that were given before. */
   leastWorthy(count: number, after: Victim | undefined): Victim[];
-  /** What nobody has asked for since `maxIdleMs`. */
-  idle(count: number): Victim[];
-  /** It is held, and neither in use nor pinned. */
+  /** What nobody has asked for in that time. */
+  idle(forMs: number, count: number): Victim[];
+  /** It is held, and neither in use nor pinned, nor used since it was chosen. */
   mayLeave(digest: Digest): boolean;
   /** Bytes that are pinned. */
   readonly pinnedBytes: number;
-  /** Bytes of other files of the data directory that count against the cap too. */
-  readonly otherBytes: number;
-  /** What unfinished fills have left that nobody works on. */
-  readonly partialBytes: number;
-  /** Drops what an unfinished fill has left, if there is such: it goes first. Resolves to whether there was. */
-  dropPartial(): Promise<boolean>;
-  /** Resolves, when the bytes are free again and have been told to `removed`, to whether that could be done. */
+  /** Resolves, when the bytes are free again and off the account, to whether that could be done. */
   evict(victim: Victim, reason: EvictionReason): Promise<boolean>;
-  /** What the file system has left: bytes, and files; Infinity where it does not count these. */
-  free(): Promise<{ bytes: number; files: number }>;
+}
+
+/** Files that are worth less than anything stored: they go first. */
+export interface Leftovers {
+  /** Bytes on disk. */
+  readonly bytes: number;
+  /** Resolves to whether there was one to drop. */
+  dropOldest(): Promise<boolean>;
+}
+
+export interface EvictorParts {
+  readonly space: Space;
+  readonly victims: Victims;
+  /** Those of the first go first. */
+  readonly leftovers: readonly Leftovers[];
+  /** Of the file system. */
+  readonly free: () => Promise<FreeSpace>;
 }
 
 export type EvictionReason = 'max-bytes' | 'min-free' | 'idle';
-
-/** Room that was set aside before writing. */
-export class Reservation {
-  readonly #evictor: Evictor;
-  #bytes = 0;
-  #written = 0;
-  #isOver = false;
-
-  constructor(evictor: Evictor) {
-    this.#evictor = evictor;
-  }
-
-  get bytes(): number {
-    return this.#bytes;
-  }
-
-  /** The part that is not on disk yet, and so not yet taken from what the file system calls free. */
-  get unwritten(): number {
-    return Math.max(0, this.#bytes - this.#written);
-  }
-
-  /** Sets aside room up to `bytes` in all; throws `store-full`, also when there is none before the signal aborts. */
-  async growTo(bytes: number, signal?: AbortSignal): Promise<void> {
-    // Others may have it grow while it waits in line.
-    const wanted = (): number => footprint(bytes) - this.#bytes;
-    const grant = (): void => this.#set(footprint(bytes), this.#written);
-    if (wanted() > 0) await this.#evictor.makeRoom(wanted, grant, signal);
-  }
-
-  /** Less is needed; what was set aside is the others' again. */
-  shrinkTo(bytes: number): void {
-    this.#set(Math.min(this.#bytes, footprint(bytes)), Math.min(this.#written, bytes));
-  }
-
-  /** Bytes that are on disk since before this process. */
-  adopt(bytes: number): void {
-    this.#set(footprint(bytes), bytes);
-  }
-
-  wrote(bytes: number): void {
-    this.#set(this.#bytes, this.#written + bytes);
-  }
-
-  /** The bytes are in the store from now on. */
-  keep(size: number): void {
-    this.#settle(footprint(size));
-  }
-
-  /** The bytes are gone from the disk, or never came. Twice is fine. */
-  release(): void {
-    this.#settle(0);
-  }
-
-  #settle(stored: number): void {
-    this.#set(0, 0);
-    if (!this.#isOver) this.#evictor.settle(stored);
-    this.#isOver = true;
-  }
-
-  #set(bytes: number, written: number): void {
-    const before = [this.#bytes, this.unwritten] as const;
-    this.#bytes = bytes;
-    this.#written = written;
-    // What is over is on nobody's account.
-    if (!this.#isOver) this.#evictor.changed(this.#bytes - before[0], this.unwritten - before[1]);
-  }
-}
 
 /** So much is kept ready, so that nobody waits for a file to be deleted. */
 const aheadShare = 0.02;
@@ -116,31 +61,27 @@ const lookedAtOnce = 64;
  * Keeps the store under its cap: room is made and set aside before anything is written, by putting out what is worth
  * least. What is leased or pinned stays. Those who need room are served one after the other; some of it is made ahead.
  */
-export class Evictor {
-  readonly #options: EvictorOptions;
-  readonly #store: Evictable;
-  #stored: number;
-  /** Of all reservations. */
-  #reserved = 0;
-  #unwritten = 0;
+export class Evictor implements RoomMaker {
+  readonly #limits: () => RoomLimits;
+  readonly #space: Space;
+  readonly #victims: Victims;
+  readonly #leftovers: readonly Leftovers[];
+  readonly #free: () => Promise<FreeSpace>;
   #line: Promise<unknown> = Promise.resolve();
   #tidying: Promise<void> | undefined;
   /** There is less free space than there should be, and nothing that could be put out. */
   isShort = false;
 
-  constructor(options: EvictorOptions, store: Evictable, stored: number) {
-    this.#options = options;
-    this.#store = store;
-    this.#stored = stored;
-  }
-
-  /** Bytes stored and reserved. */
-  get bytes(): number {
-    return this.#stored + this.#reserved;
+  constructor(limits: () => RoomLimits, { space, victims, leftovers, free }: EvictorParts) {
+    this.#limits = limits;
+    this.#space = space;
+    this.#victims = victims;
+    this.#leftovers = leftovers;
+    this.#free = free;
   }
 
   reservation(): Reservation {
-    return new Reservation(this);
+    return new Reservation(this.#space, this);
   }
 
   /** `grant` is called in the same tick in which the room was found, and not after the signal has aborted. */
@@ -148,22 +89,6 @@ export class Evictor {
     const made = this.#inLine(() => this.#makeRoom(wanted(), grant, signal));
     const late = (): MirrorError => full(wanted(), 'none could be made in time');
     await (signal ? orLate(made, signal, late) : made);
-  }
-
-  /** A reservation is over, and so much of it is stored. */
-  settle(stored: number): void {
-    this.#stored += stored;
-  }
-
-  /** A reservation has become larger or smaller. */
-  changed(bytes: number, unwritten: number): void {
-    this.#reserved += bytes;
-    this.#unwritten += unwritten;
-  }
-
-  /** A blob of this size has left the store. */
-  removed(size: number): void {
-    this.#stored -= footprint(size);
   }
 
   /**
@@ -177,11 +102,11 @@ export class Evictor {
 
   async #tidy(signal: AbortSignal): Promise<void> {
     const ahead = (bytes: number): number => Math.min(bytes * aheadShare, mostAhead);
-    const scan = new Scan(this.#store);
+    const scan = new Scan(this.#victims);
     for (let again = true; again && !signal.aborted;) {
       again = await this.#inLine(async () => {
         if (await this.#evictIdle()) return true;
-        const { maxBytes, minFreeBytes } = this.#options;
+        const { maxBytes, minFreeBytes } = this.#limits();
         const lack = await this.#lack(ahead(maxBytes), ahead(minFreeBytes));
         return lack !== undefined && lack.isCurable && (await this.#evictOne(scan, lack.reason));
       });
@@ -195,10 +120,10 @@ export class Evictor {
   }
 
   async #makeRoom(bytes: number, grant: () => void, signal: AbortSignal | undefined): Promise<void> {
-    const { maxBytes } = this.#options;
+    const { maxBytes } = this.#limits();
     if (bytes <= 0) return;
     if (bytes > maxBytes) throw full(bytes, 'it is larger than store.maxBytes');
-    const scan = new Scan(this.#store);
+    const scan = new Scan(this.#victims);
     for (;;) {
       const lack = await this.#lack(bytes, bytes);
       if (signal?.aborted) return;
@@ -226,12 +151,13 @@ export class Evictor {
     underCap: number,
     underFree: number,
   ): Promise<{ reason: 'max-bytes' | 'min-free'; isCurable: boolean } | undefined> {
-    const { maxBytes, minFreeBytes } = this.#options;
-    const { bytes: freeBytes, files } = await this.#store.free();
-    const free = freeBytes - this.#unwritten;
-    const partial = this.#store.partialBytes;
-    const evictable = Math.max(0, this.#stored - this.#store.pinnedBytes) + partial;
-    const used = this.bytes + this.#store.otherBytes;
+    const { maxBytes, minFreeBytes } = this.#limits();
+    const { bytes: freeBytes, files } = await this.#free();
+    const { stored, unwritten, bytes, otherBytes } = this.#space;
+    const free = freeBytes - unwritten;
+    const leftBytes = this.#leftovers.reduce((sum, left) => sum + left.bytes, 0);
+    const evictable = Math.max(0, stored - this.#victims.pinnedBytes) + leftBytes;
+    const used = bytes + otherBytes;
     if (used + underCap > maxBytes) {
       return { reason: 'max-bytes', isCurable: used - evictable + underCap <= maxBytes };
     }
@@ -240,7 +166,7 @@ export class Evictor {
       return { reason: 'min-free', isCurable: free + evictable - underFree >= minFreeBytes };
     }
     if (files < leastFreeFiles) {
-      this.isShort = this.#stored === 0;
+      this.isShort = stored === 0;
       return { reason: 'min-free', isCurable: evictable > 0 };
     }
     this.isShort = false;
@@ -249,17 +175,18 @@ export class Evictor {
 
   /** Resolves to whether something went. */
   async #evictOne(scan: Scan, reason: EvictionReason): Promise<boolean> {
-    if (await this.#store.dropPartial()) return true;
+    for (const left of this.#leftovers) if (await left.dropOldest()) return true;
     const victim = scan.next();
-    return victim !== undefined && (await this.#store.evict(victim, reason));
+    return victim !== undefined && (await this.#victims.evict(victim, reason));
   }
 
   async #evictIdle(): Promise<boolean> {
-    const idle = this.#options.maxIdleMs > 0 ? this.#store.idle(idleAtOnce) : [];
+    const { maxIdleMs } = this.#limits();
+    const idle = maxIdleMs > 0 ? this.#victims.idle(maxIdleMs, idleAtOnce) : [];
     let went = 0;
     for (const victim of idle) {
-      if (!this.#store.mayLeave(victim.digest)) continue;
-      if (!(await this.#store.evict(victim, 'idle'))) return false;
+      if (!this.#victims.mayLeave(victim.digest)) continue;
+      if (!(await this.#victims.evict(victim, 'idle'))) return false;
       went += 1;
     }
     return went > 0;
@@ -268,21 +195,21 @@ export class Evictor {
 
 /** What may leave, from the least worthy on; what is leased is passed over. */
 class Scan {
-  readonly #store: Evictable;
+  readonly #victims: Victims;
   #last: Victim | undefined;
   #found: Victim[] = [];
 
-  constructor(store: Evictable) {
-    this.#store = store;
+  constructor(victims: Victims) {
+    this.#victims = victims;
   }
 
   next(): Victim | undefined {
     for (;;) {
-      if (this.#found.length === 0) this.#found = this.#store.leastWorthy(lookedAtOnce, this.#last);
+      if (this.#found.length === 0) this.#found = this.#victims.leastWorthy(lookedAtOnce, this.#last);
       const victim = this.#found.shift();
       if (!victim) return undefined;
       this.#last = victim;
-      if (this.#store.mayLeave(victim.digest)) return victim;
+      if (this.#victims.mayLeave(victim.digest)) return victim;
     }
   }
 }

@@ -1,4 +1,5 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { isDeepStrictEqual } from 'node:util';
 import { blobMediaType } from '../../oci/content.ts';
 import type { Digest } from '../../oci/digest.ts';
 import { Pattern, patternOf } from '../../oci/pattern.ts';
@@ -33,16 +34,21 @@ interface Reach {
   readonly bytes: number;
 }
 
+interface PinLimits {
+  readonly pins: readonly Pattern[];
+  readonly maxBytes: number;
+}
+
 /**
  * What stays whatever happens: images by pattern, with everything they reach that was ever asked for: index, platforms,
  * configuration, layers, signatures.
  */
 export class Pins {
-  readonly #configured: readonly Pattern[];
+  #configured: readonly Pattern[];
   readonly #catalog: Catalog;
   readonly #clock: Clock;
   readonly #log: Logger;
-  readonly #maxBytes: number;
+  readonly #limits: () => PinLimits;
   #patterns: Pattern[] = [];
   #timer: NodeJS.Timeout | undefined;
   #isClosed = false;
@@ -57,14 +63,15 @@ export class Pins {
 
   /** Throws `OperationError` when what the configuration pins does not fit under `maxBytes`. */
   constructor(
-    { pins, maxBytes }: { pins: readonly Pattern[]; maxBytes: number },
+    limits: () => PinLimits,
     { catalog, clock, log }: { catalog: Catalog; clock: Clock; log: Logger },
   ) {
+    const { pins, maxBytes } = limits();
     this.#configured = pins;
     this.#log = log;
     this.#catalog = catalog;
     this.#clock = clock;
-    this.#maxBytes = maxBytes;
+    this.#limits = limits;
     this.#patterns = this.#listed();
     // Nothing else goes on yet.
     const { held, bytes } = atOnce(this.#reach(this.#patterns));
@@ -81,6 +88,24 @@ export class Pins {
     log.warn(`pins: ${this.#tooMuch(bytes)}`);
   }
 
+  /** Takes over other limits; pins that do not fit under the cap are not taken over, which is logged. */
+  async limitsChanged(): Promise<void> {
+    await this.#inLine(async () => {
+      const { pins, maxBytes } = this.#limits();
+      if (this.bytes > maxBytes) this.#log.warn(`pins: ${this.#tooMuch(this.bytes)}`);
+      if (isDeepStrictEqual(pins, this.#configured)) return;
+      const patterns = this.#listed(pins);
+      await this.#look(patterns, (bytes) => {
+        if (bytes > maxBytes) throw new OperationError(this.#tooMuch(bytes));
+        this.#configured = pins;
+        this.#patterns = patterns;
+        return Promise.resolve();
+      });
+    }).catch((error: unknown) => {
+      if (!this.#isClosed) this.#log.error({ err: error }, 'store.pins stay as they were');
+    });
+  }
+
   list(): Pin[] {
     return listPins(this.#configured, this.#catalog.pins.patterns());
   }
@@ -91,7 +116,7 @@ export class Pins {
       const pattern = patternOf(text);
       const patterns = [...this.#patterns, pattern];
       return this.#look(patterns, async (bytes) => {
-        if (bytes > this.#maxBytes) throw new OperationError(`${text}: ${this.#tooMuch(bytes)}`);
+        if (bytes > this.#limits().maxBytes) throw new OperationError(`${text}: ${this.#tooMuch(bytes)}`);
         await this.#catalog.connection.queue.write(() => this.#catalog.pins.add(text, this.#clock.now()));
         this.#patterns = patterns;
       });
@@ -303,15 +328,12 @@ export class Pins {
     });
   }
 
-  #listed(): Pattern[] {
-    return [
-      ...this.#configured,
-      ...this.#catalog.pins.patterns().flatMap((text) => Pattern.parse(text) ?? []),
-    ];
+  #listed(configured = this.#configured): Pattern[] {
+    return [...configured, ...this.#catalog.pins.patterns().flatMap((text) => Pattern.parse(text) ?? [])];
   }
 
   #tooMuch(bytes: number): string {
-    return `what is pinned takes ${formatSize(bytes)}, store.maxBytes is ${formatSize(this.#maxBytes)}: pin less, or raise it`;
+    return `what is pinned takes ${formatSize(bytes)}, store.maxBytes is ${formatSize(this.#limits().maxBytes)}: pin less, or raise it`;
   }
 }
 

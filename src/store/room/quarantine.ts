@@ -1,6 +1,7 @@
 import { mkdir, readdir, rename, stat, unlink } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import type { Reservation } from './evictor.ts';
+import type { Evictor, Leftovers } from './evictor.ts';
+import type { Reservation } from './reservation.ts';
 
 const mostFiles = 10;
 
@@ -8,7 +9,7 @@ const mostFiles = 10;
  * Files that were found wrong, for whoever wants to know how: the last few, counted against the cap, and the first to go
  * when room is needed.
  */
-export class Quarantine {
+export class Quarantine implements Leftovers {
   readonly #directory: string;
   readonly #files = new Map<string, Reservation>();
 
@@ -23,19 +24,19 @@ export class Quarantine {
     return total;
   }
 
-  async load(reserve: () => Reservation): Promise<void> {
+  async load(evictor: Evictor): Promise<void> {
     const names = await readdir(this.#directory).catch(() => []);
-    for (const name of names) await this.#add(name, reserve);
+    for (const name of names) await this.#add(name, evictor);
   }
 
   /** Takes a file away from where it is. Throws what the file system says. */
-  async take(path: string, reserve: () => Reservation): Promise<void> {
+  async take(path: string, evictor: Evictor): Promise<void> {
     await mkdir(this.#directory, { recursive: true });
     const name = basename(path);
     await rename(path, join(this.#directory, name));
     this.#files.get(name)?.release();
     this.#files.delete(name);
-    await this.#add(name, reserve);
+    await this.#add(name, evictor);
     while (this.#files.size > mostFiles) await this.dropOldest();
   }
 
@@ -50,9 +51,9 @@ export class Quarantine {
     return true;
   }
 
-  async #add(name: string, reserve: () => Reservation): Promise<void> {
+  async #add(name: string, evictor: Evictor): Promise<void> {
     const { size } = await stat(join(this.#directory, name));
-    const reservation = reserve();
+    const reservation = evictor.reservation();
     reservation.adopt(size);
     this.#files.set(name, reservation);
   }

@@ -72,7 +72,16 @@ class Model {
 
   async start(): Promise<void> {
     this.#store = await BlobStore.open(
-      { path: this.directory, maxBytes: Infinity, minFreeBytes: 0, maxIdleMs: 0, pins: [], scrubEveryMs: 0 },
+      {
+        path: this.directory,
+        limits: () => ({
+          maxBytes: Infinity,
+          minFreeBytes: 0,
+          maxIdleMs: 0,
+          pins: [],
+          scrubEveryMs: 0,
+        }),
+      },
       {
         clock: new TestClock(),
         log: pino({ level: 'silent' }),

@@ -4,13 +4,17 @@ import { describe, test } from 'node:test';
 import type { Digest } from '../../../../src/oci/digest.ts';
 import { footprint } from '../../../../src/store/catalog/blobs.ts';
 import type { Victim } from '../../../../src/store/catalog/uses.ts';
-import { Evictor, type Reservation } from '../../../../src/store/room/evictor.ts';
+import type { FreeSpace } from '../../../../src/store/disk/files.ts';
+import { Evictor } from '../../../../src/store/room/evictor.ts';
+import type { Reservation } from '../../../../src/store/room/reservation.ts';
+import { Space } from '../../../../src/store/room/space.ts';
 import { isFault } from '../../../../src/util/errors.ts';
 
 /** A store of names and sizes on a disk of a given size. */
 class Disk {
   readonly blobs = new Map<string, { size: number; priority: number; leased: boolean }>();
   readonly evictor: Evictor;
+  readonly #space = new Space(0);
   readonly #capacity: number;
   /** Bytes that fills have written. */
   written = 0;
@@ -20,29 +24,28 @@ class Disk {
 
   constructor(maxBytes: number, minFreeBytes = 0, capacity = Infinity) {
     this.#capacity = capacity;
-    this.evictor = new Evictor(
-      { maxBytes, minFreeBytes, maxIdleMs: 0 },
-      {
-        leastWorthy: (count, after) => this.#order(after).slice(0, count),
-        idle: () => [],
-        partialBytes: 0,
-        otherBytes: 0,
-        dropPartial: () => Promise.resolve(false),
-        mayLeave: (digest) => this.blobs.get(digest)?.leased === false,
-        pinnedBytes: 0,
-        evict: async ({ digest, size }) => {
-          await Promise.resolve();
-          this.blobs.delete(digest);
-          this.evictor.removed(size);
-          return true;
-        },
-        free: async () => {
-          await this.slow;
-          return { bytes: this.free, files: Infinity };
-        },
+    const victims = {
+      leastWorthy: (count: number, after: Victim | undefined) => this.#order(after).slice(0, count),
+      idle: () => [],
+      mayLeave: (digest: Digest) => this.blobs.get(digest)?.leased === false,
+      pinnedBytes: 0,
+      evict: async ({ digest, size }: Victim) => {
+        await Promise.resolve();
+        this.blobs.delete(digest);
+        this.#space.removed(size);
+        return true;
       },
-      0,
-    );
+    };
+    const free = async (): Promise<FreeSpace> => {
+      await this.slow;
+      return { bytes: this.free, files: Infinity };
+    };
+    const parts = { space: this.#space, victims, leftovers: [], free };
+    this.evictor = new Evictor(() => ({ maxBytes, minFreeBytes, maxIdleMs: 0 }), parts);
+  }
+
+  get bytes(): number {
+    return this.#space.bytes;
   }
 
   get stored(): number {
@@ -114,7 +117,7 @@ describe('evictor', () => {
     await assert.rejects(second.growTo(2 * block), (error) => isFault(error, 'store-full'));
     first.release();
     await second.growTo(2 * block);
-    assert.equal(disk.evictor.bytes, 2 * block);
+    assert.equal(disk.bytes, 2 * block);
   });
 
   test('who cannot wait any longer gets no room, then or later', async () => {
@@ -129,7 +132,7 @@ describe('evictor', () => {
     resolve(undefined);
     await disk.add('a', block);
     assert.equal(late.bytes, 0);
-    assert.equal(disk.evictor.bytes, block);
+    assert.equal(disk.bytes, block);
   });
 
   test('cap and free space hold at every moment, whatever comes in whatever order', async () => {
@@ -146,8 +149,8 @@ describe('evictor', () => {
         const check = (): void => {
           const written = fills.reduce((sum, fill) => sum + footprint(fill.written), 0);
           assert.equal(disk.written, written);
-          assert.ok(disk.stored + written <= disk.evictor.bytes, 'everything on disk is counted');
-          assert.ok(disk.evictor.bytes <= maxBytes, 'the cap holds');
+          assert.ok(disk.stored + written <= disk.bytes, 'everything on disk is counted');
+          assert.ok(disk.bytes <= maxBytes, 'the cap holds');
           assert.ok(disk.free >= minFree, 'free space holds');
         };
         for (const { kind, size, pick } of actions) {

@@ -31,7 +31,7 @@ describe('pins, while other things go on', () => {
       for (let i = 0; i < images; i++) addImage(catalog, `i${i}`);
     });
     const { events: log } = createLog({ level: 'silent' });
-    const pins = new Pins({ pins: [], maxBytes: 1e12 }, { catalog, clock: systemClock, log });
+    const pins = new Pins(() => ({ pins: [], maxBytes: 1e12 }), { catalog, clock: systemClock, log });
     opened.pins = pins;
     t.after(async () => {
       await pins.close();

@@ -2,7 +2,7 @@ import { mkdir, rename, stat, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Logger } from '../../telemetry/log.ts';
 import { errorCode } from '../../util/errors.ts';
-import { blobsPath, ingestPath, lockPath } from '../disk/layout.ts';
+import { blobsPath, ingestPath, lockPath } from './layout.ts';
 
 /** As much as a manifest takes: an empty file fits on a full disk. */
 const probeBytes = 64 * 1024;
@@ -17,10 +17,14 @@ export class Health {
   #isCatalogDamaged = false;
   /** The data directory is not there any more: nothing of it can be served. */
   isGone = false;
+  /** The disk did not take anything at the start: the catalog is a copy in memory. */
+  isOnCopy: boolean;
 
+  /** Without a lock the catalog is a copy in memory. */
   constructor(root: string, lockedFile: number | undefined, log: Logger) {
     this.#root = root;
     this.lockedFile = lockedFile;
+    this.isOnCopy = lockedFile === undefined;
     this.#log = log;
   }
 

@@ -1,0 +1,156 @@
+import type { Digest } from '../oci/digest.ts';
+import { Catalog } from './catalog/catalog.ts';
+import type { OnTagMoved } from './catalog/tags.ts';
+import type { StoreContext, StoreOptions } from './context.ts';
+import { Damage } from './damage.ts';
+import { Deletion } from './deletion.ts';
+import { DiskWorkers } from './disk-workers.ts';
+import { freeSpace, type FreeSpace } from './disk/files.ts';
+import { Health } from './disk/health.ts';
+import { blobPath, catalogPath, quarantinePath } from './disk/layout.ts';
+import { Ingests } from './ingest/ingests.ts';
+import { Verifier } from './ingest/verifier.ts';
+import { Leases } from './leases.ts';
+import { Memory } from './memory.ts';
+import { Publishing } from './publishing.ts';
+import { Buffers } from './reading/buffers.ts';
+import { Evictor } from './room/evictor.ts';
+import { Pins } from './room/pins.ts';
+import { Quarantine } from './room/quarantine.ts';
+import { Space } from './room/space.ts';
+import { Background } from './upkeep/background.ts';
+import { CatalogJobs } from './upkeep/catalog-jobs.ts';
+import { CatalogLog } from './upkeep/catalog-log.ts';
+import { CatalogSize } from './upkeep/catalog-size.ts';
+import { DataDirectory } from './upkeep/data-directory.ts';
+import { Recheck } from './upkeep/recheck.ts';
+import { Scrubber } from './upkeep/scrubber.ts';
+import { Upkeep } from './upkeep/upkeep.ts';
+
+/** On the data directory. */
+export interface HeldLock {
+  readonly inode: number;
+  readonly unlock: () => void;
+}
+
+/** What a store is made of. */
+export interface StoreParts {
+  readonly root: string;
+  readonly context: StoreContext;
+  readonly background: Background;
+  readonly buffers: Buffers;
+  readonly catalog: Catalog;
+  readonly catalogJobs: CatalogJobs;
+  readonly catalogLog: CatalogLog;
+  readonly damage: Damage;
+  readonly deletion: Deletion;
+  readonly directory: DataDirectory;
+  readonly evictor: Evictor;
+  readonly health: Health;
+  readonly ingests: Ingests;
+  readonly leases: Leases;
+  readonly memory: Memory;
+  readonly pins: Pins;
+  readonly publishing: Publishing;
+  readonly recheck: Recheck;
+  readonly scrubber: Scrubber;
+  readonly space: Space;
+  readonly upkeep: Upkeep;
+  readonly verifier: Verifier;
+  readonly workers: DiskWorkers;
+}
+
+/** Without a lock the catalog is a copy in memory. Throws what is wrong with the catalog or the pins. */
+export function assemble(
+  options: StoreOptions,
+  context: StoreContext,
+  lock: HeldLock | undefined,
+): StoreParts {
+  const { path: root, limits } = options;
+  const { clock, log } = context;
+  const health = new Health(root, lock?.inode, log);
+  const catalog = openCatalog(options, context, health, (registry, repo, tag) => {
+    pins.changed(registry, repo, tag);
+    context.onTagChanged(registry, repo, tag);
+  });
+  const pins = pinsOf(options, context, catalog);
+  const onDeath = (error: Error): void =>
+    log.error({ err: error }, 'a worker thread has ended: it is started again');
+  const workers = new DiskWorkers(onDeath);
+  const verifier = new Verifier(onDeath);
+  const buffers = new Buffers();
+  const background = new Background(catalog, log);
+  const shared = { root, limits, context, clock, log, health, catalog, pins, background };
+  const catalogLog = new CatalogLog({ ...shared, worker: workers.catalog });
+  const catalogJobs = new CatalogJobs({ ...shared, catalogLog, workers });
+  const ingests = new Ingests({ ...shared, catalogLog, verifier, buffers, worker: workers.files });
+  const { partials } = ingests;
+
+  const leases = new Leases(root);
+  const memory = new Memory(catalog, clock);
+  const space = new Space(catalog.blobs.footprint());
+  const deletion = new Deletion({ ...shared, catalogLog, ingests, leases, memory, space });
+  const quarantine = new Quarantine(quarantinePath(root));
+  const free = (): Promise<FreeSpace> => freeSpace(root);
+  const leftovers = [quarantine, partials];
+  const evictor = new Evictor(limits, { space, victims: deletion, leftovers, free });
+  const damage = new Damage({ ...shared, deletion, evictor, quarantine });
+
+  const { signal } = background;
+  const ofCatalog = { ...shared, catalogLog, worker: workers.catalog };
+  const catalogSize = new CatalogSize({ ...ofCatalog, victims: deletion, signal });
+  const onFiles = { ...shared, catalogLog, catalogSize, deletion, evictor, ingests };
+  const publishing = new Publishing({ ...onFiles, worker: workers.files });
+  const unlock = lock?.unlock ?? ((): void => undefined);
+  const directory = new DataDirectory({ ...ofCatalog, partials, quarantine, evictor }, unlock);
+  const looked = { ...shared, catalogLog, catalogJobs, catalogSize };
+  const upkeep = new Upkeep({ ...looked, directory, evictor, partials, space });
+
+  const reading = {
+    ...shared,
+    verifier,
+    pathOf: (digest: Digest) => blobPath(root, digest),
+    isBusy: () => ingests.isRunning || !leases.isEmpty,
+    onDamaged: (digest: Digest, why: string) => damage.quarantine(digest, why),
+  };
+  const sizeOf = (digest: Digest): number | undefined => deletion.stored(digest)?.size;
+  const recheck = new Recheck({ ...reading, sizeOf, activity: () => leases.taken });
+  const scrubbing = { ...reading, storedBytes: () => space.bytes };
+  const scrubber = new Scrubber(() => limits().scrubEveryMs, scrubbing);
+  const whole = {
+    ...shared,
+    buffers,
+    catalogJobs,
+    catalogLog,
+    damage,
+    deletion,
+    directory,
+    evictor,
+    ingests,
+  };
+  return { ...whole, leases, memory, publishing, recheck, scrubber, space, upkeep, verifier, workers };
+}
+
+function openCatalog(
+  { path, upkeep = true }: StoreOptions,
+  { log }: StoreContext,
+  health: Health,
+  onTagMoved: OnTagMoved,
+): Catalog {
+  return new Catalog(catalogPath(path), {
+    inMemory: health.isOnCopy,
+    onTagMoved,
+    // Operators are told by what they do that it failed.
+    ...(upkeep && { onDamaged: (error: unknown) => health.catalogDamaged(error) }),
+    onLostWrite: (error) => log.warn({ err: error }, 'something could not be written to the catalog'),
+  });
+}
+
+function pinsOf(options: StoreOptions, context: StoreContext, catalog: Catalog): Pins {
+  try {
+    return new Pins(options.limits, { ...context, catalog });
+  } catch (error) {
+    catalog.close();
+    throw error;
+  }
+}

@@ -1,0 +1,168 @@
+import { unlink } from 'node:fs/promises';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { Descriptor } from '../oci/content.ts';
+import type { Digest } from '../oci/digest.ts';
+import { errorCode } from '../util/errors.ts';
+import type { Catalog } from './catalog/catalog.ts';
+import type { Victim } from './catalog/uses.ts';
+import type { StoreContext } from './context.ts';
+import type { Health } from './disk/health.ts';
+import { blobPath } from './disk/layout.ts';
+import type { Ingests } from './ingest/ingests.ts';
+import type { Leases } from './leases.ts';
+import type { Memory } from './memory.ts';
+import type { EvictionReason, Victims } from './room/evictor.ts';
+import type { Pins } from './room/pins.ts';
+import type { Space } from './room/space.ts';
+import type { Background } from './upkeep/background.ts';
+import type { CatalogLog } from './upkeep/catalog-log.ts';
+
+export interface DeletionParts {
+  /** The data directory. */
+  readonly root: string;
+  readonly background: Background;
+  readonly catalog: Catalog;
+  readonly catalogLog: CatalogLog;
+  readonly health: Health;
+  readonly ingests: Ingests;
+  readonly leases: Leases;
+  readonly memory: Memory;
+  readonly pins: Pins;
+  readonly space: Space;
+  readonly context: StoreContext;
+}
+
+/** What leaves the store: what may, how it goes, and what is on its way out. */
+export class Deletion implements Victims {
+  readonly #parts: DeletionParts;
+  readonly #catalog: Catalog;
+  readonly #deleting = new Map<Digest, Promise<void>>();
+  /** Going, or gone though the catalog could not be told: whatever it says, it is not here. */
+  readonly #lost = new Set<Digest>();
+
+  constructor(parts: DeletionParts) {
+    this.#parts = parts;
+    this.#catalog = parts.catalog;
+  }
+
+  /** What is stored, and not on its way out. */
+  stored(digest: Digest): Descriptor | undefined {
+    return this.#lost.has(digest) ? undefined : this.#catalog.blobs.get(digest);
+  }
+
+  /** Resolves when what is being deleted of the digest is gone; undefined: nothing is. */
+  gone(digest: Digest): Promise<void> | undefined {
+    return this.#deleting.get(digest);
+  }
+
+  /** It has its file again. Returns whether it was lost: a row that could not be removed has its blob again. */
+  restored(digest: Digest): boolean {
+    return this.#lost.delete(digest);
+  }
+
+  get pinnedBytes(): number {
+    return this.#parts.pins.bytes;
+  }
+
+  leastWorthy(count: number, after: Victim | undefined): Victim[] {
+    return this.#catalog.uses.leastWorthy(count, after);
+  }
+
+  idle(forMs: number, count: number): Victim[] {
+    return this.#catalog.uses.idleSince(this.#parts.context.clock.now() - forMs, count);
+  }
+
+  mayLeave(digest: Digest): boolean {
+    return !this.#catalog.connection.isDamaged && this.#isFree(digest) && !this.#wasJustUsed(digest);
+  }
+
+  async evict(victim: Victim, reason: EvictionReason): Promise<boolean> {
+    const isGone = await this.delete(victim);
+    if (!isGone) return false;
+    this.#parts.context.onEvicted(reason);
+    if (reason !== 'idle') this.#catalog.uses.evicted(victim);
+    return true;
+  }
+
+  /** Puts blobs out, except what is in use or pinned. Resolves to those that went. */
+  async remove(digests: Iterable<Digest>): Promise<Digest[]> {
+    const removed: Digest[] = [];
+    for (const digest of digests) {
+      const row = this.stored(digest);
+      if (!row || !this.#isFree(digest)) continue;
+      if (await this.delete(row)) removed.push(digest);
+    }
+    return removed;
+  }
+
+  /** From this tick on nobody finds the blob; its file goes, and then its row. Resolves to whether it could be done. */
+  delete(
+    { digest, size }: Pick<Descriptor, 'digest' | 'size'>,
+    dispose: (path: string) => Promise<void> = unlink,
+  ): Promise<boolean> {
+    if (!this.stored(digest)) return Promise.resolve(false);
+    this.#lost.add(digest);
+    const { background, catalogLog, leases, memory, context } = this.#parts;
+    try {
+      // Now: it may be fetched again, and linked, before it is gone.
+      this.#catalog.links.removeAllTo(digest);
+    } catch (error) {
+      context.log.warn({ err: error, digest }, 'the links of a blob could not be removed');
+    }
+    leases.forget(digest);
+    memory.forget(digest);
+    catalogLog.isDirty = true;
+    const done = this.#delete(digest, size, dispose);
+    const deleting = done.then(() => {
+      if (this.#deleting.get(digest) === deleting) this.#deleting.delete(digest);
+    });
+    this.#deleting.set(digest, deleting);
+    return background.track(done);
+  }
+
+  async #delete(digest: Digest, size: number, dispose: (path: string) => Promise<void>): Promise<boolean> {
+    const { root, catalogLog, health, space, context } = this.#parts;
+    try {
+      await dispose(blobPath(root, digest));
+    } catch (error) {
+      if (errorCode(error) !== 'ENOENT') {
+        // Where nothing can be deleted it is still there.
+        this.#lost.delete(digest);
+        health.failed(error);
+        return false;
+      }
+    }
+    const { queue } = this.#catalog.connection;
+    try {
+      let isMore = await queue.write(() => this.#catalog.blobs.remove(digest));
+      this.#lost.delete(digest);
+      while (isMore) {
+        await catalogLog.pace();
+        await nextTurn();
+        isMore = await queue.write(() => this.#catalog.blobs.removeMoreChildren(digest));
+      }
+    } catch (error) {
+      if (!this.#catalog.connection.isDamaged)
+        context.log.warn({ err: error, digest }, 'the catalog could not forget a blob');
+    }
+    space.removed(size);
+    return true;
+  }
+
+  /** Asked in the tick in which it is to go. */
+  #isFree(digest: Digest): boolean {
+    const { leases, ingests } = this.#parts;
+    if (this.stored(digest) === undefined || leases.has(digest) || ingests.isBringing(digest)) return false;
+    return !this.#catalog.pins.isPinned(digest);
+  }
+
+  /** What it was chosen by is older than that: it has its place by now, and something else is to go. */
+  #wasJustUsed(digest: Digest): boolean {
+    try {
+      return this.#catalog.uses.flushOne(digest);
+    } catch (error) {
+      this.#parts.context.log.debug({ err: error, digest }, 'a use could not be written');
+      return true;
+    }
+  }
+}

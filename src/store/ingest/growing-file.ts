@@ -1,0 +1,323 @@
+import { open, unlink, type FileHandle } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import type { Digest } from '../../oci/digest.ts';
+import type { ByteRange } from '../../oci/range.ts';
+import type { Clock } from '../../util/clock.ts';
+import { MirrorError } from '../../util/errors.ts';
+import type { Slots } from '../../util/slots.ts';
+import type { WorkerThread } from '../../util/worker.ts';
+import type { Health } from '../disk/health.ts';
+import type { Buffers } from '../reading/buffers.ts';
+import { Reads } from '../reading/reads.ts';
+import type { Reservation } from '../room/reservation.ts';
+import type { CatalogLog } from '../upkeep/catalog-log.ts';
+import { Intervals } from './intervals.ts';
+import { withoutHoles, type Journalled, type Kept } from './journal.ts';
+import type { Partials } from './partials.ts';
+
+/** What all growing files of a store share. */
+export interface GrowingFileContext {
+  readonly clock: Clock;
+  readonly buffers: Buffers;
+  /** Writes are few at a time, since those that the kernel throttles would block every read too. */
+  readonly writes: Slots;
+  /** Makes the journal of a file outlive a power cut. */
+  readonly catalogLog: CatalogLog;
+  /** Makes what has been written to a file last. */
+  readonly worker: WorkerThread;
+  readonly partials: Partials;
+  readonly health: Health;
+}
+
+const leastMargin = 1024 * 1024;
+const mostMargin = 16 * 1024 * 1024;
+/** As much may be lost to a kill -9. */
+const journalEveryBytes = 8 * 1024 * 1024;
+/** As much time's worth may be lost to a power cut. */
+const syncEveryMs = 1000;
+
+/** Room to set aside for `bytes` and what follows, where the size is not known or not believed: as much again, up to 16 MiB. */
+export function withMargin(bytes: number): number {
+  return bytes + Math.min(Math.max(bytes, leastMargin), mostMargin);
+}
+
+/**
+ * The file of an ingest: sparse, with the set of intervals that are in it, which are written down as they grow. Each byte of
+ * it is written once.
+ */
+export class GrowingFile implements Journalled {
+  readonly registry: string;
+  readonly digest: Digest;
+  readonly path: string;
+  readonly reservation: Reservation;
+  readonly #context: GrowingFileContext;
+  readonly #kept: Kept | undefined;
+  #present = new Intervals();
+  /** What an earlier process has left, and no digest has proven: until then nobody is shown it. */
+  #unproven = new Intervals();
+  #synced = new Intervals();
+  /** What is there or being written; a write that fails ends it all. */
+  #claimed = new Intervals();
+  #handle: FileHandle | undefined;
+  #reads: Reads | undefined;
+  #size: number | undefined;
+  #journalledBytes = 0;
+  #syncedAt = 0;
+  #syncing: Promise<void> | undefined;
+  /** Nobody works on it any more: its journal is somebody else's. */
+  isOver = false;
+
+  constructor(
+    {
+      registry,
+      digest,
+      path,
+      reservation,
+    }: Pick<Journalled, 'registry' | 'digest' | 'path'> & { readonly reservation: Reservation },
+    context: GrowingFileContext,
+    kept: Kept | undefined,
+  ) {
+    this.registry = registry;
+    this.digest = digest;
+    this.path = path;
+    this.reservation = reservation;
+    this.#context = context;
+    this.#kept = kept;
+  }
+
+  /** Of the blob. */
+  get size(): number | undefined {
+    return this.#size;
+  }
+
+  get present(): Intervals {
+    return this.#present;
+  }
+
+  get synced(): Intervals {
+    return this.#synced;
+  }
+
+  get unproven(): Intervals {
+    return this.#unproven;
+  }
+
+  /** There is a file: small blobs come and go without one. */
+  get isThere(): boolean {
+    return this.#handle !== undefined || this.#kept !== undefined;
+  }
+
+  get fd(): number {
+    return this.#open.fd;
+  }
+
+  /** Shared by all who read it. */
+  get reads(): Reads {
+    this.#reads ??= new Reads(`blob ${this.digest}`, this.#open, this.#context.buffers);
+    return this.#reads;
+  }
+
+  /** Opens the file that an earlier fill has left, if there is one and it holds what it is said to. */
+  async reopen(): Promise<void> {
+    const kept = this.#kept;
+    if (!kept || this.#handle) return;
+    try {
+      const handle = await open(this.path, 'r+');
+      this.#handle = handle;
+      this.#present = kept.isOurs
+        ? new Intervals(kept.present.ranges)
+        : await withoutHoles(handle, kept.present, kept.synced);
+      this.#claimed = new Intervals(this.#present.ranges);
+      this.#unproven = new Intervals((kept.isOurs ? kept.unproven : this.#present).ranges);
+    } catch {
+      // Then it is as if there had been none.
+      await this.#handle?.close();
+      this.#handle = undefined;
+      await unlink(this.path).catch(() => undefined);
+      this.reservation.shrinkTo(0);
+      return;
+    }
+    this.#synced = kept.synced;
+    this.#journalledBytes = this.#present.total;
+    this.#size = kept.size;
+    this.#syncedAt = this.#now();
+  }
+
+  /** Sets aside room for `room` bytes in all and opens the file; what is there of another size is dropped. Throws `store-full`. */
+  async begin(size: number | undefined, room: number | undefined, signal?: AbortSignal): Promise<void> {
+    if (this.#size !== undefined && size !== undefined && size !== this.#size) {
+      await this.#empty();
+      this.#size = size;
+      this.#journal();
+    }
+    this.#size ??= size;
+    await this.reserve(room ?? withMargin(0), signal);
+    try {
+      this.#handle ??= await open(this.path, 'wx+');
+    } catch (error) {
+      throw this.#writeFault(error);
+    }
+    this.#syncedAt ||= this.#now();
+  }
+
+  /** Sets aside room for `bytes` in all. Throws `store-full`, also when there is none before the signal aborts. */
+  async reserve(bytes: number, signal?: AbortSignal): Promise<void> {
+    try {
+      await this.reservation.growTo(bytes, signal);
+    } catch (error) {
+      throw this.#writeFault(error);
+    }
+  }
+
+  /**
+   * Puts bytes at their place; what is there already is passed over. `onPresent` is told how many are new, in the tick in which
+   * they count as present. Resolves to that number. Throws `store-full`, or `upstream-invalid` for more bytes than the size allows.
+   */
+  async write(
+    offset: number,
+    chunks: readonly Uint8Array[],
+    onPresent: (added: number) => void,
+  ): Promise<number> {
+    const end = chunks.reduce((sum, chunk) => sum + chunk.byteLength, offset);
+    if (this.#size !== undefined && end > this.#size) {
+      throw new MirrorError(
+        'upstream-invalid',
+        `blob ${this.digest}: more bytes than its size of ${this.#size}`,
+      );
+    }
+    const parts = this.#claim(offset, end);
+    const added = parts.reduce((sum, part) => sum + part.end - part.start, 0);
+    if (added === 0) return 0;
+    try {
+      const needed = this.#claimed.total;
+      if (needed > this.reservation.bytes)
+        await this.reservation.growTo(Math.min(withMargin(needed), this.#size ?? Infinity));
+      const done = await this.#context.writes.take();
+      try {
+        if (added === end - offset) await this.#writeAll(offset, chunks, added);
+        else {
+          const bytes = Buffer.concat(chunks);
+          for (const { start, end: stop } of parts) {
+            await this.#writeAll(start, [bytes.subarray(start - offset, stop - offset)], stop - start);
+          }
+        }
+      } finally {
+        done();
+      }
+    } catch (error) {
+      throw this.#writeFault(error);
+    }
+    for (const { start, end: stop } of parts) this.#present.add(start, stop);
+    this.reservation.wrote(added);
+    onPresent(added);
+    if (this.#present.total - this.#journalledBytes >= journalEveryBytes) this.#journal();
+    return added;
+  }
+
+  /** The size has become known. Throws `upstream-invalid` when there are more bytes already. */
+  setSize(size: number): void {
+    const end = this.#present.ranges.at(-1)?.end ?? 0;
+    if (end > (this.#size ?? size)) {
+      throw new MirrorError(
+        'upstream-invalid',
+        `blob ${this.digest}: ${size} bytes, though ${end} have come`,
+      );
+    }
+    this.#size ??= size;
+  }
+
+  /** All of it is to come again. */
+  async startOver(): Promise<void> {
+    await this.#empty();
+    this.reservation.shrinkTo(0);
+    this.#journal();
+  }
+
+  /** The file is on nobody's account and in no journal any more. */
+  async discard(): Promise<void> {
+    this.#context.partials.forget(this);
+    await unlink(this.path).catch(() => undefined);
+  }
+
+  /** What is there stays for the next fill: the file and its reservation are among the partials from now on. */
+  keep(): void {
+    this.#context.partials.keep(this);
+  }
+
+  async close(): Promise<void> {
+    await this.#syncing;
+    await this.#handle?.close();
+  }
+
+  get #open(): FileHandle {
+    if (!this.#handle) throw new Error(`ingest of ${this.digest} was not begun`);
+    return this.#handle;
+  }
+
+  /** Milliseconds by the monotonic clock. */
+  #now(): number {
+    return this.#context.clock.monotonic();
+  }
+
+  /** What of a range nobody has written or is writing. */
+  #claim(start: number, end: number): ByteRange[] {
+    const parts: ByteRange[] = [];
+    for (let at = this.#claimed.endOfRun(start); at < end; at = this.#claimed.endOfRun(at)) {
+      const stop = Math.min(end, this.#claimed.next(at));
+      parts.push({ start: at, end: stop });
+      this.#claimed.add(at, stop);
+    }
+    return parts;
+  }
+
+  async #writeAll(offset: number, chunks: readonly Uint8Array[], length: number): Promise<void> {
+    let { bytesWritten } = await this.#open.writev(chunks, offset);
+    if (bytesWritten === length) return;
+    const rest = Buffer.concat(chunks);
+    while (bytesWritten < length) {
+      const more = await this.#open.write(rest, bytesWritten, length - bytesWritten, offset + bytesWritten);
+      bytesWritten += more.bytesWritten;
+    }
+  }
+
+  #journal(): void {
+    this.#journalledBytes = this.#present.total;
+    if (this.#size === undefined) return;
+    this.#context.partials.journal(this);
+    if (!this.#syncing && this.#now() - this.#syncedAt >= syncEveryMs) {
+      this.#syncing = this.#sync().finally(() => (this.#syncing = undefined));
+    }
+  }
+
+  async #sync(): Promise<void> {
+    const { worker, partials, catalogLog } = this.#context;
+    const present = new Intervals(this.#present.ranges);
+    try {
+      await worker.call('datasync', { fd: this.fd, directory: dirname(this.path) });
+      this.#synced = present;
+      if (this.isOver) return;
+      partials.journal(this);
+      await catalogLog.checkpoint();
+    } catch {
+      // Then less is sure to outlive a power cut.
+    }
+    this.#syncedAt = this.#now();
+  }
+
+  async #empty(): Promise<void> {
+    await this.#open.truncate(0);
+    this.#present = new Intervals();
+    this.#unproven = new Intervals();
+    this.#synced = new Intervals();
+    this.#claimed = new Intervals();
+    this.#journalledBytes = 0;
+  }
+
+  /** Whatever keeps bytes from being written, the store can hold no more of this. */
+  #writeFault(error: unknown): MirrorError {
+    if (error instanceof MirrorError) return error;
+    this.#context.health.failed(error);
+    const what = `blob ${this.digest}: cannot write it to the store`;
+    return new MirrorError('store-full', what, { cause: error });
+  }
+}

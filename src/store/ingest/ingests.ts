@@ -1,0 +1,101 @@
+import { randomBytes } from 'node:crypto';
+import { join } from 'node:path';
+import { hexOf, type Digest } from '../../oci/digest.ts';
+import type { Logger } from '../../telemetry/log.ts';
+import type { Clock } from '../../util/clock.ts';
+import { Slots } from '../../util/slots.ts';
+import type { WorkerThread } from '../../util/worker.ts';
+import type { Catalog } from '../catalog/catalog.ts';
+import type { Health } from '../disk/health.ts';
+import { ingestPath } from '../disk/layout.ts';
+import type { Buffers } from '../reading/buffers.ts';
+import type { Evictor } from '../room/evictor.ts';
+import type { CatalogLog } from '../upkeep/catalog-log.ts';
+import { GrowingFile, type GrowingFileContext } from './growing-file.ts';
+import { Ingest, type IngestOwner } from './ingest.ts';
+import { Partials } from './partials.ts';
+import type { Verifier } from './verifier.ts';
+
+export interface IngestsParts {
+  /** The data directory. */
+  readonly root: string;
+  readonly catalog: Catalog;
+  readonly catalogLog: CatalogLog;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly health: Health;
+  readonly verifier: Verifier;
+  readonly buffers: Buffers;
+  /** Waits for the disk. */
+  readonly worker: WorkerThread;
+}
+
+const maxWritesAtOnce = 8;
+
+/** The ingests that are running, and what earlier ones have left. */
+export class Ingests implements IngestOwner {
+  readonly verifier: Verifier;
+  readonly buffers: Buffers;
+  readonly partials: Partials;
+  readonly #directory: string;
+  readonly #files: GrowingFileContext;
+  readonly #running = new Set<Ingest>();
+
+  constructor({ root, catalog, catalogLog, clock, log, health, verifier, buffers, worker }: IngestsParts) {
+    this.verifier = verifier;
+    this.buffers = buffers;
+    this.#directory = ingestPath(root);
+    this.partials = new Partials(this.#directory, { catalog, clock, log });
+    const writes = new Slots(maxWritesAtOnce);
+    this.#files = { clock, buffers, writes, catalogLog, worker, partials: this.partials, health };
+  }
+
+  get isRunning(): boolean {
+    return this.#running.size > 0;
+  }
+
+  /** One of them brings the digest. */
+  isBringing(digest: Digest): boolean {
+    for (const ingest of this.#running) if (ingest.digest === digest) return true;
+    return false;
+  }
+
+  /** Bytes on disk of unfinished fills, running or kept. */
+  get pendingBytes(): number {
+    let total = this.partials.bytes;
+    for (const ingest of this.#running) total += ingest.pendingBytes;
+    return total;
+  }
+
+  /**
+   * A private, growing file; it starts with what an earlier fill from the same registry has left. The evictor comes with the
+   * call, since it asks in its turn what is running.
+   */
+  start(
+    {
+      registry,
+      digest,
+      onReadersChanged,
+    }: { registry: string; digest: Digest; onReadersChanged: () => void },
+    evictor: Evictor,
+  ): Ingest {
+    const kept = this.partials.take(registry, digest);
+    const { path, reservation } = kept ?? {
+      path: this.newPath(digest),
+      reservation: evictor.reservation(),
+    };
+    const file = new GrowingFile({ registry, digest, path, reservation }, this.#files, kept);
+    const ingest = new Ingest(file, this, onReadersChanged);
+    this.#running.add(ingest);
+    return ingest;
+  }
+
+  closed(ingest: Ingest): void {
+    this.#running.delete(ingest);
+  }
+
+  /** Of a file that nobody can see yet. */
+  newPath(digest: Digest): string {
+    return join(this.#directory, `${hexOf(digest).slice(0, 16)}-${randomBytes(4).toString('hex')}`);
+  }
+}

@@ -1,0 +1,121 @@
+import { stat } from 'node:fs/promises';
+import { isLarge } from '../catalog/catalog-file.ts';
+import type { Catalog } from '../catalog/catalog.ts';
+import { isCorrupt } from '../catalog/damage.ts';
+import type { Prune, Pruned } from '../catalog/prune.ts';
+import type { StoreContext } from '../context.ts';
+import type { DiskWorkers } from '../disk-workers.ts';
+import { backupPath, catalogPath } from '../disk/layout.ts';
+import type { Background } from './background.ts';
+import type { CatalogLog } from './catalog-log.ts';
+
+export interface CatalogJobsParts {
+  /** The data directory. */
+  readonly root: string;
+  readonly catalog: Catalog;
+  readonly catalogLog: CatalogLog;
+  readonly workers: DiskWorkers;
+  readonly background: Background;
+  readonly context: StoreContext;
+}
+
+const backupEveryMs = 60 * 60_000;
+const pruneEveryMs = 60 * 60_000;
+/** Sooner, when so many tags have come. */
+const pruneAfterTags = 20_000;
+const maxTags = 200_000;
+const linksWithoutContentMs = 24 * 60 * 60_000;
+
+/** What is done with the whole catalog, in worker threads: it is checked for damage, backed up, and pruned. */
+export class CatalogJobs {
+  readonly #parts: CatalogJobsParts;
+  readonly #file: string;
+  /** By the file system's clock. */
+  #backedUpAt = 0;
+  #prunedAt = -Infinity;
+  /** Resolves when the check is over that began with the store; undefined: there is none under way. */
+  checking: Promise<void> | undefined;
+
+  constructor(parts: CatalogJobsParts) {
+    this.#parts = parts;
+    this.#file = catalogPath(parts.root);
+  }
+
+  /** Finds out when it was backed up last. */
+  async load(): Promise<void> {
+    this.#backedUpAt = await stat(backupPath(this.#parts.root)).then(
+      ({ mtimeMs }) => mtimeMs,
+      () => 0,
+    );
+  }
+
+  /** Reads a large catalog through; a small one was checked when it was opened. */
+  checkIfLarge(): void {
+    if (!isLarge(this.#file)) return;
+    const { background, catalogLog } = this.#parts;
+    catalogLog.isHeld = true;
+    this.checking = background.track(this.#check()).finally(() => {
+      this.checking = undefined;
+      catalogLog.isHeld = false;
+    });
+  }
+
+  async #check(): Promise<void> {
+    const { catalog, workers, background, context } = this.#parts;
+    const { signal } = background;
+    await workers
+      .apart('check', { file: this.#file }, signal)
+      .catch((error: unknown) => this.#failed(error))
+      .catch((error: unknown) => {
+        if (!catalog.connection.isDamaged && !signal.aborted)
+          context.log.warn({ err: error }, 'the catalog could not be checked for damage');
+      });
+  }
+
+  backupIfDue(): void {
+    const { catalogLog, background } = this.#parts;
+    const now = Date.now();
+    if (catalogLog.isFrozen || now - this.#backedUpAt < backupEveryMs) return;
+    this.#backedUpAt = now;
+    background.behind(this.backup(), 'the backup');
+  }
+
+  /** Never rejects. */
+  async backup(): Promise<void> {
+    const { root, catalog, workers, context } = this.#parts;
+    await workers
+      .apart('backup', { file: this.#file, to: backupPath(root) })
+      .catch((error: unknown) => this.#failed(error))
+      .catch((error: unknown) => {
+        if (!catalog.connection.isDamaged)
+          context.log.warn({ err: error }, 'the catalog could not be backed up');
+      });
+  }
+
+  pruneIfDue(): void {
+    const { catalog, catalogLog, background, context } = this.#parts;
+    if (catalogLog.isFrozen) return;
+    const at = context.clock.monotonic();
+    if (at - this.#prunedAt < pruneEveryMs && catalog.tags.moved < pruneAfterTags) return;
+    this.#prunedAt = at;
+    catalog.tags.moved = 0;
+    background.behind(this.#prune(context.clock.now()), 'pruning the catalog');
+  }
+
+  async #prune(now: number): Promise<void> {
+    const { workers, context } = this.#parts;
+    const { log, onPruned } = context;
+    const what = { file: this.#file, maxTags, linksBefore: now - linksWithoutContentMs } satisfies Prune;
+    const pruned = await workers.catalog
+      .call<Pruned>('prune', what)
+      .catch((error: unknown) => this.#failed(error));
+    for (const table of ['links', 'tags'] as const) if (pruned[table] > 0) onPruned(table, pruned[table]);
+    if (pruned.links + pruned.tags > 0) log.info(pruned, 'rows of the catalog were pruned');
+  }
+
+  /** What went wrong with the catalog in a worker thread: damage is noted. */
+  #failed(error: unknown): never {
+    if (isCorrupt(error)) this.#parts.catalog.connection.damaged(error);
+    throw error;
+  }
+}

@@ -1,0 +1,90 @@
+import type { Logger } from '../../telemetry/log.ts';
+import type { WorkerThread } from '../../util/worker.ts';
+import type { Catalog } from '../catalog/catalog.ts';
+import { inodeOf } from '../disk/files.ts';
+import type { Health } from '../disk/health.ts';
+import { catalogPath, lockPath } from '../disk/layout.ts';
+import { lockDirectory } from '../disk/lock.ts';
+import type { Partials } from '../ingest/partials.ts';
+import type { Evictor } from '../room/evictor.ts';
+import type { Quarantine } from '../room/quarantine.ts';
+import type { CatalogLog } from './catalog-log.ts';
+import { prepareDirectory } from './startup-checks.ts';
+
+export interface DataDirectoryParts {
+  readonly root: string;
+  readonly catalog: Catalog;
+  readonly catalogLog: CatalogLog;
+  readonly health: Health;
+  readonly partials: Partials;
+  readonly quarantine: Quarantine;
+  readonly evictor: Evictor;
+  /** With a connection of its own to the catalog. */
+  readonly worker: WorkerThread;
+  readonly log: Logger;
+}
+
+/** The data directory while it is in use: the lock on it, and what may happen to it. */
+export class DataDirectory {
+  readonly #parts: DataDirectoryParts;
+  readonly #catalogFile: string;
+  #unlock: () => void;
+  /** Of the catalog that is open. */
+  #catalogInode: number | undefined;
+
+  constructor(parts: DataDirectoryParts, unlock: () => void) {
+    this.#parts = parts;
+    this.#catalogFile = catalogPath(parts.root);
+    this.#unlock = unlock;
+  }
+
+  /** Takes over what earlier processes have left there. */
+  async load(): Promise<void> {
+    const { partials, quarantine, evictor } = this.#parts;
+    this.#catalogInode = await inodeOf(this.#catalogFile);
+    await Promise.all([partials.load(evictor), quarantine.load(evictor)]);
+  }
+
+  /** A catalog whose file was deleted while it is open is written anew: the next start would know of nothing. */
+  async lookAfter(): Promise<void> {
+    const { catalog, catalogLog, health, worker, log } = this.#parts;
+    await health.probe();
+    if (health.isOnCopy) {
+      await this.#leaveCopy();
+      return;
+    }
+    const file = this.#catalogFile;
+    const ino = await inodeOf(file);
+    if (ino === this.#catalogInode || health.isGone || health.trouble !== undefined) return;
+    log.error({ file }, 'the catalog was deleted while it was in use: it is written anew from what is known');
+    await worker.call('forget', { file });
+    await catalog.connection.rescue(file);
+    this.#catalogInode = await inodeOf(file);
+    catalogLog.isDirty = true;
+  }
+
+  unlock(): void {
+    this.#unlock();
+  }
+
+  /** The disk takes what is written again: from now on the catalog is the file. */
+  async #leaveCopy(): Promise<void> {
+    const { root, catalog, health, log } = this.#parts;
+    if (health.trouble !== undefined) return;
+    let unlock: (() => void) | undefined;
+    try {
+      await prepareDirectory(root);
+      unlock = lockDirectory(lockPath(root));
+      catalog.connection.openFile(this.#catalogFile);
+    } catch (error) {
+      unlock?.();
+      health.failed(error);
+      return;
+    }
+    this.#unlock = unlock;
+    health.isOnCopy = false;
+    health.lockedFile = await inodeOf(lockPath(root));
+    await this.load();
+    log.info('the store is used again');
+  }
+}
