@@ -5,7 +5,7 @@ import type { StoreContext, StoreOptions } from './context.ts';
 import { Damage } from './damage.ts';
 import { Deletion } from './deletion.ts';
 import { DiskWorkers } from './disk-workers.ts';
-import { freeSpace, type FreeSpace } from './disk/files.ts';
+import { freeSpace } from './disk/files.ts';
 import { Health } from './disk/health.ts';
 import { blobPath, catalogPath, quarantinePath } from './disk/layout.ts';
 import { Ingests } from './ingest/ingests.ts';
@@ -60,7 +60,7 @@ export interface StoreParts {
   readonly workers: DiskWorkers;
 }
 
-/** Without a lock the catalog is a copy in memory. Throws what is wrong with the catalog or the pins. */
+/** Builds a store; its timers do not run yet. Without a lock the catalog is a copy in memory. Throws what is wrong with the catalog or the pins. */
 export function assemble(
   options: StoreOptions,
   context: StoreContext,
@@ -80,31 +80,41 @@ export function assemble(
   const verifier = new Verifier(onDeath);
   const buffers = new Buffers();
   const background = new Background(catalog, log);
-  const shared = { root, limits, context, clock, log, health, catalog, pins, background };
-  const catalogLog = new CatalogLog({ ...shared, worker: workers.catalog });
-  const catalogJobs = new CatalogJobs({ ...shared, catalogLog, workers });
-  const ingests = new Ingests({ ...shared, catalogLog, verifier, buffers, worker: workers.files });
+  const { signal } = background;
+  const catalogLog = new CatalogLog({ root, catalog, health, worker: workers.catalog, log });
+  const shared = { root, limits, context, clock, log, health, catalog, catalogLog, pins, background };
+  const catalogJobs = new CatalogJobs({ ...shared, workers });
+  const ingests = new Ingests({ ...shared, verifier, buffers, worker: workers.files });
   const { partials } = ingests;
 
+  // Who needs room asks the evictor, and that one asks who uses what: so what is in use comes before it.
   const leases = new Leases(root);
   const memory = new Memory(catalog, clock);
   const space = new Space(catalog.blobs.footprint());
-  const deletion = new Deletion({ ...shared, catalogLog, ingests, leases, memory, space });
+  const deletion = new Deletion({ ...shared, ingests, leases, memory, space });
   const quarantine = new Quarantine(quarantinePath(root));
-  const free = (): Promise<FreeSpace> => freeSpace(root);
-  const leftovers = [quarantine, partials];
-  const evictor = new Evictor(limits, { space, victims: deletion, leftovers, free });
-  const damage = new Damage({ ...shared, deletion, evictor, quarantine });
+  const evictor = new Evictor(limits, {
+    space,
+    victims: deletion,
+    leftovers: [quarantine, partials],
+    free: () => freeSpace(root),
+  });
 
-  const { signal } = background;
-  const ofCatalog = { ...shared, catalogLog, worker: workers.catalog };
-  const catalogSize = new CatalogSize({ ...ofCatalog, victims: deletion, signal });
-  const onFiles = { ...shared, catalogLog, catalogSize, deletion, evictor, ingests };
-  const publishing = new Publishing({ ...onFiles, worker: workers.files });
-  const unlock = lock?.unlock ?? ((): void => undefined);
-  const directory = new DataDirectory({ ...ofCatalog, partials, quarantine, evictor }, unlock);
-  const looked = { ...shared, catalogLog, catalogJobs, catalogSize };
-  const upkeep = new Upkeep({ ...looked, directory, evictor, partials, space });
+  const damage = new Damage({ ...shared, deletion, evictor, quarantine });
+  const catalogSize = new CatalogSize({ ...shared, victims: deletion, worker: workers.catalog, signal });
+  const publishing = new Publishing({
+    ...shared,
+    catalogSize,
+    deletion,
+    evictor,
+    ingests,
+    worker: workers.files,
+  });
+  const directory = new DataDirectory(
+    { ...shared, partials, quarantine, evictor, worker: workers.catalog },
+    lock?.unlock ?? ((): void => undefined),
+  );
+  const upkeep = new Upkeep({ ...shared, catalogJobs, catalogSize, directory, evictor, partials, space });
 
   const reading = {
     ...shared,
@@ -113,22 +123,34 @@ export function assemble(
     isBusy: () => ingests.isRunning || !leases.isEmpty,
     onDamaged: (digest: Digest, why: string) => damage.quarantine(digest, why),
   };
-  const sizeOf = (digest: Digest): number | undefined => deletion.stored(digest)?.size;
-  const recheck = new Recheck({ ...reading, sizeOf, activity: () => leases.taken });
-  const scrubbing = { ...reading, storedBytes: () => space.bytes };
-  const scrubber = new Scrubber(() => limits().scrubEveryMs, scrubbing);
-  const whole = {
+  const recheck = new Recheck({
+    ...reading,
+    sizeOf: (digest) => deletion.stored(digest)?.size,
+    activity: () => leases.taken,
+  });
+  const scrubber = new Scrubber(() => limits().scrubEveryMs, {
+    ...reading,
+    storedBytes: () => space.bytes,
+  });
+  return {
     ...shared,
     buffers,
     catalogJobs,
-    catalogLog,
     damage,
     deletion,
     directory,
     evictor,
     ingests,
+    leases,
+    memory,
+    publishing,
+    recheck,
+    scrubber,
+    space,
+    upkeep,
+    verifier,
+    workers,
   };
-  return { ...whole, leases, memory, publishing, recheck, scrubber, space, upkeep, verifier, workers };
 }
 
 function openCatalog(

@@ -1,41 +1,26 @@
 import { open, unlink, type FileHandle } from 'node:fs/promises';
-import { dirname } from 'node:path';
 import type { Digest } from '../../oci/digest.ts';
 import type { ByteRange } from '../../oci/range.ts';
-import type { Clock } from '../../util/clock.ts';
 import { MirrorError } from '../../util/errors.ts';
 import type { Slots } from '../../util/slots.ts';
-import type { WorkerThread } from '../../util/worker.ts';
 import type { Health } from '../disk/health.ts';
 import type { Buffers } from '../reading/buffers.ts';
 import { Reads } from '../reading/reads.ts';
 import type { Reservation } from '../room/reservation.ts';
-import type { CatalogLog } from '../upkeep/catalog-log.ts';
 import { Intervals } from './intervals.ts';
+import { JournalWriter, type JournalWriterContext, type OpenFile } from './journal-writer.ts';
 import { withoutHoles, type Journalled, type Kept } from './journal.ts';
-import type { Partials } from './partials.ts';
 
 /** What all growing files of a store share. */
-export interface GrowingFileContext {
-  readonly clock: Clock;
+export interface GrowingFileContext extends JournalWriterContext {
   readonly buffers: Buffers;
   /** Writes are few at a time, since those that the kernel throttles would block every read too. */
   readonly writes: Slots;
-  /** Makes the journal of a file outlive a power cut. */
-  readonly catalogLog: CatalogLog;
-  /** Makes what has been written to a file last. */
-  readonly worker: WorkerThread;
-  readonly partials: Partials;
   readonly health: Health;
 }
 
 const leastMargin = 1024 * 1024;
 const mostMargin = 16 * 1024 * 1024;
-/** As much may be lost to a kill -9. */
-const journalEveryBytes = 8 * 1024 * 1024;
-/** As much time's worth may be lost to a power cut. */
-const syncEveryMs = 1000;
-
 /** Room to set aside for `bytes` and what follows, where the size is not known or not believed: as much again, up to 16 MiB. */
 export function withMargin(bytes: number): number {
   return bytes + Math.min(Math.max(bytes, leastMargin), mostMargin);
@@ -45,27 +30,22 @@ export function withMargin(bytes: number): number {
  * The file of an ingest: sparse, with the set of intervals that are in it, which are written down as they grow. Each byte of
  * it is written once.
  */
-export class GrowingFile implements Journalled {
+export class GrowingFile implements OpenFile {
   readonly registry: string;
   readonly digest: Digest;
   readonly path: string;
   readonly reservation: Reservation;
   readonly #context: GrowingFileContext;
   readonly #kept: Kept | undefined;
+  readonly #journal: JournalWriter;
   #present = new Intervals();
   /** What an earlier process has left, and no digest has proven: until then nobody is shown it. */
   #unproven = new Intervals();
-  #synced = new Intervals();
   /** What is there or being written; a write that fails ends it all. */
   #claimed = new Intervals();
   #handle: FileHandle | undefined;
   #reads: Reads | undefined;
   #size: number | undefined;
-  #journalledBytes = 0;
-  #syncedAt = 0;
-  #syncing: Promise<void> | undefined;
-  /** Nobody works on it any more: its journal is somebody else's. */
-  isOver = false;
 
   constructor(
     {
@@ -83,6 +63,7 @@ export class GrowingFile implements Journalled {
     this.reservation = reservation;
     this.#context = context;
     this.#kept = kept;
+    this.#journal = new JournalWriter(context);
   }
 
   /** Of the blob. */
@@ -95,7 +76,7 @@ export class GrowingFile implements Journalled {
   }
 
   get synced(): Intervals {
-    return this.#synced;
+    return this.#journal.synced;
   }
 
   get unproven(): Intervals {
@@ -137,10 +118,8 @@ export class GrowingFile implements Journalled {
       this.reservation.shrinkTo(0);
       return;
     }
-    this.#synced = kept.synced;
-    this.#journalledBytes = this.#present.total;
     this.#size = kept.size;
-    this.#syncedAt = this.#now();
+    this.#journal.resume(kept.synced, this.#present.total);
   }
 
   /** Sets aside room for `room` bytes in all and opens the file; what is there of another size is dropped. Throws `store-full`. */
@@ -148,7 +127,7 @@ export class GrowingFile implements Journalled {
     if (this.#size !== undefined && size !== undefined && size !== this.#size) {
       await this.#empty();
       this.#size = size;
-      this.#journal();
+      this.#journal.write(this);
     }
     this.#size ??= size;
     await this.reserve(room ?? withMargin(0), signal);
@@ -157,7 +136,7 @@ export class GrowingFile implements Journalled {
     } catch (error) {
       throw this.#writeFault(error);
     }
-    this.#syncedAt ||= this.#now();
+    this.#journal.begin();
   }
 
   /** Sets aside room for `bytes` in all. Throws `store-full`, also when there is none before the signal aborts. */
@@ -210,7 +189,7 @@ export class GrowingFile implements Journalled {
     for (const { start, end: stop } of parts) this.#present.add(start, stop);
     this.reservation.wrote(added);
     onPresent(added);
-    if (this.#present.total - this.#journalledBytes >= journalEveryBytes) this.#journal();
+    this.#journal.writeIfDue(this);
     return added;
   }
 
@@ -230,10 +209,15 @@ export class GrowingFile implements Journalled {
   async startOver(): Promise<void> {
     await this.#empty();
     this.reservation.shrinkTo(0);
-    this.#journal();
+    this.#journal.write(this);
   }
 
-  /** The file is on nobody's account and in no journal any more. */
+  /** Nobody works on it from now on. */
+  end(): void {
+    this.#journal.isOver = true;
+  }
+
+  /** It goes, from the disk and from the journal. */
   async discard(): Promise<void> {
     this.#context.partials.forget(this);
     await unlink(this.path).catch(() => undefined);
@@ -245,18 +229,13 @@ export class GrowingFile implements Journalled {
   }
 
   async close(): Promise<void> {
-    await this.#syncing;
+    await this.#journal.ended();
     await this.#handle?.close();
   }
 
   get #open(): FileHandle {
     if (!this.#handle) throw new Error(`ingest of ${this.digest} was not begun`);
     return this.#handle;
-  }
-
-  /** Milliseconds by the monotonic clock. */
-  #now(): number {
-    return this.#context.clock.monotonic();
   }
 
   /** What of a range nobody has written or is writing. */
@@ -280,37 +259,12 @@ export class GrowingFile implements Journalled {
     }
   }
 
-  #journal(): void {
-    this.#journalledBytes = this.#present.total;
-    if (this.#size === undefined) return;
-    this.#context.partials.journal(this);
-    if (!this.#syncing && this.#now() - this.#syncedAt >= syncEveryMs) {
-      this.#syncing = this.#sync().finally(() => (this.#syncing = undefined));
-    }
-  }
-
-  async #sync(): Promise<void> {
-    const { worker, partials, catalogLog } = this.#context;
-    const present = new Intervals(this.#present.ranges);
-    try {
-      await worker.call('datasync', { fd: this.fd, directory: dirname(this.path) });
-      this.#synced = present;
-      if (this.isOver) return;
-      partials.journal(this);
-      await catalogLog.checkpoint();
-    } catch {
-      // Then less is sure to outlive a power cut.
-    }
-    this.#syncedAt = this.#now();
-  }
-
   async #empty(): Promise<void> {
     await this.#open.truncate(0);
     this.#present = new Intervals();
     this.#unproven = new Intervals();
-    this.#synced = new Intervals();
     this.#claimed = new Intervals();
-    this.#journalledBytes = 0;
+    this.#journal.reset();
   }
 
   /** Whatever keeps bytes from being written, the store can hold no more of this. */

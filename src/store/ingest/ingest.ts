@@ -256,7 +256,7 @@ export class Ingest {
 
   #over(end: 'committed' | 'kept' | 'discarded'): void {
     this.#end = end;
-    this.#file.isOver = true;
+    this.#file.end();
   }
 
   async #finish(end: 'kept' | 'discarded'): Promise<void> {

@@ -20,7 +20,7 @@ export interface RoomLimits {
 export interface Victims {
   /** Those that are worth least, in order; `after`: the last of those that were given before. */
   leastWorthy(count: number, after: Victim | undefined): Victim[];
-  /** What nobody has asked for in that time. */
+  /** What was not used for that long. */
   idle(forMs: number, count: number): Victim[];
   /** It is held, and neither in use nor pinned, nor used since it was chosen. */
   mayLeave(digest: Digest): boolean;

@@ -74,8 +74,8 @@ export class CatalogSize {
   }
 
   /**
-   * Keeps the catalog to its share, with room for `bytes` more: manifests of very many parts go, those first that were not
-   * asked for longest.
+   * Keeps the catalog to its share, with room for `bytes` more: manifests of very many parts go, those first whose last use
+   * is longest ago.
    */
   slim(bytes: number): Promise<void> {
     const done = this.#slim(bytes, this.#slimming).finally(() => {
