@@ -139,6 +139,23 @@ describe('fills', () => {
     assert.equal((await mirror.get(path, { headers: { range: 'bytes=5-9' } })).status, 206);
   });
 
+  for (const waitMs of [0, 300])
+    test(`an answer without length or bytes is no empty blob, ${waitMs} ms late`, async () => {
+      upstream.script('blob', async (_call, _req, res) => {
+        res.writeHead(200).flushHeaders();
+        await new Promise((resolve) => setTimeout(resolve, waitMs));
+        res.end();
+      });
+      const asked = [{}, {}, { range: 'bytes=0-' }, { range: 'bytes=0-9' }] as Record<string, string>[];
+      const isRefused = ({ status, broken }: Reply): boolean => broken || status === 502;
+      for (const reply of await Promise.all(asked.map((headers) => mirror.get(path, { headers }))))
+        assert.ok(isRefused(reply), `${reply.status}`);
+      assert.deepEqual(await mirror.files('blobs'), []);
+      // Past the store too.
+      await mirror.reload({ config: { store: { maxBytes: 100_000 } } });
+      assert.ok(isRefused(await mirror.get(path)));
+    });
+
   test('a range of a blob that is still arriving', async () => {
     const replies = await Promise.all([
       mirror.get(path),

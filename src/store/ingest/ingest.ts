@@ -1,4 +1,4 @@
-import type { Digest } from '../../oci/digest.ts';
+import { hashesTo, type Digest } from '../../oci/digest.ts';
 import type { ByteRange } from '../../oci/range.ts';
 import { MirrorError } from '../../util/errors.ts';
 import type { Outlet } from '../../util/outlet.ts';
@@ -8,6 +8,8 @@ import type { Reservation } from '../room/reservation.ts';
 import type { GrowingFile } from './growing-file.ts';
 import type { Intervals } from './intervals.ts';
 import type { Verification, Verifier } from './verifier.ts';
+
+const nothing = Buffer.alloc(0);
 
 /** Who runs the ingests of a store. */
 export interface IngestOwner {
@@ -150,9 +152,11 @@ export class Ingest {
 
   /**
    * The upstream has told the size late, or its answer has ended. Throws `upstream-invalid` when there are more bytes
-   * already.
+   * already, and `digest-mismatch` for an end before the first byte: of nothing no last byte can be held back.
    */
   setSize(size: number): void {
+    if (size === 0 && !hashesTo(nothing, this.digest))
+      throw new MirrorError('digest-mismatch', `blob ${this.digest}: the upstream sent no bytes`);
     this.#file.setSize(size);
     this.#wake();
   }
