@@ -65,6 +65,8 @@ export class RegistryClient {
   readonly #requests: Requests;
   readonly #documents: Budget;
   readonly #maxManifestBytes: number;
+  /** As it is configured: registries under one pattern share what one may take. */
+  readonly #name: string;
   readonly #base: URL;
 
   constructor(options: UpstreamOptions, context: UpstreamContext) {
@@ -73,6 +75,7 @@ export class RegistryClient {
     this.#requests = new Requests(options, context);
     this.#documents = context.documents;
     this.#maxManifestBytes = options.maxManifestBytes;
+    this.#name = options.name;
     this.#base = options.url;
   }
 
@@ -146,7 +149,7 @@ export class RegistryClient {
   /** Memory for what is about to be read. Throws `overloaded` when there is none in time. */
   async #roomFor({ what, signal }: Ask, response: FinalResponse): Promise<() => void> {
     const size = Math.min(sizeOf(response) ?? this.#maxManifestBytes, this.#maxManifestBytes);
-    return this.#documents.take(size, signal).catch((cause: unknown) => {
+    return this.#documents.take(this.#name, size, signal).catch((cause: unknown) => {
       response.body.discard();
       const why = `${what}: too many large manifests and lists are on their way`;
       throw new MirrorError('overloaded', why, { cause, retryAfterMs: 1000 });
