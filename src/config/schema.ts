@@ -19,11 +19,18 @@ const duration = scalar('a duration such as "90s", "5m" or "30d"', parseDuration
 const durationOrOff = scalar('a duration such as "90s" or "30d", or "off"', (value) =>
   value === 'off' ? 0 : parseDuration(value),
 );
-const positiveDuration = scalar(
-  'a duration above 0 such as "500ms", "90s" or "5m"',
-  (value) => parseDuration(value) || undefined,
-);
-const size = scalar('a size such as "512MB" or "50GiB"', parseSize);
+/** What a timer takes: Node's count milliseconds in 31 bits. */
+const longestTimerMs = 2 ** 31 - 1;
+const timeout = (leastMs: number) =>
+  scalar(`a duration of ${leastMs} ms to 24 days such as "500ms", "90s" or "5m"`, (value) => {
+    const ms = parseDuration(value);
+    return ms !== undefined && ms >= leastMs && ms <= longestTimerMs ? ms : undefined;
+  });
+const sizeFrom = (least: number, expected: string) =>
+  scalar(expected, (value) => {
+    const bytes = parseSize(value);
+    return bytes !== undefined && bytes >= least ? bytes : undefined;
+  });
 const sizeOr = (off: number) =>
   scalar('a size such as "512MB" or "50GiB", or "off"', (value) =>
     value === 'off' ? off : parseSize(value),
@@ -201,19 +208,16 @@ export const schema = z.strictObject({
   fetch: z
     .strictObject({
       connectionsPerBlob: count.prefault(4),
-      spanBytes: scalar('a size above 64 KiB such as "16MiB"', (value) => {
-        const bytes = parseSize(value);
-        return bytes !== undefined && bytes > smallSize ? bytes : undefined;
-      }).prefault('16MiB'),
+      spanBytes: sizeFrom(smallSize + 1, 'a size above 64 KiB such as "16MiB"').prefault('16MiB'),
       maxConnections: count.prefault(64),
       prefetch: z.enum(['chain', 'off']).default('chain'),
-      connectTimeout: positiveDuration.prefault('5s'),
-      headersTimeout: positiveDuration.prefault('20s'),
-      idleTimeout: positiveDuration.prefault('30s'),
-      giveUpAfter: positiveDuration.prefault('30s'),
-      firstByteTimeout: positiveDuration.prefault('25s'),
+      connectTimeout: timeout(10).prefault('5s'),
+      headersTimeout: timeout(10).prefault('20s'),
+      idleTimeout: timeout(10).prefault('30s'),
+      giveUpAfter: timeout(10).prefault('30s'),
+      firstByteTimeout: timeout(100).prefault('25s'),
       completeRanges: flag.prefault(true),
-      maxManifestBytes: size.prefault('8MiB'),
+      maxManifestBytes: sizeFrom(64 * 1024, 'a size of at least 64 KiB such as "8MiB"').prefault('8MiB'),
     })
     .prefault({}),
   quota: z
