@@ -1,67 +1,42 @@
-import { randomBytes } from 'node:crypto';
 import type { RequestListener, Server } from 'node:http';
 import { Server as TlsServer } from 'node:https';
 import type { Address } from '../config/schema.ts';
 import type { Config } from '../config/types.ts';
-import { Access } from '../mirror/access/links.ts';
-import { Fills } from '../mirror/fill/fills.ts';
-import { Prefetch } from '../mirror/fill/prefetch.ts';
-import { Mirror } from '../mirror/mirror.ts';
-import { Lists } from '../mirror/tags/lists.ts';
-import { Tags } from '../mirror/tags/tags.ts';
-import { Upstreams } from '../mirror/upstreams.ts';
-import { blobMediaType } from '../oci/content.ts';
 import { createAdminApp, type Readiness } from '../server/admin.ts';
 import { createRegistryApp } from '../server/app.ts';
-import { Clients } from '../server/clients.ts';
 import { closeHttpServer, createHttpServer } from '../server/http-server.ts';
 import { followTls, readTls } from '../server/tls.ts';
-import { BlobStore } from '../store/blob-store.ts';
-import type { Damaged } from '../store/context.ts';
-import { Ledger } from '../telemetry/ledger.ts';
 import { createLog, type LineSink, type Log } from '../telemetry/log.ts';
 import { Metrics } from '../telemetry/metrics.ts';
-import { Budget } from '../util/budget.ts';
 import { systemClock, type Clock } from '../util/clock.ts';
 import { IdleCollection } from '../util/garbage.ts';
 import { version } from '../version.ts';
-import { adminOf, clientsOptionsOf, fillsOptionsOf, mirrorSettingsOf, storeLimitsOf } from './from-config.ts';
+import { assemble, type Parts } from './assembly.ts';
+import { adminOf, clientsOptionsOf } from './from-config.ts';
 import { boundAddress, listen, reachableAddress, showAddress } from './listening.ts';
 import { LiveConfig } from './live-config.ts';
-import { readingsOf } from './readings.ts';
-import { buildUpstreams, keptUpstreams, type UpstreamsContext } from './upstreams-from-config.ts';
+import { buildUpstreams, keptUpstreams } from './upstreams-from-config.ts';
 
 const drainMs = 30_000;
 const writeBehindMs = 5000;
 /** Each may hold two buffers of 32 KiB and two sockets. */
 const maxRequests = 4096;
-/** Of manifests and lists that are being read or are on their way to the disk. */
-const documentBytes = 32 * 1024 * 1024;
+
 export interface ServiceOptions {
   clock?: Clock;
   /** Instead of standard output. */
   logSink?: LineSink;
 }
 
-/** Everything put together: build, start, drain, stop. */
+/** A mirror that runs: start, reload, drain, stop. */
 export class Service {
   readonly log: Log;
   readonly #live: LiveConfig;
-  readonly #store: BlobStore;
-  readonly #upstreams: Upstreams;
-  readonly #upstreamsContext: UpstreamsContext;
-  readonly #clients: Clients;
-  readonly #access: Access;
-  readonly #tags: Tags;
-  readonly #fills: Fills;
-  readonly #mirror: Mirror;
-  readonly #prefetch: Prefetch;
+  readonly #parts: Parts;
   readonly #registry: Server;
   readonly #admin: Server | undefined;
-  readonly #ledger: Ledger;
   readonly #writer: NodeJS.Timeout;
-  readonly #stopping = new AbortController();
-  #draining = false;
+  readonly #stopping: AbortController;
   #unfollowTls: () => void = () => undefined;
   #reconciled: Promise<void> = Promise.resolve();
 
@@ -71,27 +46,10 @@ export class Service {
     const metrics = new Metrics();
     const onDropped = (lines: number): void => metrics.logLinesDropped.add(lines);
     const log = createLog(config.log, { sink: options.logSink, onDropped });
+    const stopping = new AbortController();
     const clock = options.clock ?? systemClock;
-    // It is made after the store, and told by it.
-    const built: { service?: Service } = {};
-    const store = await BlobStore.open(
-      { path: config.store.path, limits: live.view(storeLimitsOf) },
-      {
-        clock,
-        log: log.events,
-        onEvicted: (reason) => metrics.evictions.add(1, reason),
-        onPruned: (table, rows) => metrics.catalogPruned.add(rows, table),
-        onDamaged: (damaged) => {
-          metrics.damagedBlobs.add(1);
-          built.service?.restore(damaged);
-        },
-        onTagChanged: (registry, repo, tag) => {
-          if (built.service) built.service.#tags.forget(`${registry}/${repo}:${tag}`);
-        },
-      },
-    );
-    const service = new Service(live, { log, clock, metrics, store });
-    built.service = service;
+    const parts = await assemble(live, { clock, log, metrics }, stopping.signal);
+    const service = new Service(live, parts, stopping);
     try {
       await service.#listen();
     } catch (error) {
@@ -101,92 +59,30 @@ export class Service {
     return service;
   }
 
-  private constructor(
-    live: LiveConfig,
-    parts: { log: Log; clock: Clock; metrics: Metrics; store: BlobStore },
-  ) {
-    const { log, clock, metrics, store } = parts;
-    const config = live.now;
+  private constructor(live: LiveConfig, parts: Parts, stopping: AbortController) {
+    const { clients, log, metrics, store } = parts;
+    const { tls, adminListen } = live.now;
     this.#live = live;
+    this.#parts = parts;
+    this.#stopping = stopping;
     this.log = log;
-    this.#store = store;
-    this.#ledger = new Ledger(clock, store.catalog.ledger, (error) => this.#notWritten(error));
-    const pseudonym = `layercache-${randomBytes(8).toString('hex')}`;
-    this.#upstreamsContext = {
-      clock,
-      metrics,
-      log: log.events,
-      ledger: this.#ledger,
-      catalog: store.catalog,
-      pseudonym,
-      documents: new Budget(documentBytes),
-      live,
-    };
-    this.#upstreams = new Upstreams(buildUpstreams(config, this.#upstreamsContext));
-    this.#clients = new Clients(clientsOptionsOf(config), { clock, log: log.events });
+    this.#withdraw();
     const garbage = new IdleCollection();
     this.#writer = setInterval(() => {
       this.#writeBehind();
       garbage.look();
     }, writeBehindMs).unref();
-    const settings = live.view(mirrorSettingsOf);
-    const access = new Access(store.catalog, clock, log.events, () => settings().tags);
-    this.#access = access;
-    this.#withdraw();
-    const upstreams = this.#upstreams;
-    const fills = new Fills(live.view(fillsOptionsOf), {
-      store,
-      access,
-      clock,
-      log: log.events,
-      upstreams,
-      onFault: ({ fault }) => metrics.faults.add(1, fault),
-    });
-    this.#fills = fills;
-    const prefetch = new Prefetch({
-      isOn: () => live.now.fetch.prefetch === 'chain',
-      store,
-      fills,
-      receivedBytes: () => metrics.upstreamBytes.total,
-      onSkipped: (layers) => metrics.prefetchSkipped.add(layers),
-      onOutcome: (bytes, used) => metrics.prefetchedBytes.add(bytes, used ? 'yes' : 'no'),
-    });
-    this.#prefetch = prefetch;
-    const tags = new Tags(store.catalog, clock, log.events, (prefix) => store.holds(prefix));
-    this.#tags = tags;
-    this.#mirror = new Mirror(settings, { clock, store, access, fills, tags, upstreams, prefetch });
-    const lists = new Lists(settings, { store, upstreams, clock, log: log.events });
-    metrics.show(readingsOf({ live, upstreams, ledger: this.#ledger, fills, store }));
-    const isDraining = (): boolean => this.#draining;
-    const context = {
-      clients: this.#clients,
-      mirror: this.#mirror,
-      lists,
-      upstreams: this.#upstreams,
-      clock,
-      log,
-      metrics,
-      ledger: this.#ledger,
-      isDraining,
-      maxRequests,
-      pseudonym,
-      whenSpent: () => live.now.quota.whenSpent,
-    };
-    this.#registry = createHttpServer(createRegistryApp(context), { tls: config.tls });
-    this.#clients.watch(this.#registry);
+    const isDraining = (): boolean => this.#isDraining;
+    const whenSpent = (): 429 | 503 => live.now.quota.whenSpent;
+    const app = createRegistryApp({ ...parts, isDraining, maxRequests, whenSpent });
+    this.#registry = createHttpServer(app, { tls });
+    clients.watch(this.#registry);
     this.#followTls(false);
     this.#followConfig();
-    if (config.adminListen) {
-      this.#admin = createHttpServer(
-        createAdminApp({
-          ...adminOf(live, store),
-          metrics,
-          log: log.events,
-          isDraining,
-          readiness: () => this.#readiness(),
-        }) as RequestListener,
-      );
-    }
+    if (!adminListen) return;
+    const readiness = (): Readiness => this.#readiness();
+    const admin = { ...adminOf(live, store), metrics, log: log.events, isDraining, readiness };
+    this.#admin = createHttpServer(createAdminApp(admin) as RequestListener);
   }
 
   /** Where the registry API is listening. */
@@ -212,63 +108,70 @@ export class Service {
     this.#warn();
   }
 
-  /** What has to be done when the configuration changes; all else reads it at each use. */
-  #followConfig(): void {
-    const live = this.#live;
-    live.onChange((next) => {
-      if (next.tls) readTls(next.tls);
-      return () => this.#followTls(true);
-    });
-    live.onChange((next) => this.#clients.prepare(clientsOptionsOf(next)));
-    live.onChange((next, before) => () => {
-      // Accounts that are made anew read there what they have left.
-      this.#writeBehind();
-      const kept = keptUpstreams(before, next, this.#upstreams);
-      this.#upstreams.replace(buildUpstreams(next, this.#upstreamsContext, kept));
-      this.#withdraw();
-    });
-    live.onChange((next) => () => this.log.setLevel(next.log.level));
-    live.onChange(() => () => this.#store.limitsChanged());
-  }
-
   /** Stops accepting, lets running answers finish for up to 30 s, and leaves everything in order. Twice is fine. */
   async stop(): Promise<void> {
-    if (this.#draining) return;
-    this.#draining = true;
+    if (this.#isDraining) return;
     this.#stopping.abort();
+    const { prefetch, fills, upstreams, clients, store } = this.#parts;
     const closed = Promise.all(
       [this.#registry, this.#admin].flatMap((server) => (server ? closeHttpServer(server) : [])),
     );
-    this.#prefetch.stop();
-    const idle = this.#fills.stop('idle');
+    prefetch.stop();
+    const idle = fills.stop('idle');
     const timer = setTimeout(() => {
       this.#registry.closeAllConnections();
       this.#admin?.closeAllConnections();
     }, drainMs);
     await closed;
     clearTimeout(timer);
-    await Promise.all([idle, this.#fills.stop('all')]);
-    await this.#upstreams.close();
+    await Promise.all([idle, fills.stop('all')]);
+    await upstreams.close();
     this.#unfollowTls();
-    await this.#clients.close();
+    await clients.close();
     await this.#reconciled;
     clearInterval(this.#writer);
     this.#writeBehind();
-    await this.#store.close();
+    await store.close();
     this.log.events.info('stopped');
     await this.log.close();
   }
 
+  get #isDraining(): boolean {
+    return this.#stopping.signal.aborted;
+  }
+
+  /** What has to be done when the configuration changes; all else reads it at each use. */
+  #followConfig(): void {
+    const live = this.#live;
+    const { clients, store, upstreams, upstreamsContext } = this.#parts;
+    live.onChange(({ tls }) => {
+      if (tls) readTls(tls);
+      return () => this.#followTls(true);
+    });
+    live.onChange((next) => clients.prepare(clientsOptionsOf(next)));
+    live.onChange((next, before) => () => {
+      // Accounts that are made anew read from the catalog what they have left.
+      this.#writeBehind();
+      const kept = keptUpstreams(before, next, upstreams);
+      upstreams.replace(buildUpstreams(next, upstreamsContext, kept));
+      this.#withdraw();
+    });
+    live.onChange((next) => () => this.log.setLevel(next.log.level));
+    live.onChange(() => () => store.limitsChanged());
+  }
+
   /** What of the mirror does not work now. */
   #readiness(): Readiness {
-    const obstacles = this.#upstreams.all.map(({ obstacle }) => obstacle);
-    const reasons = [this.#store.trouble, ...obstacles].filter((each) => each !== undefined);
-    return { reasons, canServe: !this.#store.health.isGone || obstacles.includes(undefined) };
+    const { upstreams, store } = this.#parts;
+    const obstacles = upstreams.all.map(({ obstacle }) => obstacle);
+    const reasons = [store.trouble, ...obstacles].filter((each) => each !== undefined);
+    return { reasons, canServe: !store.health.isGone || obstacles.includes(undefined) };
   }
 
   /** What is public in the catalog may have come from an upstream that is private by now. */
   #withdraw(): void {
-    this.#access.withdraw((registry) => this.#upstreams.isPrivate(registry));
+    const { access, upstreams } = this.#parts;
+    access.withdraw((registry) => upstreams.isPrivate(registry));
   }
 
   /** `isNew`: its files are not those that the server was made with. */
@@ -298,26 +201,34 @@ export class Service {
   }
 
   async #listen(): Promise<void> {
-    await listen(this.#registry, this.#live.now.listen);
-    if (this.#admin && this.#live.now.adminListen) await listen(this.#admin, this.#live.now.adminListen);
+    const {
+      listen: address,
+      adminListen,
+      tls,
+      store,
+      upstreams,
+      families,
+      ignoredVariables,
+    } = this.#live.now;
+    await listen(this.#registry, address);
+    if (this.#admin && adminListen) await listen(this.#admin, adminListen);
     const { events } = this.log;
-    const url = `${this.#live.now.tls ? 'https' : 'http'}://${reachableAddress(this.address)}`;
+    const url = `${tls ? 'https' : 'http'}://${reachableAddress(this.address)}`;
     events.info(`put { "registry-mirrors": ["${url}"] } into /etc/docker/daemon.json of each Docker host`);
     events.info(
       {
         version,
         listen: showAddress(this.address),
         admin: this.adminAddress ? showAddress(this.adminAddress) : 'off',
-        store: this.#live.now.store.path,
-        upstreams: [...this.#live.now.upstreams, ...this.#live.now.families].map(({ registry }) => registry),
+        store: store.path,
+        upstreams: [...upstreams, ...families].map(({ registry }) => registry),
       },
       'layercache is ready',
     );
     this.#warn();
-    for (const name of this.#live.now.ignoredVariables) {
+    for (const name of ignoredVariables)
       events.warn({ variable: name }, 'an environment variable names no key of the configuration');
-    }
-    this.#reconciled = this.#store.reconcile(this.#stopping.signal).then(
+    this.#reconciled = this.#parts.store.reconcile(this.#stopping.signal).then(
       (found) => {
         if (found.strayFiles + found.lostBlobs > 0) events.warn(found, 'mended what a crash had left behind');
       },
@@ -325,39 +236,20 @@ export class Service {
     );
   }
 
-  /** What is pinned is to be there: it is fetched again at once, the rest when somebody asks. */
-  restore({ digest, mediaType, pinnedFor }: Damaged): void {
-    if (!pinnedFor || this.#draining) return;
-    const fetch = async (): Promise<void> => {
-      const repo = this.#upstreams.repoNamed(pinnedFor.registry, pinnedFor.repo);
-      const asked = { method: 'GET', client: '' } as const;
-      const { content } = await (mediaType === blobMediaType
-        ? this.#mirror.blob(repo, digest, asked, 'whole')
-        : this.#mirror.manifest(repo, { digest }, asked));
-      content?.release();
-    };
-    fetch().catch((error: unknown) =>
-      this.log.events.warn({ err: error, digest }, 'what is pinned could not be fetched again'),
-    );
-  }
-
-  /** What was spent, and what is left. */
+  /** Pulls that were counted, and what is left of the accounts. */
   #writeBehind(): void {
-    this.#ledger.flush();
-    const { catalog } = this.#store;
-    for (const { registry, accounts } of this.#upstreams.all) {
+    const { ledger, store, upstreams } = this.#parts;
+    ledger.flush();
+    const { quotas } = store.catalog;
+    for (const { registry, accounts } of upstreams.all) {
       try {
         accounts.save((account, state) => {
-          if (state) catalog.quotas.set(registry, account, state);
-          else catalog.quotas.remove(registry, account);
+          if (state) quotas.set(registry, account, state);
+          else quotas.remove(registry, account);
         });
       } catch (error) {
-        this.#notWritten(error);
+        this.log.events.warn({ err: error }, 'quotas could not be written; it is tried again');
       }
     }
-  }
-
-  #notWritten(error: unknown): void {
-    this.log.events.warn({ err: error }, 'what was spent could not be written down; it is tried again');
   }
 }

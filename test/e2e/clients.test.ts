@@ -325,11 +325,11 @@ describe('clients', () => {
       await start({});
       assert.equal(await statusOf('/v2/acme/app/manifests/1'), 200);
       const tokens = upstream.count('token');
-      await mirror.reload({ config: { deny: ['docker.io/evil/**'], fetch: { spanBytes: '1MiB' } } });
+      await mirror.reload({ config: { deny: ['docker.io/evil/**'], adminListen: '127.0.0.1:1' } });
       assert.equal(await statusOf('/v2/evil/app/manifests/1'), 403);
       assert.equal(await statusOf('/v2/acme/app/manifests/2'), 200);
       assert.equal(upstream.count('token'), tokens);
-      await until(() => mirror.log.includes('"keys":["fetch"]'), 'what has to wait is named');
+      await until(() => mirror.log.includes('"keys":["adminListen"]'), 'what has to wait is named');
       await mirror.reload({ config: { tags: { ttl: '1h' } } });
       assert.equal(await statusOf('/v2/evil/app/manifests/1'), 200);
       mirror.clock.advance(30 * 60_000);

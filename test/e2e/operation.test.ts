@@ -231,6 +231,35 @@ describe('the program', () => {
   });
 });
 
+test('what fetch.* says and the cap change while it runs; what cannot is named in full', async () => {
+  const upstream = await Upstream.start();
+  const image = imageOf([randomBlob(100_000)]);
+  upstream.addImage('library/x', image, '1');
+  upstream.script('manifest', () => new Promise(() => undefined), {
+    match: ({ reference }) => reference === 'silent',
+  });
+  const mirror = await TestMirror.start({ upstream: upstream.url });
+  try {
+    await mirror.reload({
+      config: {
+        listen: '127.0.0.1:1',
+        store: { path: '/elsewhere', maxBytes: '3GB', scrubEvery: 'off' },
+        fetch: { firstByteTimeout: '300ms', prefetch: 'off' },
+      },
+    });
+    await until(() => /"keys":\["listen","store.path"\]/.test(mirror.log), 'it is told');
+    assert.equal(await mirror.metric('layercache_store_limit_bytes'), 3e9);
+    const began = performance.now();
+    assert.equal((await mirror.get('/v2/library/x/manifests/silent')).status, 504);
+    assert.ok(performance.now() - began < 10_000, 'the new timeout counts');
+    await mirror.get('/v2/library/x/manifests/1');
+    assert.equal((await mirror.get(`/v2/library/x/blobs/${image.layers[0]!.digest}`)).status, 200);
+  } finally {
+    await mirror.close();
+    await upstream.stop();
+  }
+});
+
 describe('what the operator sees', () => {
   const image = imageOf([randomBlob(100_000)]);
   const layer = image.layers[0]!;

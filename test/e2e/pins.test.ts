@@ -100,4 +100,37 @@ describe('pins', () => {
       /store\.pins: what is pinned takes 6\.0 MB, store\.maxBytes is 5\.0 MB/,
     );
   });
+
+  test('pins and the cap change while it runs', async () => {
+    await start([]);
+    const held = [];
+    for (const tag of ['1', '2', '3', '4']) {
+      const image = add('library/x', tag);
+      await pull('library/x', tag, image);
+      held.push(image);
+    }
+    const config = (store: object) => ({ config: { store: { minFreeBytes: 'off', ...store } } });
+    const pinned = () => mirror.metric('layercache_store_pinned_bytes');
+    await mirror.reload(config({ maxBytes: 20 * MB, pins: ['docker.io/library/x:1'] }));
+    await until(async () => (await pinned()) > 1.9 * MB, 'the pin counts');
+    const before = await pinned();
+
+    await mirror.reload(config({ maxBytes: 5 * MB, pins: ['docker.io/library/x:1'] }));
+    await until(async () => (await mirror.metric('layercache_store_bytes')) <= 5 * MB, 'room was made');
+    assert.equal(await mirror.metric('layercache_store_limit_bytes'), 5 * MB);
+    assert.equal(await pinned(), before);
+    assert.equal(
+      (await mirror.get(`/v2/library/x/blobs/${held[0]!.layers[0]!.digest}`)).headers['x-cache'],
+      'hit',
+    );
+
+    await mirror.reload(config({ maxBytes: 1 * MB, pins: ['docker.io/library/x:1'] }));
+    await until(
+      () => /pins: what is pinned takes .*, store\.maxBytes is 1\.0 MB/.test(mirror.log),
+      'it is told',
+    );
+    assert.ok(await areHeld(held[0]!));
+    await mirror.reload(config({ maxBytes: 20 * MB, pins: [] }));
+    await until(async () => (await pinned()) === 0, 'the pin is gone');
+  });
 });
