@@ -1,6 +1,6 @@
 import type { Digest } from '../oci/digest.ts';
 import { Catalog } from './catalog/catalog.ts';
-import type { OnTagMoved } from './catalog/tags.ts';
+import type { OnTagMoved } from './catalog/tables/tags.ts';
 import type { StoreContext, StoreOptions } from './context.ts';
 import { Damage } from './damage.ts';
 import { Deletion } from './deletion.ts';

@@ -4,7 +4,7 @@ import type { Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import { errorCode } from '../util/errors.ts';
 import type { Catalog } from './catalog/catalog.ts';
-import type { Victim } from './catalog/uses.ts';
+import type { Victim } from './catalog/tables/uses.ts';
 import type { StoreContext } from './context.ts';
 import type { Health } from './disk/health.ts';
 import { blobPath } from './disk/layout.ts';

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { digestOf } from '../../src/oci/digest.ts';
-import { footprint } from '../../src/store/catalog/blobs.ts';
+import { footprint } from '../../src/store/catalog/tables/blobs.ts';
 import { Catalog } from '../../src/store/catalog/catalog.ts';
 import { filesBelow } from '../support/files.ts';
 import { ask } from '../support/http.ts';

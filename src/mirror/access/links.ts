@@ -2,7 +2,7 @@ import { LRUCache } from 'lru-cache';
 import type { Digest } from '../../oci/digest.ts';
 import type { Repo } from '../../oci/repo.ts';
 import type { Catalog } from '../../store/catalog/catalog.ts';
-import { everywhere } from '../../store/catalog/links.ts';
+import { everywhere } from '../../store/catalog/tables/links.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { Provenance } from '../../upstream/answers.ts';
 import type { Clock } from '../../util/clock.ts';

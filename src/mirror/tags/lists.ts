@@ -4,7 +4,7 @@ import { ociIndex } from '../../oci/manifest.ts';
 import type { Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
 import type { Catalog } from '../../store/catalog/catalog.ts';
-import type { ListRow } from '../../store/catalog/lists.ts';
+import type { ListRow } from '../../store/catalog/tables/lists.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { ListOf } from '../../upstream/questions.ts';
 import type { Clock } from '../../util/clock.ts';

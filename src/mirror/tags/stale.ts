@@ -2,7 +2,7 @@ import type { Digest } from '../../oci/digest.ts';
 import type { Child } from '../../oci/manifest.ts';
 import type { Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
-import type { TagRow } from '../../store/catalog/tags.ts';
+import type { TagRow } from '../../store/catalog/tables/tags.ts';
 import type { Clock } from '../../util/clock.ts';
 import type { MirrorError } from '../../util/errors.ts';
 import type { Access } from '../access/links.ts';

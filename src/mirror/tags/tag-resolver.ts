@@ -1,7 +1,7 @@
 import { LRUCache } from 'lru-cache';
 import { isFromPattern, type Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
-import type { TagRow } from '../../store/catalog/tags.ts';
+import type { TagRow } from '../../store/catalog/tables/tags.ts';
 import type { RegistryClient } from '../../upstream/registry-client.ts';
 import type { Clock } from '../../util/clock.ts';
 import { Deadline } from '../../util/deadline.ts';

@@ -3,7 +3,7 @@ import type { Descriptor } from '../../oci/content.ts';
 import type { Repo } from '../../oci/repo.ts';
 import { subjectOf } from '../../oci/signatures.ts';
 import type { Catalog } from '../../store/catalog/catalog.ts';
-import type { TagRow } from '../../store/catalog/tags.ts';
+import type { TagRow } from '../../store/catalog/tables/tags.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { Aged } from '../../upstream/registry-client.ts';
 import type { Clock } from '../../util/clock.ts';

@@ -1,17 +1,17 @@
-import { BlobTable } from './blobs.ts';
-import { ChildTable } from './children.ts';
+import { BlobTable } from './tables/blobs.ts';
+import { ChildTable } from './tables/children.ts';
 import { Connection, type ConnectionOptions } from './connection.ts';
 import { explain } from './damage.ts';
-import { LedgerTable } from './ledger.ts';
-import { LinkTable } from './links.ts';
-import { ListTable } from './lists.ts';
-import { NoteTable } from './notes.ts';
-import { PartialTable } from './partials.ts';
-import { PinTable } from './pins.ts';
-import { QuotaTable } from './quotas.ts';
-import { Roots } from './roots.ts';
-import { TagTable, type OnTagMoved } from './tags.ts';
-import { Uses } from './uses.ts';
+import { LedgerTable } from './tables/ledger.ts';
+import { LinkTable } from './tables/links.ts';
+import { ListTable } from './tables/lists.ts';
+import { NoteTable } from './tables/notes.ts';
+import { PartialTable } from './tables/partials.ts';
+import { PinTable } from './tables/pins.ts';
+import { QuotaTable } from './tables/quotas.ts';
+import { Roots } from './tables/roots.ts';
+import { TagTable, type OnTagMoved } from './tables/tags.ts';
+import { Uses } from './tables/uses.ts';
 
 export interface CatalogOptions extends ConnectionOptions {
   readonly onTagMoved?: OnTagMoved;

@@ -1,7 +1,7 @@
 import type Database from 'better-sqlite3';
 import type { Digest } from '../../oci/digest.ts';
 import type { Pattern } from '../../oci/pattern.ts';
-import { footprintOfSize } from '../catalog/blobs.ts';
+import { footprintOfSize } from '../catalog/tables/blobs.ts';
 import { openToRead } from '../catalog/catalog-file.ts';
 import { readIntervals } from '../ingest/journal.ts';
 

@@ -2,7 +2,7 @@ import type { Digest } from '../../oci/digest.ts';
 import { orLate } from '../../util/deadline.ts';
 import { MirrorError } from '../../util/errors.ts';
 import { formatSize } from '../../util/units.ts';
-import type { Victim } from '../catalog/uses.ts';
+import type { Victim } from '../catalog/tables/uses.ts';
 import type { FreeSpace } from '../disk/files.ts';
 import { Reservation, type RoomMaker } from './reservation.ts';
 import type { Space } from './space.ts';

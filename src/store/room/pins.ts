@@ -9,9 +9,9 @@ import type { Clock } from '../../util/clock.ts';
 import { OperationError } from '../../util/errors.ts';
 import { atOnce, inSteps } from '../../util/steps.ts';
 import { formatSize } from '../../util/units.ts';
-import { footprint } from '../catalog/blobs.ts';
+import { footprint } from '../catalog/tables/blobs.ts';
 import type { Catalog } from '../catalog/catalog.ts';
-import type { Root } from '../catalog/roots.ts';
+import type { Root } from '../catalog/tables/roots.ts';
 
 export interface Pin {
   readonly pattern: string;

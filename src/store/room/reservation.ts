@@ -1,4 +1,4 @@
-import { footprint } from '../catalog/blobs.ts';
+import { footprint } from '../catalog/tables/blobs.ts';
 import type { Space } from './space.ts';
 
 /** Who finds room, and puts out for it what is stored. */

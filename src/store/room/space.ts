@@ -1,4 +1,4 @@
-import { footprint } from '../catalog/blobs.ts';
+import { footprint } from '../catalog/tables/blobs.ts';
 
 /** The account of what the store takes on the disk, in bytes: what is stored, and what is set aside for what is arriving. */
 export class Space {

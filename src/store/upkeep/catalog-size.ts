@@ -2,7 +2,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Logger } from '../../telemetry/log.ts';
 import type { WorkerThread } from '../../util/worker.ts';
 import type { Catalog } from '../catalog/catalog.ts';
-import type { WideManifest } from '../catalog/uses.ts';
+import type { WideManifest } from '../catalog/tables/uses.ts';
 import { freeSpace } from '../disk/files.ts';
 import type { Health } from '../disk/health.ts';
 import { catalogPath } from '../disk/layout.ts';

@@ -1,5 +1,5 @@
-import type { Digest } from '../../oci/digest.ts';
-import type { Connection } from './connection.ts';
+import type { Digest } from '../../../oci/digest.ts';
+import type { Connection } from '../connection.ts';
 
 /** A manifest of a repo, by tag or by digest. */
 export interface Root {

@@ -1,6 +1,6 @@
-import type { Digest } from '../../oci/digest.ts';
-import type { Repo, RepoName } from '../../oci/repo.ts';
-import type { Connection } from './connection.ts';
+import type { Digest } from '../../../oci/digest.ts';
+import type { Repo, RepoName } from '../../../oci/repo.ts';
+import type { Connection } from '../connection.ts';
 
 /** A page of tags or referrers, as the upstream gave it. */
 export interface ListRow {

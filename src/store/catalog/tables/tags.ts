@@ -1,8 +1,8 @@
-import type { Descriptor } from '../../oci/content.ts';
-import type { Digest } from '../../oci/digest.ts';
-import type { RepoName } from '../../oci/repo.ts';
-import type { Connection } from './connection.ts';
-import type { WriteQueue } from './write-queue.ts';
+import type { Descriptor } from '../../../oci/content.ts';
+import type { Digest } from '../../../oci/digest.ts';
+import type { RepoName } from '../../../oci/repo.ts';
+import type { Connection } from '../connection.ts';
+import type { WriteQueue } from '../write-queue.ts';
 
 export interface TagRow extends Descriptor {
   /** When the upstream last said so (ms since the epoch). */

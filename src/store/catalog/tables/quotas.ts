@@ -1,6 +1,6 @@
-import type { QuotaState } from '../../util/quota-state.ts';
-import type { Connection } from './connection.ts';
-import type { WriteQueue } from './write-queue.ts';
+import type { QuotaState } from '../../../util/quota-state.ts';
+import type { Connection } from '../connection.ts';
+import type { WriteQueue } from '../write-queue.ts';
 
 /** What upstreams last said about the pulls that an account has left. */
 export class QuotaTable {

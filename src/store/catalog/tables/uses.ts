@@ -1,7 +1,7 @@
-import type { Digest } from '../../oci/digest.ts';
-import { stepMs } from '../../util/steps.ts';
-import type { Connection } from './connection.ts';
-import { mostUses } from './worth.ts';
+import type { Digest } from '../../../oci/digest.ts';
+import { stepMs } from '../../../util/steps.ts';
+import type { Connection } from '../connection.ts';
+import { mostUses } from '../worth.ts';
 
 /** A blob that may be evicted. */
 export interface Victim {

@@ -1,5 +1,5 @@
-import type { Digest } from '../../oci/digest.ts';
-import type { Connection } from './connection.ts';
+import type { Digest } from '../../../oci/digest.ts';
+import type { Connection } from '../connection.ts';
 
 /** Patterns that operators have pinned, and which blobs are pinned for them or for the configuration. */
 export class PinTable {

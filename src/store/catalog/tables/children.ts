@@ -1,6 +1,6 @@
-import type { Digest } from '../../oci/digest.ts';
-import type { Child } from '../../oci/manifest.ts';
-import type { Connection } from './connection.ts';
+import type { Digest } from '../../../oci/digest.ts';
+import type { Child } from '../../../oci/manifest.ts';
+import type { Connection } from '../connection.ts';
 
 /** So many rows are read or removed in one step, which nothing can interrupt. */
 const heldAtOnce = 500;

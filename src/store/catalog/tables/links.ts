@@ -1,7 +1,7 @@
-import type { Digest } from '../../oci/digest.ts';
-import type { RepoName } from '../../oci/repo.ts';
-import type { Connection } from './connection.ts';
-import type { WriteQueue } from './write-queue.ts';
+import type { Digest } from '../../../oci/digest.ts';
+import type { RepoName } from '../../../oci/repo.ts';
+import type { Connection } from '../connection.ts';
+import type { WriteQueue } from '../write-queue.ts';
 
 export interface LinkRow {
   /** When the upstream last confirmed it (ms since the epoch). */

@@ -1,5 +1,5 @@
-import type { Counts, LedgerRow, LedgerStore } from '../../telemetry/ledger.ts';
-import type { Connection } from './connection.ts';
+import type { Counts, LedgerRow, LedgerStore } from '../../../telemetry/ledger.ts';
+import type { Connection } from '../connection.ts';
 
 /** What pulls have cost and saved, by day, registry and repo. */
 export class LedgerTable implements LedgerStore {

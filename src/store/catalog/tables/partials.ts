@@ -1,6 +1,6 @@
-import type { Digest } from '../../oci/digest.ts';
-import type { Connection } from './connection.ts';
-import type { WriteQueue } from './write-queue.ts';
+import type { Digest } from '../../../oci/digest.ts';
+import type { Connection } from '../connection.ts';
+import type { WriteQueue } from '../write-queue.ts';
 
 /** A blob of which a part was fetched. */
 export interface PartialRow {

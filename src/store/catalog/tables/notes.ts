@@ -1,5 +1,5 @@
-import type { Connection } from './connection.ts';
-import type { WriteQueue } from './write-queue.ts';
+import type { Connection } from '../connection.ts';
+import type { WriteQueue } from '../write-queue.ts';
 
 /** Short texts by name: how far work has come that goes on over restarts. */
 export class NoteTable {
