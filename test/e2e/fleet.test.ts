@@ -59,6 +59,11 @@ test('a day of 500 nodes that pull 300 moving tags through one anonymous account
   const upstream = await Upstream.start({ auth: 'bearer' });
   const mirror = await TestMirror.start({ upstream: upstream.url, config: { log: { level: 'error' } } });
   const agent = new Agent({ keepAlive: true, maxSockets: 32 });
+  t.after(async () => {
+    agent.destroy();
+    await mirror.close();
+    await upstream.stop();
+  });
   const random = randomly(1);
   const move = (tag: number): void => upstream.addManifest('library/x', imageOf([]).manifest, `t${tag}`);
   for (let tag = 0; tag < tags; tag++) move(tag);
@@ -113,9 +118,6 @@ test('a day of 500 nodes that pull 300 moving tags through one anonymous account
   t.diagnostic(
     `${askingEach.pulls} pulls: ${spent} spent, ${served} served; asking each time: ${askingEach.refused} refused`,
   );
-  agent.destroy();
-  await mirror.close();
-  await upstream.stop();
 
   function pull(url: string): Promise<number> {
     return new Promise((resolve, reject) => {
