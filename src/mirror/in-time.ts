@@ -3,19 +3,19 @@ import { MemoryContent } from '../store/reading/stored-content.ts';
 import type { Deadline } from '../util/deadline.ts';
 import { isFault, MirrorError } from '../util/errors.ts';
 
-/** Time to read what is served stale, when the deadline has passed while the upstream was asked. */
+/** Minimum time in ms to read stale content from disk after the upstream used up the deadline. */
 const leastReadMs = 1000;
 
-/** The fault of a request whose deadline has passed. */
+/** The fault of a request whose deadline passed. */
 export function late(what: string): MirrorError {
-  return new MirrorError('upstream-timeout', `${what}: not there in time (fetch.firstByteTimeout)`);
+  return new MirrorError('upstream-timeout', `${what}: deadline exceeded (fetch.firstByteTimeout)`);
 }
 
 export function inTime<T>(work: Promise<T>, deadline: Deadline, what: string): Promise<T> {
   return deadline.before(work, () => late(what));
 }
 
-/** Content that can be sent. What comes after the deadline is released. */
+/** Content ready to be sent. Content that arrives after the deadline is released. */
 export async function readyInTime(
   coming: Promise<Content>,
   deadline: Deadline,
@@ -33,12 +33,15 @@ export async function readyInTime(
   }
 }
 
-/** Whether it can be sent. `false`: it was damaged, has been released and dropped from the store, and is to be looked up again. */
+/**
+ * Whether the content can be sent. `false`: it was damaged and is released and removed from the store; look it up
+ * again.
+ */
 export async function isReadable(held: Content | Descriptor, deadline: Deadline): Promise<boolean> {
   if (!('copyTo' in held)) return true;
   const ready = prepared(held);
   try {
-    // Memory keeps nobody waiting; a disk that does not answer might, for ever.
+    // Memory needs no deadline; a hung disk does.
     await (held instanceof MemoryContent
       ? ready
       : inTime(ready, deadline.atLeast(leastReadMs), `${held.digest} from the store's disk`));

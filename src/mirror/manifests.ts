@@ -24,7 +24,7 @@ export interface ManifestsContext {
   readonly upstreams: Upstreams;
 }
 
-/** Manifests by digest: out of the store, else from the upstream, whose pull is shared by all who ask meanwhile. */
+/** Manifests by digest: from the store, else from the upstream in one pull shared by all waiting clients. */
 export class Manifests {
   readonly #context: ManifestsContext;
   readonly #fetching = new Flight<string, Content>();
@@ -40,16 +40,16 @@ export class Manifests {
       const held = await this.#held(repo, digest, question);
       if (held) return answerWith(held, 'hit');
       if (wantsNoBytes(question, digest)) {
-        // A GET would cost a pull, and the client has not asked for the bytes.
-        const said = await upstreams.of(repo).client.head(repo, digest, deadline.signal);
-        if (said) return { digest, mediaType: said.mediaType, size: said.size, result: 'miss' };
+        // A GET would count as a pull, and the client wants no bytes.
+        const head = await upstreams.of(repo).client.head(repo, digest, deadline.signal);
+        if (head) return { digest, mediaType: head.mediaType, size: head.size, result: 'miss' };
       }
       const { value, joined } = await this.fetch(repo, digest, deadline);
       return answerWith(await this.#fromFile(value, deadline), joined ? 'joined' : 'miss');
     });
   }
 
-  /** What is stored, as soon as the repo is shown to be entitled to it. Undefined: it is not stored. */
+  /** Stored content, once the repo's access is proven. Undefined: not stored. */
   async #held(repo: Repo, digest: Digest, question: Question): Promise<Content | Descriptor | undefined> {
     const { access, authorizer } = this.#context;
     const { deadline } = question;
@@ -62,14 +62,14 @@ export class Manifests {
       if (!held || !(await isReadable(held, deadline))) continue;
       const isTypeKnown = held.mediaType !== unnamedType || access.typeOf(repo, digest) !== undefined;
       if (isTypeKnown || proven === 'stored') return held;
-      // The media type that this repo's upstream gives it has still to be asked.
+      // This repo's upstream has not yet been asked for the manifest's media type.
       if ('release' in held) held.release();
       proven = await authorizer.prove(repo, digest, 'manifest', deadline);
     }
     return undefined;
   }
 
-  /** A pull from the upstream. `joined`: somebody else's was under way. */
+  /** Pulls from the upstream. `joined`: another request's pull was shared. */
   fetch(repo: Repo, digest: Digest, deadline: Deadline): Promise<{ value: Content; joined: boolean }> {
     const key = `${repo.key}@${digest}`;
     const fetch = async ({ signal }: Deadline): Promise<Content> =>
@@ -77,7 +77,7 @@ export class Manifests {
     return this.#fetching.within(key, deadline, fetch, () => late(`GET ${key}`));
   }
 
-  /** Takes what the upstream has given for the repo into the store. Throws when it is no manifest. */
+  /** Stores a manifest that the upstream served for the repo. Throws `upstream-invalid` if it is not a manifest. */
   keep(repo: Repo, manifest: UpstreamManifest): Content {
     const { access, store } = this.#context;
     const { digest, bytes } = manifest;
@@ -99,19 +99,19 @@ export class Manifests {
     return held !== undefined && held.mediaType !== blobMediaType;
   }
 
-  /** For a GET a lease; what is known of it where no bytes are wanted. */
+  /** A lease for GET; the descriptor if no bytes are wanted. */
   lease(digest: Digest, question: Question): Content | Descriptor | undefined {
     const { store } = this.#context;
     return wantsNoBytes(question, digest) ? store.describe(digest) : store.open(digest);
   }
 
-  /** The media type of a manifest whose bytes name none. */
+  /** The media type of a manifest whose bytes declare none. */
   typeOf(repo: Repo, digest: Digest): string {
     const { access, store } = this.#context;
     return access.typeOf(repo, digest) ?? usualType(store.children(digest));
   }
 
-  /** However slow the clients of a large manifest are, memory is for others. */
+  /** Reads a large manifest from its file, so that slow clients do not hold memory. */
   async #fromFile(fetched: Content, deadline: Deadline): Promise<Content> {
     const { store } = this.#context;
     const { digest, size = 0 } = fetched;

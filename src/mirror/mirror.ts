@@ -33,9 +33,9 @@ export interface MirrorContext {
 }
 
 /**
- * What it has, it serves from the store. What it lacks, it streams from the upstream while writing it to disk, once, however
- * many clients ask. What a tag points to, it asks when its time to live is over, and serves it as it was while the upstream
- * cannot be asked. No client gets content of a repo that the upstream has not given or confirmed for that repo.
+ * The pull-through cache. Serves stored content from the store; streams missing content from the upstream, once for
+ * all clients, while writing it to disk. Revalidates a tag when its TTL is over, and serves it stale while the
+ * upstream cannot be asked. A repo's content is served only if the upstream served or confirmed it for that repo.
  */
 export class Mirror {
   readonly #settings: () => MirrorSettings;
@@ -69,7 +69,7 @@ export class Mirror {
     return { ...found, mediaType: this.#manifests.typeOf(repo, found.digest) };
   }
 
-  /** `want`: the part of it that is asked for. */
+  /** `want`: the requested part. */
   async blob(repo: Repo, digest: Digest, asked: Asked, want: Want): Promise<Answer> {
     const { fills, store } = this.#context;
     const question = this.#question(asked);
@@ -82,7 +82,7 @@ export class Mirror {
           proven = await inTime(source, deadline, what);
           continue;
         }
-        // From the look-up to the lease nothing waits: the content is in one of the two, or in neither.
+        // From the look-up to the lease nothing awaits, so the content is in the store, in a fill, or in neither.
         const held = source === 'store' ? this.#manifests.lease(digest, question) : undefined;
         if (held) {
           this.#noteAsked(repo, digest, asked, want, 'hit');
@@ -99,7 +99,7 @@ export class Mirror {
     });
   }
 
-  /** Of what is not stored. A fill that runs knows the size. */
+  /** HEAD of a blob that is not stored; a running fill knows the size. */
   async #headOfBlob(repo: Repo, digest: Digest, { signal }: Deadline): Promise<Answer> {
     const { fills, upstreams } = this.#context;
     const arriving = fills.of(repo, digest)?.size;

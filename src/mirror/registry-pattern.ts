@@ -5,17 +5,17 @@ const label = '[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?';
 const hostName = new RegExp(`^${label}(?:\\.${label})*$`);
 
 /**
- * Many registries by one name: `*.azurecr.io`, `*.dkr.ecr.*.amazonaws.com`. An asterisk stands for characters of one
- * label; the registrable domain is written out, since whoever may name any host has an open proxy.
+ * A pattern that covers many registries: `*.azurecr.io`, `*.dkr.ecr.*.amazonaws.com`. An asterisk matches within one
+ * label. The registrable domain must be literal: otherwise clients could name any host, as through an open proxy.
  */
 export class RegistryPattern {
   readonly #form: RegExp;
 
-  /** Undefined when the text is not such a pattern. */
+  /** Undefined if the text is not a valid pattern. */
   static parse(text: string): RegistryPattern | undefined {
     if (!text.includes('*') || !hostName.test(text.replace(/\*+/g, 'x'))) return undefined;
     const fixed = text.slice(text.lastIndexOf('*') + 1).replace(/^[^.]*\./, '');
-    // Of `*.co.uk` and `*.github.io` nothing is left that is somebody's own.
+    // `*.co.uk` and `*.github.io` have no literal registrable domain.
     const isOwned = /\.[a-z][^.]*$/.test(fixed) && getDomain(fixed, { allowPrivateDomains: true }) !== null;
     return isOwned ? new RegistryPattern(text) : undefined;
   }
@@ -29,7 +29,7 @@ export class RegistryPattern {
   }
 }
 
-/** A host as names of images have it, with or without a port: `docker.io`, `registry:5000`. */
+/** A host as in image names, with or without a port: `docker.io`, `registry:5000`. */
 export function isRegistryName(text: string): boolean {
   return hostName.test(text.replace(/:\d{1,5}$/, '')) && text.length <= 253;
 }

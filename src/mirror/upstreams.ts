@@ -8,31 +8,31 @@ import type { Slots } from '../util/slots.ts';
 import type { Pool } from './fill/connections.ts';
 import type { RegistryPattern } from './registry-pattern.ts';
 
-/** A registry that we pull from. */
+/** A registry to pull from. */
 export interface Upstream {
   readonly client: RegistryClient;
-  /** Blob bodies from it at once. */
+  /** Limits parallel blob bodies. */
   readonly pool: Pool;
-  /** And past the store: these are held by clients, who may be slow. */
+  /** Limits parallel relays past the store, which slow clients can hold. */
   readonly relaySlots: Slots;
-  /** What it gives is not for everybody, though nobody logs in: it knows us by a certificate or an address. */
+  /** The upstream knows the mirror by certificate or address, so even anonymous answers are private. */
   readonly isPrivate: boolean;
-  /** How long what it says of a tag is believed. */
+  /** TTL in ms of a tag. */
   readonly ttlOf: (repo: Repo, tag: string) => number;
 }
 
-/** One that is configured by its name. */
+/** An upstream configured by name. */
 export interface NamedUpstream extends Upstream {
   readonly name: string;
-  /** Other names for the same thing. */
+  /** Other names of the same registry. */
   readonly aliases: readonly string[];
-  /** Virtual hosts that mean it. */
+  /** Virtual hosts that select it. */
   readonly hosts: readonly string[];
 }
 
-/** Many registries that are configured as one, each at its own name. */
+/** Registries configured by one pattern, each under its own name. */
 export interface UpstreamFamily {
-  /** The pattern as it is configured. */
+  /** The configured pattern. */
   readonly name: string;
   readonly pattern: RegistryPattern;
   readonly isPrivate: boolean;
@@ -45,7 +45,7 @@ export interface UpstreamsOptions {
   readonly defaultUpstream: string;
 }
 
-/** How a client says which registry it means. */
+/** The parts of a request that can name the registry. */
 export interface Said extends Pick<Place, 'ns' | 'prefix'> {
   /** The `Host` header. */
   readonly host: string | undefined;
@@ -53,24 +53,24 @@ export interface Said extends Pick<Place, 'ns' | 'prefix'> {
 
 type Registry = Pick<Repo, 'registry' | 'upstream'>;
 
-/** Members of a family that are known at once: clients choose them. */
+/** Members of a family kept at once; clients choose their names. */
 const maxMembers = 500;
 
-/** All upstreams, by the names that clients may call them. */
+/** All upstreams, by name, alias, pattern and virtual host. */
 export class Upstreams {
   #named: readonly NamedUpstream[] = [];
   #families: ReadonlyMap<UpstreamFamily, LRUCache<string, Upstream>> = new Map();
   #byName = new Map<string, NamedUpstream>();
   #byHost = new Map<string, NamedUpstream>();
   #default = '';
-  /** Fills that began before the configuration changed go on with these. */
+  /** Clients of removed upstreams, still used by running fills. */
   readonly #retired = new Set<WeakRef<RegistryClient>>();
 
   constructor(options: UpstreamsOptions) {
     this.replace(options);
   }
 
-  /** What runs goes on with what it has; whoever asks from now on gets these. */
+  /** Replaces the configuration. Running requests keep their upstreams; new ones use these. */
   replace({ named, families, defaultUpstream }: UpstreamsOptions): void {
     for (const each of this.#named) if (!named.includes(each)) this.#retire(each);
     const before = this.#families;
@@ -85,9 +85,9 @@ export class Upstreams {
   }
 
   /**
-   * The repo that a client means by `name`. The first that says it counts: `ns`, what stands before `/v2/`, the first
-   * component of the name, the virtual host; else it is the default upstream. Throws `registry-unknown` for a registry
-   * that is not configured, before anything is looked up, and `name-invalid`.
+   * The repo that a client means by `name`. The first of these names the registry: `ns`, the path before `/v2/`, the
+   * first component of `name`, the virtual host, the default upstream. Throws `name-invalid`, and `registry-unknown`
+   * for a registry that is not configured, without any DNS lookup.
    */
   repo(name: string, said: Said): Repo {
     const slash = name.indexOf('/');
@@ -95,7 +95,8 @@ export class Upstreams {
     const first = component === '' ? undefined : this.#find(component);
     const chosen = this.chosen(said);
     const { registry, upstream } = chosen ?? first ?? this.#ofHost(said.host);
-    // Some clients name it twice: BuildKit by `ns` and by the path of its mirror. An alias may be a namespace there too.
+    // Some clients name the registry twice: BuildKit by `ns` and in the mirror's path. An alias without a dot may also
+    // be a namespace.
     const isTwice = chosen === undefined || /[.:]/.test(component);
     return createRepo(
       registry,
@@ -104,13 +105,13 @@ export class Upstreams {
     );
   }
 
-  /** What is named beside the repo. Throws `registry-unknown`. */
+  /** The registry named by `ns` or prefix. Throws `registry-unknown`. */
   chosen({ ns, prefix }: Pick<Said, 'ns' | 'prefix'>): Registry | undefined {
     const before = prefix === undefined ? undefined : this.#expect(prefix);
     return ns === undefined ? before : this.#expect(ns);
   }
 
-  /** A repo of which only the names are known. Throws `registry-unknown`. */
+  /** A repo by registry and name. Throws `registry-unknown`. */
   repoNamed(registry: string, name: string): Repo {
     return createRepo(registry, name, this.#expect(registry).upstream);
   }
@@ -127,14 +128,14 @@ export class Upstreams {
     throw unknownRegistry(registry);
   }
 
-  /** Whether the registry is configured, and private. */
+  /** Whether the registry is configured as private. */
   isPrivate(registry: string): boolean {
     const named = this.#byName.get(registry);
     if (named) return named.isPrivate;
     return [...this.#families.keys()].find(({ pattern }) => pattern.matches(registry))?.isPrivate ?? false;
   }
 
-  /** The pulls that are left for a repo, as its upstream's headers would say it to one client for all of ours. */
+  /** Pull limit and pulls left for a repo, summed over all accounts. */
   pullsLeft(repo: Repo): PullFigures | undefined {
     return this.of(repo).client.accounts.pulls;
   }
@@ -147,7 +148,7 @@ export class Upstreams {
     return [...this.#families.keys()].find(({ name }) => name === pattern);
   }
 
-  /** Those that are configured by name. */
+  /** Clients of the upstreams configured by name. */
   get all(): readonly RegistryClient[] {
     return this.#named.map(({ client }) => client);
   }
@@ -178,7 +179,7 @@ export class Upstreams {
     throw unknownRegistry(name);
   }
 
-  /** By name or alias, or by a pattern that covers it: nothing is made for it yet. */
+  /** By name, alias or pattern; creates no client. */
   #find(name: string): Registry | undefined {
     const known = this.#byName.get(name);
     if (known) return { registry: known.name, upstream: known.name };

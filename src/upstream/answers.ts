@@ -7,28 +7,31 @@ import { one } from './http/headers.ts';
 import { toFault, type Response } from './http/transport.ts';
 import type { Ask } from './questions.ts';
 
-/** Whether the upstream gives it to everybody: it knows us neither by credentials nor otherwise. */
+/**
+ * Whether the upstream serves the content to everyone: the request carried no credentials, and the upstream is not
+ * private.
+ */
 export interface Provenance {
   readonly isPublic: boolean;
 }
 
 export interface UpstreamBlob extends Provenance {
-  /** Of the whole blob; undefined when the upstream does not tell. */
+  /** Bytes of the whole blob; undefined if the upstream does not send it. */
   readonly size: number | undefined;
-  /** What the body holds: from 0 where the upstream ignores ranges; its end is undefined with the size. */
+  /** The body's range: from 0 where the upstream ignores ranges; `end` is undefined if `size` is. */
   readonly start: number;
   readonly end: number | undefined;
   readonly body: Body;
 }
 
-/** An answer, and where it came from in the end. */
+/** A response, and the URL it came from after redirects. */
 export type FinalResponse = Response & Provenance & { readonly url: URL };
 
 export function tooLarge(what: string, limit: number): MirrorError {
-  return new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes: see fetch.maxManifestBytes`);
+  return new MirrorError('upstream-invalid', `${what}: larger than ${limit} bytes (fetch.maxManifestBytes)`);
 }
 
-/** The size of the whole, if the answer tells it. */
+/** Size of the whole content in bytes, if the response has it. */
 export function sizeOf({ status, headers }: Response): number | undefined {
   const range = one(headers, 'content-range');
   if (status === 206) return parseContentRange(range)?.total;
@@ -37,19 +40,19 @@ export function sizeOf({ status, headers }: Response): number | undefined {
   return Number.isSafeInteger(length) ? length : undefined;
 }
 
-/** The token is good, but not for this: a new one would not be either. */
+/** The token is valid but lacks the scope; a new one would too. */
 export function isNotEnough({ headers }: Response): boolean {
   return parseChallenges(headers['www-authenticate']).some(
     ({ params }) => params['error'] === 'insufficient_scope',
   );
 }
 
-/** A portal or an error page in place of content. */
+/** An HTML page, as from a captive portal, in place of content. */
 export function isWebPage({ headers }: Response): boolean {
   return bareMediaType(one(headers, 'content-type')) === 'text/html';
 }
 
-/** All bytes of a body; undefined: it is longer than `limit`. Throws a fault of the upstream when it breaks off. */
+/** Reads a body; undefined if it is longer than `limit` bytes. Throws the upstream's fault if the body breaks off. */
 export function readAtMost(
   { what, signal }: Pick<Ask, 'what' | 'signal'>,
   body: Body,
@@ -70,13 +73,13 @@ export function readBlob({ what }: Ask, response: FinalResponse, range: ByteRang
   if (isWebPage(response)) throw invalid('a web page');
   if (status === 200) return { size, start: 0, end: size, body, isPublic };
   if (status === 416) {
-    // It may refuse a range only where there is nothing.
+    // 416 is valid only if the blob ends before the range.
     if (!range || size === undefined || size > range.start) throw invalid('416');
     body.discard();
     return { size, start: size, end: size, body, isPublic };
   }
   const part = parseContentRange(one(headers, 'content-range'));
   if (!range || part?.range.start !== range.start || part.range.end > range.end)
-    throw invalid('another range');
+    throw invalid('a range that was not requested');
   return { size, ...part.range, body, isPublic };
 }

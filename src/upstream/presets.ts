@@ -1,23 +1,23 @@
-/** What is known of a registry by its name, so that the name is all that a configuration needs. */
+/** Built-in settings of a registry, so that its name suffices in the configuration. */
 export interface Preset {
-  /** Where its API answers, if that is not `https://` and its name. */
+  /** API URL, if not `https://` and the name. */
   readonly url?: string;
-  /** Other names for the same thing. */
+  /** Other names of the same registry. */
   readonly aliases?: readonly string[];
-  /** Where it sends for tokens, outside its own registrable domain. */
+  /** Token servers outside its own registrable domain. */
   readonly realms?: readonly string[];
 }
 
 /**
- * Registries that need more than their name. Challenges, redirects, tokens and refusals of HEAD are learnt from what a
- * registry answers and stand in no table: ghcr.io, quay.io, registry.k8s.io, mcr.microsoft.com, public.ecr.aws, gcr.io
- * and the like need nothing here.
+ * Registries that need more than their name. Challenges, redirects, tokens and refused HEADs are learnt from
+ * responses, so ghcr.io, quay.io, registry.k8s.io, mcr.microsoft.com, public.ecr.aws, gcr.io and the like need no
+ * entry.
  */
 const presets: Readonly<Record<string, Preset>> = {
   'docker.io': { url: 'https://registry-1.docker.io', aliases: ['index.docker.io', 'registry-1.docker.io'] },
-  // After a token has expired it names another realm than before.
+  // Names another realm once a token has expired.
   'nvcr.io': { realms: ['https://authn.nvidia.com/'] },
-  // LinuxServer's front for its packages on GitHub.
+  // LinuxServer's front end for its packages on GitHub.
   'lscr.io': { realms: ['https://ghcr.io/token'] },
   'registry.redhat.io': { realms: ['https://sso.redhat.com/'] },
 };

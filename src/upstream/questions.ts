@@ -4,10 +4,10 @@ import type { ByteRange } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { Call } from './http/transport.ts';
 
-/** A question about a repo, before it is known as whom and where it is asked. */
+/** A request about a repo, before account and URL are chosen. */
 export type Ask = Omit<Call, 'url' | 'redirected'> & { readonly repo: Repo; readonly path: string };
 
-/** What a list is of: the tags of a repo, or what refers to one of its manifests. */
+/** The subject of a list: the tags of a repo, or the referrers of a manifest. */
 export type ListOf = { readonly kind: 'tags' } | { readonly kind: 'referrers'; readonly digest: Digest };
 
 export function askManifest(method: 'GET' | 'HEAD', repo: Repo, reference: string, signal: AbortSignal): Ask {

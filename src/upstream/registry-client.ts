@@ -24,40 +24,41 @@ import { askBlob, askList, askManifest, type Ask, type ListOf } from './question
 import { Requests, type UpstreamContext, type UpstreamOptions } from './requests.ts';
 import { tryTwice } from './try-twice.ts';
 
-/** How old an answer about a tag was when it came: another mirror may have given it. */
+/** The age of an answer about a tag: the upstream may itself be a cache. */
 export interface Aged {
   readonly ageMs: number;
-  /** It was served as it was, since nobody could be asked. */
+  /** Served stale, since the upstream's own upstream could not be asked. */
   readonly isStale: boolean;
 }
 
 export interface UpstreamManifest extends Descriptor, Provenance, Aged {
   readonly bytes: Buffer;
-  /** To be called when the bytes are not needed any more: others wait for their memory. */
+  /** Releases the memory reserved for the bytes. */
   readonly done: () => void;
 }
 
 export interface UpstreamList {
-  /** The exact bytes, of the form that such a list has. */
+  /** The exact bytes, checked to be a list of this kind. */
   readonly bytes: Buffer;
-  /** The query of the page after it. */
+  /** Query string of the next page. */
   readonly next: string | null;
-  /** What it says that it has filtered by. */
+  /** The upstream's `OCI-Filters-Applied`. */
   readonly filters: string | null;
 }
 
-/** A source of one blob's bytes. */
+/** Fetches one blob's bytes. */
 export interface BlobSource {
   /**
-   * The bytes, or those of `range` (an end of Infinity leaves it open), as they come. The answer may be shorter than what
-   * was asked, or the whole, or, when the blob ends before the range, have no bytes. Throws `blob-unknown`. It does not
-   * try again. `bypassesBreaker`: a download that has begun goes on asking, at its own pace.
+   * Fetches the blob, or `range` (`end` may be Infinity), without retries. The response may be shorter than the range,
+   * be the whole blob, or be empty if the blob ends before the range. Throws `blob-unknown` and upstream faults.
+   * `bypassesBreaker`: for resumed downloads, which pace their own retries.
    */
   fetch(range: ByteRange | undefined, signal: AbortSignal, bypassesBreaker?: boolean): Promise<UpstreamBlob>;
 }
 
 /**
- * One upstream registry: turns what it answers into values or faults. `signal` is the deadline over everything before the first byte.
+ * Client of one upstream registry: turns responses into values or faults. `signal` is the deadline of everything
+ * before the first byte.
  */
 export class RegistryClient {
   readonly registry: string;
@@ -65,7 +66,7 @@ export class RegistryClient {
   readonly #requests: Requests;
   readonly #documents: Budget;
   readonly #maxManifestBytes: number;
-  /** As it is configured: registries under one pattern share what one may take. */
+  /** The configured name or pattern: registries under one pattern share a memory limit. */
   readonly #name: string;
   readonly #base: URL;
 
@@ -79,17 +80,20 @@ export class RegistryClient {
     this.#base = options.url;
   }
 
-  /** How many hosts are not called now: the registry itself (0 or 1), and others that it leads to. */
+  /** Number of open circuits: the registry itself (0 or 1), and other hosts it leads to. */
   get shut(): { own: number; others: number } {
     return this.#requests.shut;
   }
 
-  /** Why no cold pull can work now; undefined: as far as is known it can. */
+  /** Why no uncached pull can work now; undefined if one can, as far as known. */
   get obstacle(): string | undefined {
     return this.#requests.obstacle;
   }
 
-  /** What a reference points to now. Undefined when the upstream will not say it to a HEAD. Throws `manifest-unknown`. */
+  /**
+   * What a reference points to now. Undefined if HEAD gives no usable answer. Throws `manifest-unknown`,
+   * `upstream-invalid`.
+   */
   async head(
     repo: Repo,
     reference: string,
@@ -104,14 +108,14 @@ export class RegistryClient {
     if (!isDigest(digest) || !(size > 0) || mediaType === undefined || isWebPage(response)) return undefined;
     const what = `HEAD ${repo.key} manifest ${reference}`;
     refuseSchema1(mediaType, what);
-    // Nobody is to be told of what cannot be had.
+    // A client must not be told of a manifest that is too large to pull.
     if (size > this.#maxManifestBytes) throw tooLarge(what, this.#maxManifestBytes);
     return { digest, size, mediaType, isPublic: response.isPublic, ...ageOf(response) };
   }
 
   /**
-   * The exact bytes, verified if the reference is a digest: a pull. Throws `manifest-unknown`, `digest-mismatch`,
-   * `quota-spent`.
+   * Pulls a manifest: its exact bytes, verified if the reference is a digest. Throws `manifest-unknown`,
+   * `digest-mismatch`, `quota-spent`, `overloaded`.
    */
   async manifest(repo: Repo, reference: string, signal: AbortSignal): Promise<UpstreamManifest> {
     const ask = askManifest('GET', repo, reference, signal);
@@ -137,28 +141,28 @@ export class RegistryClient {
     const mediaType = bareMediaType(one(response.headers, 'content-type'));
     if (mediaType === undefined)
       throw new MirrorError('upstream-invalid', `${ask.what}: no usable Content-Type`);
-    const said = one(response.headers, 'docker-content-digest') ?? '';
-    const expected = isDigest(reference) ? reference : isDigest(said) ? said : digestOf(bytes);
+    const stated = one(response.headers, 'docker-content-digest') ?? '';
+    const expected = isDigest(reference) ? reference : isDigest(stated) ? stated : digestOf(bytes);
     if (!hashesTo(bytes, expected)) {
-      throw new MirrorError('digest-mismatch', `${ask.what}: the bytes do not hash to ${expected}`);
+      throw new MirrorError('digest-mismatch', `${ask.what}: the bytes do not match the digest ${expected}`);
     }
     const { isPublic } = response;
     return { digest: expected, size: bytes.length, mediaType, bytes, isPublic, ...ageOf(response) };
   }
 
-  /** Memory for what is about to be read. Throws `overloaded` when there is none in time. */
+  /** Reserves memory for a body to read. Throws `overloaded` if none is free before the deadline. */
   async #roomFor({ what, signal }: Ask, response: FinalResponse): Promise<() => void> {
     const size = Math.min(sizeOf(response) ?? this.#maxManifestBytes, this.#maxManifestBytes);
     return this.#documents.take(this.#name, size, signal).catch((cause: unknown) => {
       response.body.discard();
-      const why = `${what}: too many large manifests and lists are on their way`;
+      const why = `${what}: too many large manifests and lists are being read`;
       throw new MirrorError('overloaded', why, { cause, retryAfterMs: 1000 });
     });
   }
 
   /**
-   * A page of a list. Throws `repo-unknown` for a repo without tags, `manifest-unknown` where there is no list of
-   * referrers: clients then look for a tag instead.
+   * One page of a list. Throws `repo-unknown` for a repo without tags, `manifest-unknown` without a referrers API:
+   * clients then use the referrers tag schema.
    */
   async list(repo: Repo, of: ListOf, query: URLSearchParams, signal: AbortSignal): Promise<UpstreamList> {
     const ask = askList(repo, of, query, signal);
@@ -180,7 +184,7 @@ export class RegistryClient {
     });
   }
 
-  /** The size of a blob, without its bytes: proof that the repo has it. Throws `blob-unknown`. */
+  /** The size of a blob in bytes; proves that the repo has it. Throws `blob-unknown`. */
   async headBlob(
     repo: Repo,
     digest: Digest,
@@ -191,7 +195,7 @@ export class RegistryClient {
     const { isPublic } = head;
     if (head.status === 200 && !isWebPage(head) && sizeOf(head) !== undefined)
       return { size: sizeOf(head), isPublic };
-    // One byte tells the size too.
+    // Content-Range of a one-byte GET has the size too.
     const ask = askBlob('GET', repo, digest, signal, { start: 0, end: 1 });
     const probe = await this.#requests.sendTwice(ask);
     probe.body.discard();
@@ -200,7 +204,7 @@ export class RegistryClient {
     return { size: sizeOf(probe), isPublic: probe.isPublic };
   }
 
-  /** One blob as a source of its bytes. A signed link that it was redirected to is used until it is refused. */
+  /** A source of one blob's bytes. Reuses the redirect target (a signed link) until it is refused. */
   blobSource(repo: Repo, digest: Digest): BlobSource {
     let link: (Provenance & { readonly url: URL }) | undefined;
     return {
@@ -210,7 +214,7 @@ export class RegistryClient {
         const direct =
           known && (await this.#requests.sendToLink(ask, known).catch((error: unknown) => error as Error));
         const isGood = direct !== undefined && !(direct instanceof Error);
-        // A question that was given up proves nothing.
+        // An aborted request says nothing about the link.
         if (!isGood && link === known && !signal.aborted) link = undefined;
         if (direct instanceof Error) throw direct;
         const response = direct ?? (await this.#requests.send(ask));
@@ -222,11 +226,11 @@ export class RegistryClient {
     };
   }
 
-  /** All bytes of a small blob's body. Throws when they are not `size`. */
+  /** Reads the body of a small blob. Throws `upstream-invalid` if it is not `size` bytes. */
   async bytes(what: string, body: Body, size: number, signal: AbortSignal): Promise<Buffer> {
     const bytes = await this.#bytes({ what, signal }, body, smallSize);
     if (bytes.length !== size)
-      throw new MirrorError('upstream-invalid', `${what}: ${bytes.length} bytes, not ${size}`);
+      throw new MirrorError('upstream-invalid', `${what}: ${bytes.length} bytes, expected ${size}`);
     return bytes;
   }
 
@@ -238,7 +242,7 @@ export class RegistryClient {
     const bytes = await readAtMost({ what, signal }, body, limit);
     if (bytes) return bytes;
     if (limit === this.#maxManifestBytes) throw tooLarge(what, limit);
-    throw new MirrorError('upstream-invalid', `${what}: more than ${limit} bytes`);
+    throw new MirrorError('upstream-invalid', `${what}: larger than ${limit} bytes`);
   }
 }
 

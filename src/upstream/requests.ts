@@ -31,12 +31,12 @@ import { tryTwice } from './try-twice.ts';
 export interface UpstreamOptions extends NetworkPolicyOptions, TransportOptions {
   /** `docker.io` */
   registry: string;
-  /** The name or pattern that it is configured by: what metrics call it. */
+  /** The configured name or pattern, used in metrics. */
   name: string;
   maxManifestBytes: number;
-  /** It knows us without a login, by our address, say: what it gives is not for everybody. */
+  /** The upstream knows the mirror without a login, for example by address: its answers are private. */
   private: boolean;
-  /** Over everything before the first byte of an answer. */
+  /** Timeout of everything before the first byte of a response. */
   firstByteTimeoutMs: number;
 }
 
@@ -46,9 +46,9 @@ export interface UpstreamContext {
   readonly ledger: Ledger;
   readonly log: Logger;
   readonly accounts: AccountPool;
-  /** By which other mirrors know this one. */
+  /** The mirror's name in `Via`. */
   readonly pseudonym: string;
-  /** Memory for manifests and lists that are being read, and for manifests until they are stored. */
+  /** Memory for manifests and lists being read, and for manifests until they are stored. */
   readonly documents: Budget;
 }
 
@@ -57,21 +57,21 @@ const unknown = {
   blob: 'blob-unknown',
   tags: 'repo-unknown',
   referrers: 'manifest-unknown',
-  // Neither is asked for by a client.
+  // Not requested by clients.
   token: 'repo-unknown',
   ping: 'repo-unknown',
 } as const;
 const maxRedirects = 5;
-/** What another Layercache says in `X-Cache`. */
+/** Values of `X-Cache` that another Layercache sends. */
 const cacheResults = /^(?:hit|joined|miss|revalidated|stale)$/;
 const lookAgainMs = 10_000;
 const redirects = new Set([301, 302, 303, 307, 308]);
-// What servers answer that do not let HEAD through; the same question as a GET then decides.
+// Status codes of servers that do not support HEAD; a GET then decides.
 const headRefusals = new Set([400, 403, 405, 501]);
 
 /**
- * What goes to one upstream: as which account, with which token, along which redirects, and what a status means. `signal` of a
- * question is the deadline over everything before the first byte.
+ * Sends requests to one upstream: chooses account and token, follows redirects, and maps status codes to faults.
+ * `signal` of a request is the deadline of everything before the first byte.
  */
 export class Requests {
   readonly #base: URL;
@@ -106,7 +106,7 @@ export class Requests {
     this.#authenticator = new Authenticator(registry, url, auth);
   }
 
-  /** How many hosts are not asked now: the registry itself, and others that it leads to. */
+  /** Number of open circuits: the registry itself, and other hosts it leads to. */
   get shut(): { own: number; others: number } {
     return {
       own: this.#gates.shut((origin) => origin === this.#base.origin),
@@ -115,8 +115,8 @@ export class Requests {
   }
 
   /**
-   * Why no cold pull can work now; undefined: as far as is known it can. Where it does not answer, it is asked behind this
-   * whether it does again, at most every 10 s: nobody else may ask.
+   * Why no uncached pull can work now; undefined if one can, as far as known. If the registry does not answer, pings
+   * it in the background, at most every 10 s, since no other request may do so.
    */
   get obstacle(): string | undefined {
     const { registry } = this.#accounts;
@@ -127,7 +127,7 @@ export class Requests {
       this.#authenticator.look(AbortSignal.timeout(lookAgainMs)).catch(() => undefined);
     }
     if (fault === 'upstream-limited') return `${registry} limits all requests`;
-    if (fault) return `${registry} cannot be reached or fails`;
+    if (fault) return `${registry} is unreachable or failing`;
     return this.#accounts.obstacle;
   }
 
@@ -139,7 +139,7 @@ export class Requests {
     return tryTwice(() => this.send(ask));
   }
 
-  /** Sends it where the upstream has redirected us before. Undefined: that link is not good any more. */
+  /** Sends the request to the redirect target used before. Undefined: the link is not valid any more. */
   async sendToLink(
     ask: Ask,
     { url, isPublic }: Provenance & { url: URL },
@@ -153,10 +153,13 @@ export class Requests {
     return undefined;
   }
 
-  /** Asks by HEAD, which is free, how many pulls are left: before the first one, and where none was left a while ago. */
+  /**
+   * Refreshes the pull quota by HEAD, which does not count as a pull: before the first pull, and now and then while no
+   * pulls are left.
+   */
   async refreshQuota(repo: Repo, reference: string, signal: AbortSignal): Promise<void> {
     if (!this.#accounts.isTold(repo)) {
-      // The first of all: it is not known yet how many there are, so not many may go at once.
+      // The first request learns the quota; parallel pulls before that could exceed it.
       const ask = askManifest('HEAD', repo, reference, signal);
       const first = async (): Promise<undefined> => {
         (await this.send(ask)).body.discard();
@@ -168,7 +171,7 @@ export class Requests {
       const response = await this.#asOneOf(ask, this.#attempts(ask, false, [account]));
       response.body.discard();
     });
-    // What they have shown is in the quotas; that they failed says nothing.
+    // Results are in the quotas; a failed probe says nothing.
     await Promise.allSettled(looks);
   }
 
@@ -176,12 +179,12 @@ export class Requests {
     return new Attempts(this.#accounts, { isPull, repo: ask.repo, what: ask.what }, accounts);
   }
 
-  /** Status 200, 206, or what a HEAD or a range may also be answered with. */
+  /** Returns 200 or 206, 416 for a range, or a refusal of HEAD; throws the fault of any other status. */
   send(ask: Ask): Promise<FinalResponse> {
     return this.#asOneOf(ask, this.#attempts(ask, isPull(ask)));
   }
 
-  /** As one account after the other, for as long as the next may do better. */
+  /** Tries one account after another, while another may succeed. */
   async #asOneOf(ask: Ask, attempts: Attempts): Promise<FinalResponse> {
     for (;;) {
       const attempt = attempts.next();
@@ -194,7 +197,7 @@ export class Requests {
         if (attempt.lost(fault)) continue;
         throw error;
       }
-      // Others may count too, of something else.
+      // Only the registry's own answers about manifests count; other hosts have limits of their own.
       const isCounted = ask.kind === 'manifest' && response.url.origin === this.#base.origin;
       const isSpent = isCounted && isPullLimit(ask, response);
       attempt.answered(response.status, isCounted ? response.headers : undefined, isSpent);
@@ -208,7 +211,7 @@ export class Requests {
     }
   }
 
-  /** Another Layercache answered. Its account may see what is private: that counts as private here too. */
+  /** Whether another Layercache responded: its account may read private content, so the content counts as private. */
   #isFromCache({ url, headers }: FinalResponse): boolean {
     return url.origin === this.#base.origin && cacheResults.test(one(headers, 'x-cache') ?? '');
   }
@@ -221,7 +224,7 @@ export class Requests {
     let response = await this.#follow(ask, authorization);
     const isKept = !authorization.fresh && authorization.header !== undefined;
     if (response.status === 401 && isKept && !isNotEnough(response)) {
-      // Some registries challenge an expired token towards another realm: ask for the challenge without it.
+      // Some registries answer an expired token with a challenge for another realm: get the challenge without a token.
       response.body.discard();
       this.#authenticator.drop(account, repo);
       authorization = noAuthorization;
@@ -247,7 +250,7 @@ export class Requests {
         (response.status === 400 || response.status === 401 || response.status === 403)
       ) {
         response.body.discard();
-        // Signed links are often made for GET alone.
+        // Signed links are often valid for GET only.
         if (ask.method === 'HEAD') return { ...response, url, isPublic, status: 403 };
         throw new MirrorError('redirect-refused', `${ask.what}: ${url.host} answered ${response.status}`);
       }
@@ -257,7 +260,10 @@ export class Requests {
         throw new MirrorError('upstream-invalid', `${ask.what}: more than ${maxRedirects} redirects`);
       const next = URL.parse(one(response.headers, 'location') ?? '', url);
       if (!next || next.href === url.href) {
-        throw new MirrorError('upstream-invalid', `${ask.what}: ${url.host} redirects to nowhere`);
+        throw new MirrorError(
+          'upstream-invalid',
+          `${ask.what}: ${url.host} redirects to an invalid location`,
+        );
       }
       this.#policy.checkRedirect(url, next);
       url = next;
@@ -269,17 +275,20 @@ export class Requests {
     if (status === 200 || status === 206) {
       const coding = one(headers, 'content-encoding');
       if (coding === undefined || coding === 'identity') return undefined;
-      return new MirrorError('upstream-invalid', `${what}: came coded as ${JSON.stringify(coding)}`);
+      return new MirrorError(
+        'upstream-invalid',
+        `${what}: unexpected Content-Encoding ${JSON.stringify(coding)}`,
+      );
     }
     if (status === 416 && parseUnsatisfied(one(headers, 'content-range')) !== undefined) return undefined;
     if (status === 404) return new MirrorError(unknown[kind], `${what}: not found`);
-    // Where it knows no such request it has no such list.
+    // An upstream that does not support the endpoint has no such list.
     if (kind === 'referrers' && (status === 405 || status === 501))
       return new MirrorError('manifest-unknown', `${what}: the upstream answered ${status}`);
     if (kind === 'referrers' && (status === 400 || status === 406))
       return new MirrorError('repo-unknown', `${what}: the upstream answered ${status}`);
     if (kind === 'tags' && status === 400 && path.includes('?') && !isWebPage(response))
-      return new MirrorError('page-invalid', `${what}: the upstream does not know this page (400)`);
+      return new MirrorError('page-invalid', `${what}: the upstream refuses this page (400)`);
     if (method === 'HEAD' && headRefusals.has(status)) return undefined;
     if (status === 401 || status === 403) {
       return new MirrorError(

@@ -1,6 +1,6 @@
 import { errorCode, isFault } from '../util/errors.ts';
 
-/** Does it once more when it failed in a way that may pass at once, such as a connection that broke off. */
+/** Retries once at once, if the failure may be transient, such as a broken connection. */
 export async function tryTwice<T>(work: () => Promise<T>): Promise<T> {
   try {
     return await work();
@@ -10,7 +10,7 @@ export async function tryTwice<T>(work: () => Promise<T>): Promise<T> {
   }
 }
 
-/** A host that does not even accept a connection would only cost the same time again. */
+/** Not after a connect timeout or a failed lookup: these would only take as long again. */
 function isWorthARetry(error: unknown): boolean {
   if (!isFault(error, 'upstream-down', 'redirect-refused') || error.notAsked) return false;
   return errorCode(error.cause) !== 'UND_ERR_CONNECT_TIMEOUT' && errorCode(error.cause) !== 'ENOTFOUND';

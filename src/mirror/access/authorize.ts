@@ -7,19 +7,19 @@ import { mayServeAfter, type TagPolicy } from '../tags/freshness.ts';
 import type { Access } from './links.ts';
 import type { Proofs } from './proofs.ts';
 
-/** What a request has been shown to be entitled to: the stored content, or what is arriving from its own registry. */
+/** Proof of access that a request has: to stored content, or to content still being fetched from its own registry. */
 export type Proven = 'stored' | 'arriving' | undefined;
 
-/** A fill that is running, of the same registry and digest. */
+/** A running fill of the same registry and digest. */
 export interface ArrivingFill {
-  /** The repo that its upstream is asked for. */
+  /** The repo that the fill requests from its upstream. */
   readonly repo: Repo;
-  /** The upstream has answered. */
+  /** The upstream has responded. */
   readonly isOpen: boolean;
-  /** Nobody is to join any more. */
+  /** No further request may join the fill. */
   readonly isOver: boolean;
   readonly size: number | undefined;
-  /** Resolves when the upstream has answered, or not. */
+  /** Resolves once the upstream has responded or the fill has failed. */
   readonly settled: Promise<unknown>;
   readonly ended: Promise<void>;
 }
@@ -33,8 +33,8 @@ export interface AuthorizeContext {
 }
 
 /**
- * What a repo may be shown, and what its upstream must be asked first. Knowing a digest grants no access: the upstream has to have
- * given or confirmed it for this repo.
+ * Decides whether a repo may read a blob or manifest. Knowing a digest grants no access: the upstream must have served
+ * or confirmed the digest for this repo.
  */
 export class Authorizer {
   readonly #context: AuthorizeContext;
@@ -44,8 +44,8 @@ export class Authorizer {
   }
 
   /**
-   * Where the repo gets a blob from, decided in this tick: `store`: from what is stored; `fill`: from its own registry's fill,
-   * running or to be started. A promise: something has to be waited for first; it resolves to what is proven then.
+   * Source of a blob for the repo, decided synchronously: `store`, or `fill` (its own registry's fill, running or
+   * new). A promise means the caller must wait; it resolves to the proof to pass to the next call.
    */
   sourceOf(
     repo: Repo,
@@ -59,10 +59,10 @@ export class Authorizer {
     if (isStored && isGranted) return 'store';
     const fill = fills.of(repo, digest);
     if (fill?.isOver) return fill.ended.then(() => proven);
-    // Its own upstream gives it; one under a pattern is not granted it before it is verified.
+    // The fill requests this very repo. A registry under a pattern gets no link before the bytes are verified.
     const isOwn = fill?.repo.key === repo.key;
     if (fill && isOwn && (!fill.isOpen || isGranted || isFromPattern(repo))) return 'fill';
-    // Another repo's question: a no would not be ours, and a yes may make the content public.
+    // Another repo's fill: its refusal would not apply to this repo, and its success may make the content public.
     if (fill && !fill.isOpen) return fill.settled.then(() => proven);
     if (isStored) return this.prove(repo, digest, 'blob', deadline);
     const isArriving = fill !== undefined || store.hasPartial(repo.registry, digest);
@@ -71,7 +71,9 @@ export class Authorizer {
       : 'fill';
   }
 
-  /** Asks the upstream whether the repo has the digest; a link that has expired is enough while it cannot be asked. */
+  /**
+   * Asks the upstream whether the repo has the digest. While the upstream cannot be asked, an expired link suffices.
+   */
   async prove(
     repo: Repo,
     digest: Digest,

@@ -11,26 +11,26 @@ import { isFresh, isServableStale, type TagPolicy } from '../tags/freshness.ts';
 const linkLifeMs = 24 * 60 * 60 * 1000;
 const maxRemembered = 100_000;
 
-/** What the upstream has said of a digest in a repo. */
+/** The upstream's confirmation that a repo has a digest. */
 interface Link {
-  /** Milliseconds since the epoch; Infinity: it is public within its registry. */
+  /** Milliseconds since the epoch; Infinity: the digest is public within its registry. */
   readonly confirmedAt: number;
-  /** As what it was given for this repo, if it is a manifest. */
+  /** Media type under which the upstream serves the manifest in this repo; undefined for blobs. */
   readonly mediaType: string | undefined;
 }
 
 const noLink: Link = { confirmedAt: -Infinity, mediaType: undefined };
 
 /**
- * Who may have what: a digest is no authorisation. Content that came anonymously is public within its registry; other
- * content belongs to the repos for which the upstream has given or confirmed it, for 24 h at a time.
+ * Links grant repos access to digests. Content served to anonymous requests is public within its registry. Other
+ * content is granted to each repo for which the upstream served or confirmed it, for 24 h.
  */
 export class Access {
   readonly #catalog: Catalog;
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #policy: () => TagPolicy;
-  /** The catalog's answers, so that a hit costs no query. Removing a blob removes its links with it. */
+  /** Cached links, so that a hit costs no catalog query. Deleting a blob also deletes its links. */
   readonly #links = new LRUCache<string, Link>({ max: maxRemembered });
 
   constructor(catalog: Catalog, clock: Clock, log: Logger, policy: () => TagPolicy) {
@@ -40,7 +40,7 @@ export class Access {
     this.#policy = policy;
   }
 
-  /** The upstream has given the digest for the repo, or confirmed that it is there; a manifest as `mediaType`. */
+  /** Records that the upstream served or confirmed the digest for the repo; `mediaType`: for a manifest. */
   confirm(repo: Repo, digest: Digest, { isPublic, mediaType }: Provenance & { mediaType?: string }): void {
     const now = this.#clock.now();
     const type = mediaType ?? this.typeOf(repo, digest);
@@ -55,25 +55,25 @@ export class Access {
     this.#write(repo, digest, () => this.#catalog.links.remove(digest, repo.registry, repo.name));
   }
 
-  /** As what the upstream has given a manifest for this repo; undefined: it has not. */
+  /** Media type under which the upstream serves this manifest in this repo; undefined if unknown. */
   typeOf(repo: Repo, digest: Digest): string | undefined {
     return this.#link(repo, digest).mediaType;
   }
 
-  /** Registries may have become private: what was public within them is to be confirmed anew, repo by repo. */
+  /** Removes public links of registries that have become private: each repo must be confirmed again. */
   withdraw(isPrivate: (registry: string) => boolean): void {
     const registries = this.#catalog.links.publicRegistries().filter(isPrivate);
     if (registries.length === 0) return;
     for (const registry of registries) this.#catalog.links.removePublic(registry);
     this.#links.clear();
-    this.#log.info({ registries }, 'links: content of private registries is no longer public within them');
+    this.#log.info({ registries }, 'links: public links of private registries removed');
   }
 
   grants(repo: Repo, digest: Digest): boolean {
     return isFresh(this.#confirmedAt(repo, digest), this.#clock.now(), linkLifeMs);
   }
 
-  /** As it was: enough while the upstream cannot be asked. */
+  /** Whether an expired link still counts, by `staleIfError`, while the upstream cannot be asked. */
   grantedOnce(repo: Repo, digest: Digest): boolean {
     return isServableStale(this.#confirmedAt(repo, digest), this.#clock.now(), this.#policy());
   }
@@ -82,7 +82,7 @@ export class Access {
     try {
       write();
     } catch (error) {
-      this.#log.warn({ err: error, repo: repo.key, digest }, 'a link could not be written');
+      this.#log.warn({ err: error, repo: repo.key, digest }, 'link not written');
     }
   }
 
@@ -93,8 +93,8 @@ export class Access {
 
   #link(repo: Repo, digest: Digest): Link {
     const key = keyOf(repo, digest);
-    const known = this.#links.get(key);
-    if (known) return known;
+    const cached = this.#links.get(key);
+    if (cached) return cached;
     const { registry, name } = repo;
     const isPublic = this.#catalog.links.get(digest, registry, everywhere) !== undefined;
     const own = this.#catalog.links.get(digest, registry, name);

@@ -21,53 +21,56 @@ export interface ProofsContext {
   readonly upstreams: Upstreams;
 }
 
-/** What is smaller is asked for as a whole. */
+/** Blobs up to this size are compared as a whole. */
 const wholeBytes = 1024 * 1024;
 const samples = 3;
 const sampleBytes = 64;
-/** Places of which those are taken where there is most to be known: nobody guesses these, as they would zeros. */
+/** Random samples drawn; those with the most distinct byte values are compared, since runs of zeros are guessable. */
 const candidates = 24;
 const maxRefused = 1000;
 const refusedForMs = 10 * 60_000;
 
 /**
- * Proofs that a repo has what is here already: the upstream says so for that repo. Anybody may rent a registry that a
- * pattern covers and claim to have anything, so of what others have brought such a registry has to show the bytes.
+ * Proves that a repo has content that is already stored. The upstream's confirmation suffices, except for registries
+ * under a pattern: anyone can rent one and claim any digest, so such a registry must send matching bytes.
  */
 export class Proofs {
   readonly #context: ProofsContext;
   readonly #running = new Flight<string, boolean>();
-  /** Who has shown other bytes lately. */
+  /** Recent mismatches, by repo and digest. */
   readonly #refused = new LRUCache<string, MirrorError>({ max: maxRefused, ttl: refusedForMs });
 
   constructor(context: ProofsContext) {
     this.#context = context;
   }
 
-  /** For stored content. Resolves to `true`, and remembers it; `false`: it is not stored any more. Throws why not. */
+  /**
+   * Proves access to stored content and writes the link. Resolves to `false` if the content is no longer stored.
+   * Throws the upstream's fault, or `digest-mismatch`.
+   */
   stored(repo: Repo, digest: Digest, kind: 'blob' | 'manifest', deadline: Deadline): Promise<boolean> {
     const prove = async ({ signal }: Deadline): Promise<boolean> => {
       const size = this.#context.store.describe(digest)?.size;
-      const given = await (kind === 'manifest'
+      const proof = await (kind === 'manifest'
         ? this.#manifest(repo, digest, signal)
         : isFromPattern(repo)
           ? this.#shown(repo, digest, signal)
           : this.#claimed(repo, digest, size, signal));
-      if (given) this.#context.access.confirm(repo, digest, given);
-      return given !== undefined;
+      if (proof) this.#context.access.confirm(repo, digest, proof);
+      return proof !== undefined;
     };
     return this.#once(`${repo.key} ${kind} ${digest}`, deadline, prove);
   }
 
   /**
-   * For what is arriving from the repo's own registry, or was left by a fill from there, of `size` bytes if that is known:
-   * a registry may say what it likes of bytes that it alone has brought. Of one under a pattern nothing is remembered,
-   * since the digest may be stored by then, and others' bytes it has to show. Throws why not.
+   * Proves access to content being fetched from the repo's own registry, or left by an earlier fill from it; `size` in
+   * bytes, if known. The registry's word suffices, since all these bytes came from it. A registry under a pattern gets
+   * no link: once the digest is stored, it must send bytes. Throws the upstream's fault.
    */
   async arriving(repo: Repo, digest: Digest, size: number | undefined, deadline: Deadline): Promise<boolean> {
     const prove = async ({ signal }: Deadline): Promise<boolean> => {
-      const given = await this.#claimed(repo, digest, size, signal);
-      if (!isFromPattern(repo)) this.#context.access.confirm(repo, digest, given);
+      const proof = await this.#claimed(repo, digest, size, signal);
+      if (!isFromPattern(repo)) this.#context.access.confirm(repo, digest, proof);
       return true;
     };
     return this.#once(`${repo.key} arriving ${digest}`, deadline, prove);
@@ -78,7 +81,8 @@ export class Proofs {
     deadline: Deadline,
     prove: (deadline: Deadline) => Promise<boolean>,
   ): Promise<boolean> {
-    const late = (): MirrorError => new MirrorError('upstream-timeout', `${key}: not confirmed in time`);
+    const late = (): MirrorError =>
+      new MirrorError('upstream-timeout', `${key}: not confirmed before the deadline`);
     const { value } = await this.#running.within(key, deadline, prove, late);
     return value;
   }
@@ -89,12 +93,12 @@ export class Proofs {
     signal: AbortSignal,
   ): Promise<Provenance & { mediaType: string }> {
     const { client } = this.#context.upstreams.of(repo);
-    const said = isFromPattern(repo) ? undefined : await client.head(repo, digest, signal);
+    const head = isFromPattern(repo) ? undefined : await client.head(repo, digest, signal);
     const { store } = this.#context;
-    const held = store.describe(digest);
-    const isThis = said?.digest === digest && said.size === held?.size;
-    if (isThis && (held.mediaType !== unnamedType || mayBe(said.mediaType, store.children(digest))))
-      return said;
+    const stored = store.describe(digest);
+    const isSame = head?.digest === digest && head.size === stored?.size;
+    if (isSame && (stored.mediaType !== unnamedType || mayBe(head.mediaType, store.children(digest))))
+      return head;
     const { bytes, isPublic, mediaType, done } = await client.manifest(repo, digest, signal);
     try {
       parseManifest(bytes, mediaType, `${repo.key} manifest ${digest}`);
@@ -113,10 +117,13 @@ export class Proofs {
     const { client } = this.#context.upstreams.of(repo);
     const { size, isPublic } = await client.headBlob(repo, digest, signal);
     if (expected === undefined || size === expected) return { isPublic };
-    throw new MirrorError('upstream-invalid', `${repo.key} blob ${digest}: ${size} bytes, not ${expected}`);
+    throw new MirrorError(
+      'upstream-invalid',
+      `${repo.key} blob ${digest}: ${size} bytes, expected ${expected}`,
+    );
   }
 
-  /** Has the upstream show bytes that only who has it knows. Undefined: there is nothing here to compare them with. */
+  /** Compares bytes that the upstream sends with the stored bytes. Undefined: the blob is no longer readable here. */
   async #shown(repo: Repo, digest: Digest, signal: AbortSignal): Promise<Provenance | undefined> {
     const what = `GET ${repo.key} blob ${digest}`;
     const refused = this.#refused.get(what);
@@ -125,10 +132,13 @@ export class Proofs {
     if (!held) return undefined;
     try {
       await held.prepare();
-      // A connection that breaks off once is no reason to refuse a pull.
-      const given = await tryTwice(() => this.#compare(repo, held, what, signal));
-      if (given) return given;
-      const error = new MirrorError('digest-mismatch', `${what}: the upstream has other bytes`);
+      // One broken connection must not fail a pull.
+      const proof = await tryTwice(() => this.#compare(repo, held, what, signal));
+      if (proof) return proof;
+      const error = new MirrorError(
+        'digest-mismatch',
+        `${what}: the upstream's bytes differ from the stored bytes`,
+      );
       this.#refused.set(what, error);
       throw error;
     } catch (error) {
@@ -154,22 +164,22 @@ export class Proofs {
       return bytes && hashesTo(bytes, held.digest) ? { isPublic } : undefined;
     }
     let isPublic = true;
-    for (const { range, bytes } of await telling(held, size)) {
-      const said = await source.fetch(range, signal);
-      if (said.start !== range.start || said.size !== size) {
-        said.body.discard();
-        throw new MirrorError('upstream-invalid', `${what}: the upstream gives no part of it`);
+    for (const { range, bytes } of await pickSamples(held, size)) {
+      const blob = await source.fetch(range, signal);
+      if (blob.start !== range.start || blob.size !== size) {
+        blob.body.discard();
+        throw new MirrorError('upstream-invalid', `${what}: the upstream did not send the requested range`);
       }
-      const theirs = await readAtMost({ what, signal }, said.body, sampleBytes);
+      const theirs = await readAtMost({ what, signal }, blob.body, sampleBytes);
       if (!theirs?.equals(bytes)) return undefined;
-      isPublic &&= said.isPublic;
+      isPublic &&= blob.isPublic;
     }
     return { isPublic };
   }
 }
 
-/** Places where the bytes differ most among themselves. */
-async function telling(content: Content, size: number): Promise<{ range: ByteRange; bytes: Buffer }[]> {
+/** Random ranges of the content, those with the most distinct byte values. */
+async function pickSamples(content: Content, size: number): Promise<{ range: ByteRange; bytes: Buffer }[]> {
   const places = [];
   for (let i = 0; i < candidates; i++) {
     const start = randomInt(size - sampleBytes);
@@ -180,7 +190,7 @@ async function telling(content: Content, size: number): Promise<{ range: ByteRan
   return places.sort((a, b) => b.kinds - a.kinds).slice(0, samples);
 }
 
-/** Few bytes of content, in memory. */
+/** Reads a small range into memory. */
 async function bytesOf(content: Content, range: ByteRange): Promise<Buffer> {
   const chunks: Buffer[] = [];
   const sink = new Writable({

@@ -7,23 +7,23 @@ import type { Verifier } from '../../store/ingest/verifier.ts';
 import { writeTo, type Outlet } from '../../util/outlet.ts';
 import { Relay, type OpenBlob, type RelayContext } from './relay.ts';
 
-/** What all content of one fill has in common. */
+/** Shared by all content of one fill. */
 export interface ArrivingContext {
   readonly digest: Digest;
   readonly verifier: Verifier;
-  /** For the way past the store. */
+  /** For bytes that bypass the store. */
   readonly relay: RelayContext;
 }
 
 export interface ArrivingParts {
   readonly size: () => number | undefined;
-  /** Absent where the store can take nothing of it. */
+  /** Absent if the store cannot take the blob. */
   readonly lease: IngestLease | undefined;
-  /** An upstream answer that is on its way already. */
+  /** An upstream response that is open already. */
   readonly open?: OpenBlob | undefined;
 }
 
-/** Content that is on its way: out of the file of its fill, and past the store from where that can take no more. */
+/** Content still being fetched: read from the fill's file, and relayed past the store from where the store ran full. */
 export class ArrivingContent implements Content {
   readonly digest: Digest;
   readonly mediaType = blobMediaType;

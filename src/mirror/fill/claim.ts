@@ -8,30 +8,30 @@ import { isAwaited } from './spans.ts';
 import { notNeeded, type Span } from './transfer.ts';
 
 export interface ClaimContext {
-  /** What is being done to what, for faults. */
+  /** Operation and object, for error messages. */
   readonly what: string;
   readonly connections: Connections;
   readonly pool: Pool;
   readonly clock: Clock;
   readonly demand: Demand;
   readonly ingest: Ingest;
-  /** Those that run. */
+  /** The running spans. */
   readonly spans: ReadonlySet<Span>;
-  /** Whether the upstream takes ranges, as far as it has shown. */
+  /** Whether the upstream supports range requests, as far as observed. */
   readonly takesRanges: () => boolean;
 }
 
-/** Added to the rank of what nobody waits for. */
+/** Added to the rank of a download that no client waits for. */
 const background = 1000;
-/** Added to the rank of what has held a connection and brought hardly anything: it goes after its equals. */
-const inVain = 0.5;
+/** Added to the rank of a download that was slow on its last connection, so that it comes after its equals. */
+const slowPenalty = 0.5;
 
-/** The claim of one download to connections: how much it counts, what it holds, and what it gives back first. */
+/** One download's claim to connections: its rank, the connections it holds, and which one it gives up first. */
 export class Claim implements Claimant {
   readonly #context: ClaimContext;
   readonly #pace: Pace;
   #held = 0;
-  /** The first question, while it is not answered. */
+  /** Aborts the first request, while it has no response. */
   #asking: AbortController | undefined;
 
   constructor(context: ClaimContext) {
@@ -40,11 +40,11 @@ export class Claim implements Claimant {
   }
 
   get rank(): number {
-    const kept = this.#held - this.#connected.filter(({ stop }) => stop.signal.aborted).length;
-    return kept + (this.#pace.wasSlow ? inVain : 0) + (this.#context.demand.hasReaders ? 0 : background);
+    const held = this.#held - this.#connected.filter(({ stop }) => stop.signal.aborted).length;
+    return held + (this.#pace.wasSlow ? slowPenalty : 0) + (this.#context.demand.hasReaders ? 0 : background);
   }
 
-  /** It has brought hardly anything in the last seconds. */
+  /** Below the minimum rate over the last seconds. */
   get isSlow(): boolean {
     return this.#pace.isSlow;
   }
@@ -57,7 +57,7 @@ export class Claim implements Claimant {
       this.#asking = undefined;
       return true;
     }
-    // One stream from the start would be lost: it is worth that only while somebody gets something by it.
+    // Without range support, aborting loses the whole stream: keep it while it serves a reader at a useful rate.
     if (!takesRanges() && demand.hasReaders && !this.isSlow) return false;
     const spans = this.#connected.filter(({ stop }) => !stop.signal.aborted);
     const span = spans.findLast((each) => !isAwaited(each, ingest)) ?? spans.at(-1);
@@ -65,35 +65,38 @@ export class Claim implements Claimant {
     return span !== undefined;
   }
 
-  /** The first client waits now: the claim counts for more than it did when it took its place in the line. */
+  /** The first client now waits, so the rank has changed. */
   awaited(): void {
     this.#context.connections.changed(this);
   }
 
-  /** So many bytes have come by what it holds. */
+  /** Counts bytes received over this claim's connections. */
   received(bytes: number): void {
     this.#pace.add(bytes);
   }
 
-  /** Waits for a connection. Resolves to how to give it back; twice is fine. Rejects with the signal's reason. */
+  /**
+   * Waits for a connection. Resolves to its release function, which may be called twice. Rejects with the signal's
+   * reason.
+   */
   async connect(signal: AbortSignal): Promise<() => void> {
     const { connections, pool } = this.#context;
     const done = await connections.take(this, pool, signal);
     if (this.#held === 0) this.#pace.connected();
     this.#held += 1;
-    let given = false;
+    let isReleased = false;
     return () => {
-      if (given) return;
-      given = true;
+      if (isReleased) return;
+      isReleased = true;
       this.#held -= 1;
       done();
     };
   }
 
   /**
-   * Puts the first question over a connection; the connection stays held until `done`. Where it is needed more before the
-   * answer comes, the question is aborted and put again over the next one. Throws `upstream-busy` when there is none before
-   * the deadline, and the question's fault.
+   * Sends the first request; the connection is held until `done`. If the connection is preempted before the response,
+   * the request is sent again on the next one. Throws `upstream-busy` if no connection is free before the deadline,
+   * and the request's faults.
    */
   async ask<T>(
     question: (signal: AbortSignal) => Promise<T>,
@@ -101,7 +104,7 @@ export class Claim implements Claimant {
   ): Promise<{ answer: T; done: () => void }> {
     for (;;) {
       const done = await this.connect(deadline).catch((cause: unknown) => {
-        const what = `${this.#context.what}: no free connection in time`;
+        const what = `${this.#context.what}: no free connection before the deadline`;
         throw new MirrorError('upstream-busy', what, { cause, retryAfterMs: 5000 });
       });
       const asking = new AbortController();
@@ -110,7 +113,7 @@ export class Claim implements Claimant {
         return { answer: await question(AbortSignal.any([deadline, asking.signal])), done };
       } catch (error) {
         done();
-        // Its connection was needed more while no answer came: it asks again when it gets another one.
+        // The connection was preempted: wait for another one.
         if (!asking.signal.aborted || deadline.aborted) throw error;
       } finally {
         this.#asking = undefined;

@@ -1,14 +1,14 @@
-/** Who takes connections, several at a time: a fill. */
+/** A download that takes connections, several at a time. */
 export interface Claimant {
-  /** The smaller, the sooner it gets its next connection; it grows by one with each that it has and does not yield. */
+  /** The lowest rank gets the next connection. Grows by one with each connection held, except those being yielded. */
   readonly rank: number;
-  /** It brings hardly anything by what it holds. */
+  /** Its connections transfer below the minimum rate. */
   readonly isSlow: boolean;
-  /** Gives a connection back soon, if it can go on without. Returns whether it will. */
+  /** Asks for a connection back. Returns whether one will be released soon. */
   yield(): boolean;
 }
 
-/** How many connections one registry is good for; `parent`: and all registries under one pattern together. */
+/** The connection limit of one registry; `parent`: the limit shared by all registries under one pattern. */
 export class Pool {
   readonly limit: number;
   readonly parent: Pool | undefined;
@@ -19,7 +19,7 @@ export class Pool {
     this.parent = parent;
   }
 
-  /** How many connections more this one has than the other; what lies under one pattern counts together against others. */
+  /** Connections held beyond `other`'s. Against other pools, all registries under one pattern count together. */
   lead(other: Pool): number {
     const [mine, theirs] = [this.parent ?? this, other.parent ?? other];
     return mine === theirs ? this.used - other.used : mine.used - theirs.used;
@@ -44,11 +44,10 @@ interface Waiter {
 }
 
 /**
- * Upstream connections for bodies: a cap over all and one for each upstream, given to whoever has the smallest rank, among
- * equals to whose registry (or all under its pattern) has fewest, and then in the order of asking. Who has none and is worth
- * more than what others hold does not wait for the end of a span: one of them is asked to yield. So it is when another
- * registry has two more, or when the holder brings hardly anything: registries that keep their connections busy with nothing
- * do not starve the rest.
+ * Upstream connections for blob bodies, under a total limit and one per upstream. Order: lowest rank, then the
+ * registry (or pattern) with the fewest connections, then first come. A waiter without a connection preempts a holder
+ * of higher rank; at equal rank only if the holder's registry has two more connections or the holder is slow, so that
+ * slow registries do not starve the rest.
  */
 export class Connections {
   readonly #limit: () => number;
@@ -57,16 +56,16 @@ export class Connections {
   #used = 0;
   #timer: NodeJS.Timeout | undefined;
 
-  /** `limit`: of all together, as it is now. */
+  /** `limit`: the current total limit. */
   constructor(limit: () => number) {
     this.#limit = limit;
   }
 
-  /** Resolves to how to give it back, once. Rejects with the signal's reason. */
+  /** Resolves to the release function, to be called once. Rejects with the signal's reason. */
   async take(claimant: Claimant, pool: Pool, signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted();
     await new Promise<void>((resolve, reject) => {
-      const left = (): void => {
+      const abandon = (): void => {
         this.#waiting.delete(waiter);
         reject(signal.reason as Error);
       };
@@ -74,14 +73,14 @@ export class Connections {
         claimant,
         pool,
         grant: () => {
-          signal.removeEventListener('abort', left);
+          signal.removeEventListener('abort', abandon);
           this.#waiting.delete(waiter);
           this.#count(claimant, pool, 1);
           resolve();
         },
       };
       this.#waiting.add(waiter);
-      signal.addEventListener('abort', left, { once: true });
+      signal.addEventListener('abort', abandon, { once: true });
       this.#grant();
       if (this.#waiting.has(waiter)) this.#makeRoom(waiter);
       this.#lookAgain();
@@ -93,13 +92,13 @@ export class Connections {
     };
   }
 
-  /** The claimant counts for more than it did when it took its place in the line. */
+  /** The claimant's rank has fallen: reconsiders its waiters. */
   changed(claimant: Claimant): void {
     this.#grant();
     for (const waiter of this.#waiting) if (waiter.claimant === claimant) this.#makeRoom(waiter);
   }
 
-  /** What others do with theirs may count for less a little later. */
+  /** Rechecks holders periodically: their ranks and rates change. */
   #lookAgain(): void {
     if (this.#waiting.size === 0) return;
     this.#timer ??= setTimeout(() => {
@@ -125,7 +124,7 @@ export class Connections {
     return best;
   }
 
-  /** The best of each pool in turn, until somebody yields for it. */
+  /** Tries the best waiter of each pool, until one gets a connection. */
   #makeRoomForNext(): void {
     const tried = new Set<Pool>();
     for (;;) {
@@ -135,11 +134,12 @@ export class Connections {
     }
   }
 
-  /** Asks for a connection back where that helps, if what is done with it counts for less. Returns whether one comes. */
+  /** Asks a holder of lower priority to yield a connection that this waiter could use. Returns whether one will. */
   #makeRoom({ claimant, pool }: Waiter): boolean {
     if (this.#holding.has(claimant)) return false;
     const { parent } = pool;
-    // Only what lies under the same full cap is of use: else it would go to somebody else, and be asked back for ever.
+    // Only a connection under the limit that is reached helps; any other would go to another waiter, and preempt
+    // forever.
     const isOfUse = (other: Pool): boolean => {
       if (pool.used >= pool.limit) return other === pool;
       if (parent?.isFull) return other.parent === parent;
@@ -147,7 +147,7 @@ export class Connections {
     };
     const holders = [...this.#holding]
       .filter(([, held]) => isOfUse(held.pool))
-      // A holder's rank is that of one connection more.
+      // A holder's rank counts one connection more than it holds.
       .filter(([holder, held]) => {
         const lead = holder.rank - 1 - claimant.rank;
         return lead > 0 || (lead === 0 && (held.pool.lead(pool) >= 2 || holder.isSlow));

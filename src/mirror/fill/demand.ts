@@ -3,13 +3,13 @@ import { isWholeWant, type Want } from '../../oci/range.ts';
 import type { Ingest } from '../../store/ingest/ingest.ts';
 import type { MirrorError } from '../../util/errors.ts';
 
-/** What is wanted of a blob, for those that fetch it. */
+/** Which parts of a blob are wanted. */
 export interface Demand {
-  /** A client waits for its bytes. */
+  /** A client waits for bytes. */
   readonly hasReaders: boolean;
-  /** The whole is to be fetched, not only what readers wait for. */
+  /** Fetch the whole blob, not only what readers wait for. */
   readonly isWholeWanted: boolean;
-  /** Room for the whole is set aside at once. */
+  /** Reserve space for the whole blob at once. */
   readonly reservesWhole: boolean;
 }
 
@@ -19,20 +19,20 @@ interface Waiter {
   readonly reject: (error: MirrorError) => void;
 }
 
-/** A client that asks for no more bytes than this only wants to know what is there. */
+/** Ranges up to this size are probes: they do not cause the rest of the blob to be fetched. */
 export const probeBytes = 4096;
 
-/** The demand for the blob of one fill: of clients that wait for the first answer, of readers, and what follows from both. */
+/** The demand for one fill's blob, from clients that wait for the first response and from readers. */
 export class FillDemand implements Demand {
   readonly #ingest: Pick<Ingest, 'readers'>;
   readonly #completeRanges: boolean;
   readonly #waiting: Waiter[] = [];
   #isWholeWanted = false;
   #reservesWhole = false;
-  /** Bytes that ranges have asked for. */
+  /** Total bytes of the ranges requested. */
   #rangeBytes = 0;
 
-  /** `completeRanges`: after ranges of a blob its rest follows. */
+  /** `completeRanges`: fetch the rest of a blob after a range. */
   constructor(ingest: Pick<Ingest, 'readers'>, completeRanges: boolean) {
     this.#ingest = ingest;
     this.#completeRanges = completeRanges;
@@ -50,39 +50,39 @@ export class FillDemand implements Demand {
     return this.#reservesWhole;
   }
 
-  /** A client waits for the first answer. */
+  /** A client waits for the first response. */
   get isAwaited(): boolean {
     return this.#waiting.length > 0;
   }
 
-  /** What those want that wait for the first answer, in the order in which they came. */
+  /** The wants of clients that wait for the first response, oldest first. */
   get waiting(): readonly Want[] {
     return this.#waiting.map(({ want }) => want);
   }
 
-  /** The whole is wanted, whoever waits for it. */
+  /** Fetch the whole blob, with or without readers. */
   askWhole(): void {
     this.#reservesWhole = true;
     this.#isWholeWanted = true;
   }
 
-  /** What a client asks for, before it waits or reads. */
+  /** Notes a client's want, before the client waits or reads. */
   ask(want: Want): void {
     if (isWholeWant(want)) this.askWhole();
   }
 
-  /** Somebody reads so many bytes. */
+  /** Counts the bytes of a range that a client reads. */
   askBytes(bytes: number): void {
     this.#rangeBytes += bytes;
     if (this.#completeRanges && this.#rangeBytes > probeBytes) this.#isWholeWanted = true;
   }
 
-  /** Resolves by `answer`, rejects by `fail`. */
+  /** Resolved by `answer`, rejected by `fail`. */
   wait(want: Want): Promise<Content> {
     return new Promise((resolve, reject) => this.#waiting.push({ want, resolve, reject }));
   }
 
-  /** Gives all that wait their content, in this tick. */
+  /** Resolves all waiting clients, synchronously. */
   answer(lease: (want: Want) => Content): void {
     for (const { want, resolve } of this.#waiting.splice(0)) resolve(lease(want));
   }

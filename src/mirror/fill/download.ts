@@ -13,32 +13,32 @@ import { isAwaited, nextSpan } from './spans.ts';
 import { createSpan, notNeeded, Transfer, type Span } from './transfer.ts';
 
 export interface DownloadOptions {
-  /** For one blob at once, while somebody waits for it. */
+  /** Connections for one blob while a client waits for it. */
   connectionsPerBlob: number;
-  /** What one connection is asked for at a time, at least. */
+  /** Minimum bytes per range request. */
   spanBytes: number;
-  /** Over everything before the first byte of an answer. */
+  /** Covers everything before the first byte of a response. */
   firstByteTimeoutMs: number;
-  /** As long every try may fail, once something has come. */
+  /** How long retries may go on without a byte, after the first response. */
   giveUpAfterMs: number;
 }
 
 export interface DownloadContext {
-  /** What is being done to what, for faults. */
+  /** Operation and object, for error messages. */
   readonly what: string;
   readonly ingest: Ingest;
   readonly source: BlobSource;
   readonly connections: Connections;
   readonly pool: Pool;
   readonly clock: Clock;
-  /** Nothing is set aside for what the registry only says that it will send. */
+  /** Reserve space for received bytes only, not for the size that the registry announces. */
   readonly reservesInSteps: boolean;
   readonly demand: Demand;
 }
 
 /**
- * Brings what is missing of one blob: asks for it in spans, several at once where that gains something, as often as it
- * takes, and nearest to the readers first. What breaks off is asked for again from where it broke.
+ * Fetches the missing bytes of one blob in spans, in parallel where that helps, nearest to the readers first. A broken
+ * span resumes where it stopped.
  */
 export class Download {
   readonly retries: Retries;
@@ -52,7 +52,7 @@ export class Download {
   readonly #claim: Claim;
   readonly #transfer: Transfer;
   #retryTimer: NodeJS.Timeout | undefined;
-  #over: 'complete' | 'idle' | 'failed' | undefined;
+  #end: 'complete' | 'idle' | 'failed' | undefined;
 
   constructor(options: DownloadOptions, context: DownloadContext) {
     this.#options = options;
@@ -69,23 +69,23 @@ export class Download {
       ...context,
       firstByteTimeoutMs: options.firstByteTimeoutMs,
       room: (span) => this.#room(span, this.#ingest.size),
-      onBytes: (count) => this.#isWorthWriting(count),
+      onBytes: (count) => this.#accept(count),
       onWritten: (fresh) => this.#written(fresh),
     });
     this.#outcome.promise.catch(() => undefined);
   }
 
-  /** All bytes are there, or nobody wants more of them. Rejects with the fault that ended it. */
+  /** `complete`: all bytes are stored; `idle`: no more are wanted. Rejects with the fault that ended the download. */
   get outcome(): Promise<'complete' | 'idle'> {
     return this.#outcome.promise;
   }
 
-  /** It has ended without all bytes. */
+  /** Ended without all bytes. */
   get isOver(): boolean {
-    return this.#over === 'idle' || this.#over === 'failed';
+    return this.#end === 'idle' || this.#end === 'failed';
   }
 
-  /** The first question; its answer is to be given to `begin`, or discarded, and then the connection back. */
+  /** Sends the first request. Pass its response to `begin`; or discard it, then call `done`. */
   async ask(
     range: ByteRange | undefined,
     deadline: AbortSignal,
@@ -95,14 +95,14 @@ export class Download {
     return { blob: answer, done };
   }
 
-  /** The first client waits now for what was fetched ahead. */
+  /** The first client now waits for a prefetched blob. */
   awaited(): void {
     this.#claim.awaited();
   }
 
   /**
-   * Uses the first answer; `demandChanged` goes on from it. Throws `store-full`, also when there is no room before the signal
-   * aborts: then the answer is still the caller's.
+   * Takes the first response; the caller then calls `demandChanged`. Throws `store-full`, also if there is no space
+   * before the signal aborts: the response then stays with the caller.
    */
   async begin(blob: UpstreamBlob, done: () => void, signal: AbortSignal): Promise<void> {
     const span = createSpan({ start: blob.start, end: blob.end ?? Infinity }, true);
@@ -115,20 +115,20 @@ export class Download {
     this.#run(span, () => this.#transfer.receive(span, blob).finally(release));
   }
 
-  /** The demand has changed: asks for what is missing now, or ends when nothing is wanted any more. */
+  /** Fetches what is now missing, or ends if nothing is wanted. */
   demandChanged(): void {
     this.#proceed();
   }
 
-  /** Looks for what there is to do: after every change in what is wanted, there, or on its way. */
+  /** Starts the next spans. Called after every change of demand, stored bytes or running spans. */
   #proceed(): void {
-    if (this.#over) return;
+    if (this.#end) return;
     if (this.#ingest.isComplete) {
-      this.#end('complete', () => this.#outcome.resolve('complete'));
+      this.#finish('complete', () => this.#outcome.resolve('complete'));
       return;
     }
     if (!this.#demand.hasReaders && !this.#demand.isWholeWanted) {
-      this.#end('idle', () => this.#outcome.resolve('idle'));
+      this.#finish('idle', () => this.#outcome.resolve('idle'));
       return;
     }
     if (this.#retryTimer) return;
@@ -144,12 +144,12 @@ export class Download {
     }
   }
 
-  /** Ends it with a fault, now. */
+  /** Ends the download with a fault, unless complete. */
   fail(error: MirrorError): void {
-    if (!this.#ingest.isComplete) this.#end('failed', () => this.#outcome.reject(error));
+    if (!this.#ingest.isComplete) this.#finish('failed', () => this.#outcome.reject(error));
   }
 
-  /** Resolves when nothing of it is running any more. */
+  /** Resolves when no span is running. */
   async settled(): Promise<void> {
     await Promise.all(this.#running);
   }
@@ -161,7 +161,7 @@ export class Download {
   #next(): { start: number; end: number; urgent: boolean } | undefined {
     const { size, present, readers } = this.#ingest;
     if (size === undefined || !this.#transfer.takesRanges) {
-      // One stream brings it all.
+      // No range support: one stream from the start.
       if (this.#spans.size > 0) return undefined;
       return { start: present.endOfRun(0), end: size ?? Infinity, urgent: true };
     }
@@ -202,11 +202,12 @@ export class Download {
     }
   }
 
-  #isWorthWriting(bytes: number): boolean {
+  /** Counts received bytes. Returns whether to go on. */
+  #accept(bytes: number): boolean {
     this.#claim.received(bytes);
     if (this.#demand.hasReaders || !this.#claim.isSlow) return true;
-    // What nobody waits for is not worth its connection and its room: the next pull goes on from here.
-    this.#end('idle', () => this.#outcome.resolve('idle'));
+    // A slow download without readers gives up its connection and space; the next pull resumes it.
+    this.#finish('idle', () => this.#outcome.resolve('idle'));
     return false;
   }
 
@@ -215,10 +216,10 @@ export class Download {
     if (this.#ingest.isComplete && this.#spans.size > 1) this.#proceed();
   }
 
-  /** `hasBrought`: the try that failed had brought something. */
+  /** `hasBrought`: the failed try received bytes. */
   #failed(error: MirrorError, hasBrought: boolean): void {
-    // Spans that break off together are one failure.
-    if (this.#retryTimer || this.#over) return;
+    // Spans that break together count as one failure.
+    if (this.#retryTimer || this.#end) return;
     const delay = this.retries.after(error, hasBrought);
     if (delay === undefined) {
       this.fail(error);
@@ -230,15 +231,15 @@ export class Download {
     }, delay);
   }
 
-  #end(how: 'complete' | 'idle' | 'failed', settle: () => void): void {
-    if (this.#over) return;
-    this.#over = how;
+  #finish(how: 'complete' | 'idle' | 'failed', settle: () => void): void {
+    if (this.#end) return;
+    this.#end = how;
     clearTimeout(this.#retryTimer);
     for (const { stop } of this.#spans) stop.abort(notNeeded);
     settle();
   }
 
-  /** What the file will hold when all that is on its way has come; undefined if nobody knows. */
+  /** Bytes of the file once all running spans have ended; undefined if unknown. */
   #room(span: Span, size: number | undefined): number | undefined {
     const { present } = this.#ingest;
     if (this.#context.reservesInSteps) return Math.min(withMargin(present.total), size ?? Infinity);

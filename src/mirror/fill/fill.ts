@@ -29,19 +29,19 @@ export interface FillContext {
 
 interface FillParts extends FillContext {
   readonly upstream: Upstream;
-  /** The repo may have what an earlier fill has left. */
+  /** The repo may read what an earlier fill has left. */
   readonly isProven: boolean;
-  /** From then on nobody finds this fill. */
+  /** Removes the fill from the table of running fills. */
   readonly leave: () => void;
 }
 
 /**
- * One download in progress, owned by nobody's request: it opens with the upstream's first answer, and ends by commit or
- * by fault, or when ranges were all that was wanted.
+ * One blob download, independent of any client request. It opens with the upstream's first response and ends by commit
+ * or by fault; or idle, if only ranges were wanted.
  */
 export class Fill {
   readonly repo: Repo;
-  /** Resolves once the upstream has answered, or not. */
+  /** Resolves once the upstream has responded or the fill has failed. */
   readonly settled: Promise<unknown>;
   ended: Promise<void> = Promise.resolve();
   readonly #digest: Digest;
@@ -121,7 +121,7 @@ export class Fill {
     return this.#give !== undefined;
   }
 
-  /** Nobody is to join any more, though something of it is still being ended. */
+  /** No further request may join, though the fill may still be shutting down. */
   get isOver(): boolean {
     return this.#isOver || this.#download.isOver;
   }
@@ -138,12 +138,12 @@ export class Fill {
     return this.#demand.hasReaders;
   }
 
-  /** The whole is wanted, whoever waits for it. */
+  /** Fetch the whole blob, with or without readers. */
   askWhole(): void {
     this.#demand.askWhole();
   }
 
-  /** A lease, taken in the tick in which the upstream answers, or in this one if it has. */
+  /** A lease on the content, taken synchronously once the upstream has responded. */
   lease(want: Want): Promise<Content> {
     this.#demand.ask(want);
     if (!this.#give) {
@@ -161,7 +161,7 @@ export class Fill {
     this.ended = this.#run().catch((error: unknown) => this.#fail(toMirrorError(error)));
   }
 
-  /** Ends it, except when it has all its bytes. */
+  /** Ends the fill, unless all bytes are there. */
   stop(): void {
     const why = new MirrorError('draining', `blob ${this.#digest}: shutting down`);
     this.#stop.abort(why);
@@ -171,7 +171,7 @@ export class Fill {
   async #run(): Promise<void> {
     const isComing = await this.#opening.run(this.#stop.signal);
     if (!isComing) return;
-    // It may have come to stop while room was being made.
+    // The fill may have been stopped while it waited for space.
     if (this.#stop.signal.aborted) this.#download.fail(this.#stop.signal.reason as MirrorError);
     const outcome = await this.#download.outcome;
     if (outcome === 'idle') {
@@ -188,7 +188,7 @@ export class Fill {
     this.#leave();
   }
 
-  /** What an earlier process has left may have been damaged since: then all of it comes again, once. */
+  /** Verifies the digest. Bytes left by an earlier process may be damaged: then downloads everything again, once. */
   async #verify(): Promise<void> {
     try {
       await this.#ingest.verify();
@@ -197,7 +197,7 @@ export class Fill {
       if (!isFault(error, 'digest-mismatch') || !this.#ingest.isUnproven) throw error;
       this.#context.log.warn(
         { repo: this.repo.key, digest: this.#digest },
-        'what an earlier process had left of a blob is damaged: it starts over',
+        'blob left by an earlier process is damaged: download starts over',
       );
     }
     await this.#ingest.startOver();
@@ -209,7 +209,7 @@ export class Fill {
     await this.#ingest.verify();
   }
 
-  /** Out of the ingest, and from where that can take no more past the store. */
+  /** Leases from the ingest; relayed past the store from where the store runs full. */
   #lease(want: Want): Content {
     const { size } = this.#ingest;
     const range = size === undefined ? undefined : resolveWant(want, size);
@@ -230,13 +230,13 @@ export class Fill {
     await this.#download.settled();
     this.#leave();
     if (this.isOpen) {
-      // Nobody waits for its answer any more, so nobody else would tell.
+      // No client waits for a response any more, so the fault must be reported here.
       this.#context.onFault(error);
       if (error.fault === 'store-full' && !this.isVerified) this.#warnOfRelay(error);
       else
         this.#context.log[error.row.level](
           { err: error, repo: this.repo.key, digest: this.#digest },
-          'a fill failed',
+          'fill failed',
         );
     }
     this.#demand.fail(error);
@@ -248,7 +248,7 @@ export class Fill {
   #warnOfRelay(why: MirrorError): void {
     this.#context.log.warn(
       { err: why, repo: this.repo.key, digest: this.#digest },
-      'a blob is passed through uncached',
+      'blob passed through uncached',
     );
   }
 }

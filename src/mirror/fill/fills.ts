@@ -7,7 +7,7 @@ import { Connections } from './connections.ts';
 import { Fill, type FillContext, type FillOptions } from './fill.ts';
 
 export interface FillsOptions extends FillOptions {
-  /** Blob bodies at once, over all upstreams. */
+  /** Parallel blob bodies over all upstreams. */
   maxConnections: number;
 }
 
@@ -16,11 +16,10 @@ export interface FillsContext extends Omit<FillContext, 'connections'> {
 }
 
 /**
- * The downloads in progress: one for each registry and digest, owned by no request. Until a digest is verified its bytes
- * are only what one registry says they are, so no other registry's clients read them or wait for them. A fill ends by
- * commit or by fault, not by a client leaving. A commit has its catalog row before the fill leaves the table, and a failed
- * fill leaves the table before its readers hear of it: so a newcomer finds the content in one of the two, and nobody joins
- * a dead fill.
+ * The running fills, one for each registry and digest. Until a digest is verified, only clients of the registry that
+ * sends it may read or wait for it. A commit writes the catalog row before the fill leaves the table, and a failed
+ * fill leaves the table before its readers get the fault: so a request finds the content in one of the two and never
+ * joins a dead fill.
  */
 export class Fills {
   readonly #options: () => FillsOptions;
@@ -38,15 +37,14 @@ export class Fills {
     return this.#running.size;
   }
 
-  /** The fill of that digest from the repo's registry. */
+  /** The running fill of the digest from the repo's registry. */
   of(repo: Repo, digest: Digest): Fill | undefined {
     return this.#running.get(keyOf(repo, digest));
   }
 
   /**
-   * The content, as soon as the upstream's headers are in: of a new fill (`miss`), of one that was there (`joined`), or
-   * of one that has nothing left to do but to be committed (`hit`). The caller has made sure that the repo may have what
-   * is arriving, and what an earlier fill has left.
+   * Content, once the upstream's headers are in: of a new fill (`miss`), a running one (`joined`), or a verified one
+   * about to be committed (`hit`). The caller must have proven that the repo may read what is being fetched.
    */
   join(
     repo: Repo,
@@ -61,13 +59,14 @@ export class Fills {
     return { content, result: 'miss' };
   }
 
-  /** Starts what nobody waits for yet. Resolves when it has ended, one way or another. */
+  /** Starts a fill without a reader. Resolves when it has ended, whatever the outcome. */
   async prefetch(repo: Repo, digest: Digest): Promise<void> {
     let fill: Fill;
     try {
       fill = this.#create(repo, digest, false);
     } catch {
-      // Its upstream is not configured any more, or the catalog cannot be read: who needs it is told.
+      // The upstream is not configured any more, or the catalog cannot be read: the client that needs the blob gets
+      // the fault.
       return;
     }
     fill.askWhole();
@@ -76,8 +75,8 @@ export class Fills {
   }
 
   /**
-   * Ends what nobody reads (`idle`), or everything; except what has all its bytes. Resolves when all that run now have
-   * ended.
+   * Stops fills without readers (`idle`) or all, except those that have all bytes. Resolves when all fills running now
+   * have ended.
    */
   async stop(which: 'idle' | 'all'): Promise<void> {
     const fills = [...this.#running.values()];

@@ -16,17 +16,17 @@ import type { Download, DownloadOptions } from './download.ts';
 import type { OpenBlob } from './relay.ts';
 
 export interface OpeningOptions extends Pick<DownloadOptions, 'spanBytes' | 'firstByteTimeoutMs'> {
-  /** After ranges of a blob its rest follows. */
+  /** Fetch the rest of a blob after a range. */
   completeRanges: boolean;
 }
 
-/** Gives a client that asks for so much its content. */
+/** Leases the content that a client wants. */
 export type Give = (want: Want) => Content;
 
 export interface OpeningContext {
   readonly repo: Repo;
   readonly digest: Digest;
-  /** What is being done to what, for faults. */
+  /** Operation and object, for error messages. */
   readonly what: string;
   readonly store: BlobStore;
   readonly access: Access;
@@ -36,19 +36,19 @@ export interface OpeningContext {
   readonly download: Download;
   readonly demand: FillDemand;
   readonly arriving: ArrivingContext;
-  /** The repo may have what an earlier fill has left. */
+  /** The repo may read what an earlier fill has left. */
   readonly isProven: boolean;
-  /** From then on nobody finds the fill. */
+  /** Removes the fill from the table of running fills. */
   readonly leave: () => void;
-  /** There is something to give, from this tick on; `give` is absent where it comes out of the ingest. */
+  /** Content can be leased from now on; without `give`, from the ingest. */
   readonly onOpen: (give?: Give) => void;
-  /** The store can take nothing of it. */
+  /** The store cannot take the blob. */
   readonly onRelay: (why: MirrorError) => void;
 }
 
 /**
- * What a fill does from its start until it has something to give: the first question, asked again where that makes sense,
- * and its answer. One deadline lies over all of it.
+ * The start of a fill until its first content can be read: the first request, its retries and its response, under one
+ * deadline.
  */
 export class Opening {
   readonly #options: OpeningOptions;
@@ -57,7 +57,7 @@ export class Opening {
   readonly #download: Download;
   readonly #demand: FillDemand;
   #asksPlainly = false;
-  /** How the upstream has given it. */
+  /** Provenance of the first response. */
   #given: Provenance | undefined;
   #timer: NodeJS.Timeout | undefined;
 
@@ -69,26 +69,28 @@ export class Opening {
     this.#demand = context.demand;
   }
 
-  /** The first client waits for it: what was fetched ahead has its time anew, and counts for more. */
+  /** The first client now waits for a prefetched blob: restarts the deadline and raises the priority. */
   awaited(): void {
     this.#timer?.refresh();
     this.#download.awaited();
   }
 
-  /** The repo has it: since the upstream says so, or, for one under a pattern, since the bytes are right. */
+  /**
+   * Writes the link: the upstream serves the blob for this repo; under a pattern, only after the bytes are verified.
+   */
   confirm(): void {
     const { access, repo, digest } = this.#context;
     if (this.#given) access.confirm(repo, digest, this.#given);
   }
 
   /**
-   * Resolves to whether more is to come, when something has been given. Rejects with the upstream's fault, or the reason of
-   * the deadline or of `stop`.
+   * Resolves to whether the download goes on. Rejects with the upstream's fault, or the reason of the deadline or of
+   * `stop`.
    */
   async run(stop: AbortSignal): Promise<boolean> {
     const late = new AbortController();
     this.#timer = setTimeout(
-      () => late.abort(new DOMException('too late', 'TimeoutError')),
+      () => late.abort(new DOMException('deadline exceeded', 'TimeoutError')),
       this.#options.firstByteTimeoutMs,
     );
     const deadline = AbortSignal.any([late.signal, stop]);
@@ -111,7 +113,7 @@ export class Opening {
         return await this.#first(deadline);
       } catch (error) {
         if (isFault(error, 'upstream-invalid') && !this.#asksPlainly) {
-          // It may be the range that it cannot make sense of.
+          // The upstream may have mishandled the range: send a plain GET.
           this.#asksPlainly = true;
           continue;
         }
@@ -119,7 +121,7 @@ export class Opening {
           ? undefined
           : this.#download.retries.after(toMirrorError(error), false);
         if (delay === undefined) throw error;
-        // A deadline that passes meanwhile leaves the fault as it is.
+        // A deadline that passes during the delay keeps the original fault.
         await sleep(delay, undefined, { signal: deadline }).catch(() => {
           throw error;
         });
@@ -127,19 +129,19 @@ export class Opening {
     }
   }
 
-  /** Whether an earlier fill has left all that is wanted now. */
+  /** Whether an earlier fill has left all bytes that are wanted now. */
   #hasAllWanted(): boolean {
     const { size, present } = this.#ingest;
     const { waiting } = this.#demand;
     if (size === undefined || waiting.length === 0 || !this.#context.isProven) return false;
     return waiting.every((want) => {
       const range = resolveWant(want, size);
-      // A part of what is not proven has to come from the upstream.
+      // Parts of an unproven file must come from the upstream.
       return range !== undefined && present.has(range) && (isWholeWant(want) || !this.#ingest.isUnproven);
     });
   }
 
-  /** The first answer shows whether the repo may have the blob, how large it is, and whether there are ranges. */
+  /** The first response shows whether the repo has the blob, its size, and whether ranges are supported. */
   async #first(deadline: AbortSignal): Promise<boolean> {
     const range = await this.#firstRange(deadline);
     const { repo } = this.#context;
@@ -152,7 +154,7 @@ export class Opening {
         done();
         return false;
       }
-      // What waits longer for room is passed on past the store while its clients still wait.
+      // Past this, the blob is relayed past the store while its clients still wait.
       const roomBy = AbortSignal.timeout(this.#options.firstByteTimeoutMs / 4);
       await this.#download.begin(blob, done, AbortSignal.any([deadline, roomBy]));
     } catch (error) {
@@ -171,14 +173,14 @@ export class Opening {
     return true;
   }
 
-  /** What to ask for first; undefined for a plain GET. */
+  /** The range to request first; undefined for a plain GET. */
   async #firstRange(deadline: AbortSignal): Promise<ByteRange | undefined> {
     const { store, upstream, repo, digest } = this.#context;
     const { spanBytes } = this.#options;
     const { present } = this.#ingest;
     const want = this.#demand.waiting[0] ?? 'whole';
     let size = this.#ingest.size ?? store.sizeOfChild(digest);
-    // What is verified as a whole is asked for as a whole.
+    // A small blob is verified as a whole, so it is requested as a whole.
     const isOne = size !== undefined && size <= (want === 'whole' ? spanBytes : smallSize);
     if (this.#asksPlainly || (isOne && present.total === 0)) return undefined;
     if (want !== 'whole' && 'last' in want) {
@@ -188,14 +190,14 @@ export class Opening {
     const known = want !== 'whole' && 'start' in want ? want : open;
     const range = (size === undefined ? undefined : resolveWant(want, size)) ?? known;
     const start = present.endOfRun(range.start);
-    // What follows a range will be wanted too.
+    // The bytes after a range are likely wanted too.
     const follows = this.#options.completeRanges && range.end - range.start > probeBytes;
     const to = this.#demand.isWholeWanted || follows ? (size ?? Infinity) : range.end;
     const end = Math.min(to, start + spanBytes, present.next(start));
     return { start, end: Math.max(end, start + 1) };
   }
 
-  /** Small enough to be verified before anything of it is shown. */
+  /** Takes a blob small enough to be verified before any byte is served. */
   async #takeSmall(blob: UpstreamBlob, size: number, deadline: AbortSignal): Promise<void> {
     const { store, upstream, source, repo, digest, what, leave } = this.#context;
     let { body } = blob;
@@ -203,10 +205,10 @@ export class Opening {
       body.discard();
       ({ body } = await source.fetch(undefined, deadline));
     }
-    // An empty one may have come as the refusal of a range.
+    // An empty blob may come as a 416.
     const bytes = size === 0 ? Buffer.alloc(0) : await upstream.client.bytes(what, body, size, deadline);
     if (!hashesTo(bytes, digest)) {
-      throw new MirrorError('digest-mismatch', `${what}: the bytes do not hash to it`);
+      throw new MirrorError('digest-mismatch', `${what}: the bytes do not match the digest`);
     }
     if (isFromPattern(repo)) this.confirm();
     const content = store.put(bytes, {
@@ -219,11 +221,11 @@ export class Opening {
     await this.#ingest.suspend();
   }
 
-  /** The store can take nothing of it: those who wait get it past the store, and newcomers see for themselves. */
+  /** The store cannot take the blob: its waiting clients get it relayed; later requests start over. */
   #relay(blob: UpstreamBlob, why: MirrorError): void {
     const { upstream, arriving, leave, onRelay } = this.#context;
     onRelay(why);
-    // The answer that is open already goes to the first who waits for the whole, if it may keep its connection.
+    // The open response serves the first client that wants the whole, if a relay slot is free.
     const hasAll = blob.start === 0 && blob.end === blob.size;
     const done = hasAll ? upstream.relaySlots.tryTake() : undefined;
     const spare: OpenBlob[] = done ? [{ blob, done }] : [];
@@ -233,9 +235,9 @@ export class Opening {
       const open = want === 'whole' ? spare.pop() : undefined;
       return new ArrivingContent(arriving, { size: () => blob.size, lease: undefined, open });
     });
-    for (const { blob: unused, done: give } of spare) {
+    for (const { blob: unused, done: release } of spare) {
       unused.body.discard();
-      give();
+      release();
     }
   }
 

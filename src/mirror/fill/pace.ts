@@ -1,10 +1,10 @@
 import type { Clock } from '../../util/clock.ts';
 
-/** A download that brings less than this over that time gives way to others. */
+/** A download below this rate over `measureMs` yields its connections. */
 const slowBytesPerSecond = 16 * 1024;
 const measureMs = 4000;
 
-/** Whether a download's connections bring enough bytes to be worth having. */
+/** Whether a download's connections transfer enough to be worth holding. */
 export class Pace {
   readonly #clock: Clock;
   /** By the monotonic clock. */
@@ -17,29 +17,29 @@ export class Pace {
     this.#measuredAt = clock.monotonic();
   }
 
-  /** It has brought hardly anything in the last seconds. */
+  /** Below the minimum rate over the last seconds. */
   get isSlow(): boolean {
     const elapsedMs = this.#clock.monotonic() - this.#measuredAt;
     return elapsedMs >= measureMs && (this.#bytes / elapsedMs) * 1000 < slowBytesPerSecond;
   }
 
-  /** It was slow when it last gave a connection back, and has not brought enough since. */
+  /** Was slow when it last yielded a connection, and has not caught up since. */
   get wasSlow(): boolean {
     return this.#wasSlow;
   }
 
-  /** It has its first connection: what it could not bring without one does not count against it. */
+  /** First connection: time without a connection does not count. */
   connected(): void {
     this.#measuredAt = this.#clock.monotonic();
     this.#bytes = 0;
   }
 
-  /** It is asked to give a connection back. */
+  /** A connection is being taken back. */
   yielding(): void {
     this.#wasSlow = this.isSlow;
   }
 
-  /** What came lately counts, not what came once. */
+  /** Counts received bytes; older ones count for less. */
   add(bytes: number): void {
     const now = this.#clock.monotonic();
     if (now - this.#measuredAt >= 2 * measureMs) {

@@ -6,15 +6,15 @@ import type { BlobStore } from '../../store/blob-store.ts';
 import type { Fills } from './fills.ts';
 
 export interface PrefetchContext {
-  /** Whether layers are fetched ahead at all. */
+  /** Whether prefetch is enabled. */
   readonly isOn: () => boolean;
   readonly store: BlobStore;
   readonly fills: Fills;
-  /** Bytes that have come from upstreams so far. */
+  /** Total bytes received from upstreams. */
   readonly receivedBytes: () => number;
-  /** Bytes that were fetched ahead, and whether somebody then asked for them in time. */
-  /** So many layers were not queued, since too many are. */
+  /** Layers dropped because the queue or the manifest is too long. */
   readonly onSkipped: (layers: number) => void;
+  /** A prefetched layer was requested in time (`used`), or not; `bytes`: its size. */
   readonly onOutcome: (bytes: number, used: boolean) => void;
 }
 
@@ -29,37 +29,36 @@ interface Chain {
   readonly layers: readonly Child[];
 }
 
-/** A client that has got a manifest asks for its layers soon, or not at all. */
+/** A client requests the layers soon after the manifest, or not at all. */
 const chainForMs = 5 * 60_000;
 const maxChains = 10_000;
-/** Of one manifest, and in all. */
+/** Layers remembered for one manifest; below, for all. */
 const maxLayers = 1000;
 const maxLayersOfChains = 200_000;
 const maxQueued = 10_000;
 const maxAhead = 10_000;
 const stepMs = 100;
 const firstLimit = 2;
-/** What one more connection must bring to be worth one more. */
+/** The total rate must grow by this factor for the limit to rise by one. */
 const growth = 1.05;
 
 /**
- * Layers are applied as a chain: a client that lacks one lacks all that follow it in the manifest, though it asks for
- * three at a time. So these are fetched ahead, behind all that clients wait for, a few at once: one more for as long as
- * the total rate still grows by it.
+ * Prefetches layers. A client that misses one layer needs all layers after it in the manifest, but requests only a few
+ * at a time. These are fetched at low priority, a few in parallel: one more for as long as that raises the total rate.
  */
 export class Prefetch {
   readonly #context: PrefetchContext;
-  /** The layers of the manifest that a client was served last, by client and repo. */
+  /** Layers of the last manifest served, by client and repo. */
   readonly #chains = new LRUCache<string, Chain>({
     max: maxChains,
     maxSize: maxLayersOfChains,
     sizeCalculation: ({ layers }) => layers.length,
     ttl: chainForMs,
   });
-  /** What was fetched ahead and not asked for yet. */
+  /** Size of each layer prefetched and not requested yet. */
   readonly #ahead: LRUCache<Digest, number>;
   readonly #queue = new Map<Digest, Layer>();
-  /** What is being fetched and nobody has asked for yet. */
+  /** Layers being prefetched and not requested yet. */
   readonly #running = new Set<Digest>();
   #limit = firstLimit;
   #bestRate = 0;
@@ -77,7 +76,7 @@ export class Prefetch {
     });
   }
 
-  /** A client has got a manifest. */
+  /** A client was served a manifest. */
   served(client: string, repo: Repo, manifest: Digest): void {
     if (this.#ahead.size > 0) this.#ahead.purgeStale();
     if (!this.#context.isOn()) return;
@@ -88,12 +87,12 @@ export class Prefetch {
     if (layers.length > 0) this.#chains.set(key, { manifest, layers: layers.slice(0, maxLayers) });
   }
 
-  /** A client wants the whole of a blob; `missed`: it was neither here nor on its way. Never throws. */
+  /** A client requested a whole blob; `missed`: it was neither stored nor being fetched. Never throws. */
   asked(client: string, repo: Repo, digest: Digest, missed: boolean): void {
     try {
       this.#asked(client, repo, digest, missed);
     } catch {
-      // A catalog that cannot be read is told of by those who need it.
+      // The request itself reports an unreadable catalog.
     }
   }
 
@@ -126,7 +125,7 @@ export class Prefetch {
     try {
       this.#startSome();
     } catch {
-      // A catalog that cannot be read is told of by those who need it.
+      // The request itself reports an unreadable catalog.
       this.#queue.clear();
     }
   }
@@ -140,7 +139,7 @@ export class Prefetch {
       this.#running.add(digest);
       this.#ahead.set(digest, size);
       void this.#context.fills.prefetch(repo, digest).then(() => {
-        // What could not be had is on nobody's account.
+        // A failed fetch counts neither as used nor as wasted.
         if (this.#ahead.has(digest) && !this.#isKnown(repo, digest)) this.#ahead.set(digest, 0);
         this.#running.delete(digest);
         this.#start();

@@ -10,7 +10,7 @@ import type { Outlet } from '../../util/outlet.ts';
 import type { Slots } from '../../util/slots.ts';
 import { Retries } from './retries.ts';
 
-/** An answer on its way; `done` gives its connection's place back. */
+/** An open upstream response; `done` releases its connection slot. */
 export interface OpenBlob {
   readonly blob: UpstreamBlob;
   readonly done: () => void;
@@ -19,32 +19,32 @@ export interface OpenBlob {
 export interface RelayContext {
   readonly source: BlobSource;
   readonly clock: Clock;
-  /** Relays at once: they have connections of their own, since slow clients hold them. */
+  /** Relays have connections of their own, since slow clients hold them. */
   readonly slots: Slots;
-  /** Over everything before the first byte of an answer. */
+  /** Covers everything before the first byte of a response. */
   readonly firstByteTimeoutMs: number;
   readonly giveUpAfterMs: number;
 }
 
-/** What a relay has to bring. */
+/** The range that a relay sends. */
 export interface RelayRange {
   readonly start: number;
-  /** Undefined while the size is not known. */
+  /** Undefined while the size is unknown. */
   readonly end: number | undefined;
-  /** Of the whole; undefined while it is not known. */
+  /** Size of the whole blob; undefined while unknown. */
   readonly size: number | undefined;
-  /** Continues the hash of what the reader has already had; undefined for a part, which is not held back. */
+  /** Continues the hash of the bytes the reader already has. Undefined for a partial range, which is not verified. */
   readonly prefix: { readonly length: number; readonly verification: Verification } | undefined;
 }
 
 /**
- * What the store cannot take: an upstream body of its own for one reader, at that reader's pace. Whoever reads the whole
- * does not get the last byte before the digest is verified, as from a file.
+ * Streams a blob past the store to one reader, at that reader's pace. A reader of the whole blob gets the last byte
+ * only after the digest is verified, as from a file.
  */
 export class Relay {
   readonly #digest: Digest;
   readonly #context: RelayContext;
-  /** An answer that is open already. */
+  /** An open response, not used yet. */
   #spare: OpenBlob | undefined;
   #done: (() => void) | undefined;
   readonly #released = new AbortController();
@@ -56,16 +56,16 @@ export class Relay {
     this.#done = spare?.done;
   }
 
-  /** Waits for a connection, not longer than a client waits for its first byte. Throws `upstream-busy`. */
+  /** Waits for a connection slot, at most the first-byte timeout. Throws `upstream-busy`. */
   async prepare(signal = AbortSignal.timeout(this.#context.firstByteTimeoutMs)): Promise<void> {
     const either = AbortSignal.any([signal, this.#released.signal]);
     this.#done ??= await this.#context.slots.take(either).catch((cause: unknown) => {
-      const what = `GET blob ${this.#digest}: no free connection past the store in time`;
+      const what = `GET blob ${this.#digest}: no free connection for an uncached blob before the deadline`;
       throw new MirrorError('upstream-busy', what, { cause, retryAfterMs: 5000 });
     });
   }
 
-  /** Writes what is to be brought, as often as its upstream breaks off. */
+  /** Writes the range, and resumes where the upstream breaks off. */
   async copy(outlet: Outlet, range: RelayRange): Promise<void> {
     const { gone } = outlet;
     await this.prepare(gone);
@@ -102,7 +102,7 @@ export class Relay {
     const { body, start, end: promised, size } = await this.#fetch(tail.offset, end, gone);
     if (size !== undefined && range.size !== undefined && size !== range.size) {
       body.discard();
-      throw new MirrorError('upstream-invalid', `${what}: one of ${size} bytes, ${range.size} expected`);
+      throw new MirrorError('upstream-invalid', `${what}: ${size} bytes, expected ${range.size}`);
     }
     let offset = start;
     const take = async (chunks: Buffer[]): Promise<boolean> => {
@@ -135,9 +135,9 @@ export class Relay {
   }
 }
 
-/** Passes bytes on, one byte late, and hashes them. */
+/** Passes bytes on and hashes them, holding back the last byte. */
 class Tail {
-  /** Of the next byte that is to come. */
+  /** Offset of the next byte to receive. */
   offset: number;
   readonly #outlet: Outlet;
   readonly #prefix: RelayRange['prefix'];
@@ -157,10 +157,13 @@ class Tail {
     await Promise.all([this.#feed(from, bytes), this.#send(ready)]);
   }
 
-  /** Everything has come: the last byte leaves if the digest is right. */
+  /** All bytes have been received: sends the last one if the digest matches. */
   async flush(digest: Digest): Promise<void> {
     if (this.#prefix && !(await this.#prefix.verification.matches())) {
-      throw new MirrorError('digest-mismatch', `blob ${digest}: the upstream's bytes do not hash to it`);
+      throw new MirrorError(
+        'digest-mismatch',
+        `blob ${digest}: the upstream's bytes do not match the digest`,
+      );
     }
     await this.#send(this.#last);
   }
@@ -171,7 +174,7 @@ class Tail {
 
   async #feed(from: number, bytes: Buffer): Promise<void> {
     if (!this.#prefix) return;
-    // The worker takes its buffer over, so it gets a copy.
+    // The worker takes ownership of the buffer, so it gets a copy.
     const copy = new Uint8Array(bytes.subarray(Math.max(0, this.#prefix.length - from)));
     if (copy.length > 0) await this.#prefix.verification.feed(copy);
   }

@@ -4,19 +4,16 @@ import type { MirrorError } from '../../util/errors.ts';
 const firstDelayMs = 100;
 const firstDelayWhenLimitedMs = 1000;
 const longestDelayMs = 5000;
-/** Before anybody has been answered it is better to answer with a fault than to be silent. */
+/** Before the first response, clients are better served by a fault than by silence. */
 const triesAtOpening = 4;
 
-/**
- * When to try again, for as long as that makes sense: bounded by tries at first, later by the time in which every try has
- * failed.
- */
+/** Schedules retries: limited by count before the first response, later by the time without progress. */
 export class Retries {
   readonly #clock: Clock;
   readonly #giveUpAfterMs: number;
   #failures = 0;
   #opened = false;
-  /** Since when every try has failed, by the monotonic clock. */
+  /** Start of the current series of failures, by the monotonic clock. */
   #failingSince: number | undefined;
 
   constructor(clock: Clock, giveUpAfterMs: number) {
@@ -24,13 +21,13 @@ export class Retries {
     this.#giveUpAfterMs = giveUpAfterMs;
   }
 
-  /** Something has come, by this try or another. */
+  /** Bytes have been received. */
   progress(): void {
     this.#opened = true;
     this.#failingSince = undefined;
   }
 
-  /** How long to wait after this failure of a try that had, or had not, brought something; undefined: give up. */
+  /** Delay in ms before the next try; `hasBrought`: the failed try received bytes. Undefined: give up. */
   after({ row, fault, retryAfterMs = 0, notAsked }: MirrorError, hasBrought: boolean): number | undefined {
     this.#failures = hasBrought ? 1 : this.#failures + 1;
     this.#failingSince ??= this.#clock.monotonic();
@@ -40,7 +37,7 @@ export class Retries {
     if (!again) return undefined;
     const first = fault === 'upstream-limited' ? firstDelayWhenLimitedMs : firstDelayMs;
     const delay = Math.min(first * 2 ** (this.#failures - 1), longestDelayMs);
-    // Jitter: others have been cut off in the same moment.
+    // Jitter: other clients of the upstream were cut off at the same moment.
     return Math.max(delay * (0.5 + Math.random() / 2), Math.min(retryAfterMs, this.#giveUpAfterMs));
   }
 }

@@ -2,64 +2,63 @@ import type { ByteRange } from '../../oci/range.ts';
 import type { Reader } from '../../store/ingest/ingest.ts';
 import type { Intervals } from '../../store/ingest/intervals.ts';
 
-/** What a fill knows when it decides what to ask for next. */
+/** Input for choosing the next span. */
 export interface Situation {
   readonly size: number;
   readonly present: Intervals;
-  /** What running spans have still to bring. */
+  /** Remaining ranges of running spans. */
   readonly running: readonly ByteRange[];
   readonly readers: Iterable<Reader>;
-  /** The whole is wanted, not only what readers are waiting for. */
+  /** Fetch the whole blob, not only what readers wait for. */
   readonly isWholeWanted: boolean;
   readonly spanBytes: number;
 }
 
 export interface NextSpan extends ByteRange {
-  /** A reader can get nothing more before this has come. */
+  /** A reader is blocked until this span arrives. */
   readonly urgent: boolean;
 }
 
-/** A reader this far ahead of a span that will reach it does not wait for it. */
+/** A reader further than this ahead of a running span gets a span of its own. */
 const tooFarBytes = 4 * 1024 * 1024;
 const largestFactor = 8;
 
-/** How long the spans of a blob are: a thirty-second of it, within bounds. */
+/** Span length in bytes: 1/32 of the blob, within bounds. */
 export function spanLength(size: number, spanBytes: number): number {
   return Math.min(Math.max(spanBytes, Math.ceil(size / 32)), largestFactor * spanBytes);
 }
 
 /**
- * What to fetch next: what is missing nearest to a reader's position, else, if the whole is wanted, what is missing
- * first. Undefined when all that is wanted is there or on its way. A span may begin within what another one was to
- * bring: that one then ends there.
+ * The next span: the gap nearest to a reader, else, if the whole is wanted, the first gap. Undefined if all that is
+ * wanted is stored or being fetched. A span may start within a running one, which then ends there.
  */
 export function nextSpan(situation: Situation): NextSpan | undefined {
   const { size, readers, present, isWholeWanted } = situation;
   let best: (NextSpan & { distance: number }) | undefined;
   for (const reader of readers) {
-    const stands = present.endOfRun(reader.offset);
-    // What follows is wanted too, if the whole is.
-    const gap = gapFrom(stands, isWholeWanted ? size : (reader.end ?? size), situation);
+    const blockedAt = present.endOfRun(reader.offset);
+    // If the whole is wanted, so are the bytes after the range.
+    const gap = gapFrom(blockedAt, isWholeWanted ? size : (reader.end ?? size), situation);
     if (!gap || gap.start >= (reader.end ?? size)) continue;
     const distance = gap.start - reader.offset;
-    if (!best || distance < best.distance) best = { ...gap, urgent: gap.start === stands, distance };
+    if (!best || distance < best.distance) best = { ...gap, urgent: gap.start === blockedAt, distance };
   }
   const gap = best ?? (isWholeWanted ? gapFrom(0, size, situation) : undefined);
   if (!gap) return undefined;
   const length = spanLength(size, situation.spanBytes);
-  // Rather a somewhat longer span than a tiny one behind it.
+  // A slightly longer span avoids a tiny one after it.
   const end = gap.end - gap.start > 1.5 * length ? gap.start + length : gap.end;
   return { start: gap.start, end, urgent: best?.urgent ?? false };
 }
 
-/** A reader waits for just what this span will bring next. */
+/** Whether a reader is blocked on the next bytes of this span. */
 export function isAwaited(
   { start, end }: ByteRange,
   { readers, present }: Pick<Situation, 'readers' | 'present'>,
 ): boolean {
   for (const { offset } of readers) {
-    const stands = present.endOfRun(offset);
-    if (start <= stands && stands < end) return true;
+    const blockedAt = present.endOfRun(offset);
+    if (start <= blockedAt && blockedAt < end) return true;
   }
   return false;
 }
@@ -72,7 +71,7 @@ function gapFrom(from: number, to: number, { present, running }: Situation): Byt
     const at = start;
     const span = running.find((each) => each.start <= at && at < each.end);
     if (!span) break;
-    // Where a reader stands and would wait long, the span is cut in two.
+    // Split the running span where a reader would otherwise wait long.
     if (at === from && at - span.start > tooFarBytes) return { start: at, end: Math.min(span.end, to) };
     start = span.end;
   }

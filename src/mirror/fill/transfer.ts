@@ -7,10 +7,10 @@ import { MirrorError } from '../../util/errors.ts';
 
 /** A byte range that one upstream connection is fetching. */
 export interface Span {
-  /** Where it stands. */
+  /** Offset of the next byte. */
   start: number;
   end: number;
-  /** It has one of the connections that are counted. */
+  /** Holds a connection. */
   isConnected: boolean;
   readonly stop: AbortController;
 }
@@ -19,27 +19,27 @@ export function createSpan({ start, end }: ByteRange, isConnected = false): Span
   return { start, end, isConnected, stop: new AbortController() };
 }
 
-/** Why a span is stopped before its end. */
-export const notNeeded = new Error('another span is needed more');
+/** The abort reason of a span that is stopped before its end. */
+export const notNeeded = new Error('span stopped: connection needed elsewhere');
 
 export interface TransferContext {
-  /** What is being done to what, for faults. */
+  /** Operation and object, for error messages. */
   readonly what: string;
   readonly ingest: Ingest;
   readonly source: BlobSource;
-  /** Over everything before the first byte of an answer. */
+  /** Covers everything before the first byte of a response. */
   readonly firstByteTimeoutMs: number;
-  /** Nothing is set aside for what the registry only says that it will send. */
+  /** Reserve space for received bytes only, not for the size that the registry announces. */
   readonly reservesInSteps: boolean;
-  /** What the file will hold when the span and all others have come; undefined if nobody knows. */
+  /** Bytes of the file once this and all other spans have ended; undefined if unknown. */
   readonly room: (span: Span) => number | undefined;
-  /** So many bytes have come and are to be written. Returns whether they are worth it. */
+  /** Bytes were received. Returns whether to write them and go on. */
   readonly onBytes: (count: number) => boolean;
-  /** They are written; `fresh` of them were missing. */
+  /** Bytes were written; `fresh`: how many were missing before. */
   readonly onWritten: (fresh: number) => void;
 }
 
-/** Asks for one span of a blob and writes its body to the ingest. */
+/** Requests one span of a blob and writes its body to the ingest. */
 export class Transfer {
   readonly #context: TransferContext;
   #takesRanges = true;
@@ -48,17 +48,17 @@ export class Transfer {
     this.#context = context;
   }
 
-  /** Whether the upstream takes ranges, as far as it has shown. */
+  /** Whether the upstream supports range requests, as far as observed. */
   get takesRanges(): boolean {
     return this.#takesRanges;
   }
 
-  /** What the first answer shows. */
+  /** Learns range support from the first response. */
   began({ size, start, end }: UpstreamBlob): void {
     this.#takesRanges = size !== undefined && (start > 0 || end !== size);
   }
 
-  /** Brings a span over a connection that its caller holds. Rejects with the fault that broke it off. */
+  /** Fetches a span over a connection that the caller holds. Rejects with the fault that interrupted it. */
   async fetch(span: Span): Promise<void> {
     const { ingest, source, firstByteTimeoutMs, reservesInSteps, room } = this.#context;
     const { signal } = span.stop;
@@ -68,13 +68,13 @@ export class Transfer {
     const { size } = ingest;
     if (size !== undefined && blob.size !== undefined && blob.size !== size) {
       blob.body.discard();
-      throw this.#invalid(`the upstream sent one of ${blob.size} bytes, not ${size}`);
+      throw this.#invalid(`the upstream sent ${blob.size} bytes, expected ${size}`);
     }
     if (blob.size !== undefined) ingest.setSize(blob.size);
     this.#takesRanges =
       blob.start === span.start && blob.size !== undefined && (span.start > 0 || this.#takesRanges);
     if (!this.#takesRanges) {
-      // It sends everything, and what is there already is passed over.
+      // The upstream sends the whole blob; bytes already stored are skipped.
       span.start = blob.start;
       span.end = blob.end ?? Infinity;
       if (blob.size !== undefined && !reservesInSteps) await ingest.reserve(blob.size);
@@ -82,21 +82,21 @@ export class Transfer {
     await this.receive(span, blob);
   }
 
-  /** Writes the body of an answer, as far as the span goes. Rejects with the fault that broke it off. */
+  /** Writes a response body up to the span's end. Rejects with the fault that interrupted it. */
   async receive(span: Span, { body, start, end, size }: UpstreamBlob): Promise<void> {
     const { what, ingest, onBytes, onWritten } = this.#context;
     let offset = start;
     let added = 0;
     const take = async (chunks: Buffer[]): Promise<boolean> => {
       const length = chunks.reduce((sum, chunk) => sum + chunk.length, 0);
-      if (offset + length > (end ?? Infinity)) throw this.#invalid('more bytes came than were announced');
+      if (offset + length > (end ?? Infinity)) throw this.#invalid('more bytes than announced');
       if (!onBytes(length)) return false;
       const fresh = await ingest.write(offset, chunks);
       offset += length;
       added += fresh;
       span.start = offset;
       onWritten(fresh);
-      // Where a span was cut in two, the rest is the other one's.
+      // The span may have been split meanwhile: the rest belongs to the other half.
       return offset < span.end || span.end >= (end ?? Infinity);
     };
     if (start !== end) {
@@ -108,7 +108,7 @@ export class Transfer {
       throw new MirrorError('upstream-down', `${what}: ended after ${offset} of ${end} bytes`);
     }
     if (size === undefined) ingest.setSize(offset);
-    if (added === 0 && !ingest.isComplete && offset >= span.end) throw this.#invalid('nothing new came');
+    if (added === 0 && !ingest.isComplete && offset >= span.end) throw this.#invalid('no new bytes received');
   }
 
   #invalid(why: string): MirrorError {

@@ -17,20 +17,20 @@ import type { Upstreams } from '../upstreams.ts';
 import { isFresh, isServableStale, type MirrorSettings } from './freshness.ts';
 import { Negatives } from './negatives.ts';
 
-/** What is being sent to clients, who may be slow. */
+/** Pages being sent to clients, which may be slow. */
 const maxHeldBytes = 64 * 1024 * 1024;
-/** Pages in use, so that many who want one share its memory. */
+/** Cache of pages in use, shared by parallel requests. */
 const maxSharedBytes = 16 * 1024 * 1024;
-/** More at once some registries refuse; there is a next page. */
+/** Some registries refuse larger pages; clients follow the next link. */
 const maxPage = 1000;
 const maxParameters = 10;
 
 export interface ListAnswer extends Omit<Answer, 'content'> {
-  /** Absent in the answer to a HEAD. */
+  /** Absent for HEAD. */
   readonly content: Buffer | undefined;
-  /** The query of the page after it. */
+  /** Query string of the next page. */
   readonly next: string | undefined;
-  /** What the upstream says that it has filtered by. */
+  /** The upstream's `OCI-Filters-Applied`. */
   readonly filters: string | undefined;
 }
 
@@ -41,19 +41,19 @@ export interface ListsContext {
   readonly log: Logger;
 }
 
-/** A page as it was asked for, and as the upstream is. */
+/** A requested page, normalized for the upstream. */
 interface Page {
   readonly of: ListOf;
   readonly query: URLSearchParams;
-  /** By which it is known. */
+  /** The cache key within the repo. */
   readonly name: string;
-  /** Nothing of it is wanted but whether there is such a repo. */
+  /** `n=0`: only the repo's existence is checked. */
   readonly isNone: boolean;
 }
 
 /**
- * Pages of tags and of referrers, as the upstream gives them: believed for a while, asked for once however many want
- * them, and served as they were while it cannot be asked. What is not a list is never taken for an empty one.
+ * Pages of tags and referrers, as the upstream serves them: cached for a TTL, requested once for all waiting clients,
+ * and served stale while the upstream cannot be asked. An invalid page is never treated as an empty list.
  */
 export class Lists {
   readonly #settings: () => MirrorSettings;
@@ -74,22 +74,22 @@ export class Lists {
     this.#negatives = new Negatives(() => settings().tags, context.clock);
   }
 
-  /** Throws `page-invalid`, `repo-unknown`, `manifest-unknown`, or why the upstream cannot be asked. */
+  /** Throws `page-invalid`, `repo-unknown`, `manifest-unknown`, `overloaded`, or the upstream's fault. */
   async answer(repo: Repo, of: ListOf, query: URLSearchParams, method: Method): Promise<ListAnswer> {
     const { clock } = this.#context;
     const page = pageOf(of, query);
-    const known = this.#known(repo, page);
+    const cached = this.#cached(repo, page);
     const respond = (row: ListRow, result: Result, reason?: string): ListAnswer =>
       this.#respond(repo, page, row, method, { result, ...(reason !== undefined && { reason }) });
-    if (known && isFresh(known.checkedAt, clock.now(), this.#lifeOf(repo, page, known)))
-      return respond(known, 'hit');
+    if (cached && isFresh(cached.checkedAt, clock.now(), this.#lifeOf(repo, page, cached)))
+      return respond(cached, 'hit');
     try {
       const { value, joined } = await this.#ask(repo, page);
-      return respond(value, joined ? 'joined' : known ? 'revalidated' : 'miss');
+      return respond(value, joined ? 'joined' : cached ? 'revalidated' : 'miss');
     } catch (error) {
       const { row, fault } = toMirrorError(error);
-      if (row.stale && known && isServableStale(known.checkedAt, clock.now(), this.#settings().tags))
-        return respond(known, 'stale', fault);
+      if (row.stale && cached && isServableStale(cached.checkedAt, clock.now(), this.#settings().tags))
+        return respond(cached, 'stale', fault);
       throw error;
     }
   }
@@ -103,7 +103,7 @@ export class Lists {
     );
   }
 
-  /** Memory for a page until what it returns is called, once. Throws `overloaded`. */
+  /** Reserves memory for a page; the returned function releases it and is called once. Throws `overloaded`. */
   hold(size: number): () => void {
     if (this.#heldBytes + size > maxHeldBytes)
       throw new MirrorError('overloaded', 'too many lists are being sent', { retryAfterMs: 1000 });
@@ -135,10 +135,11 @@ export class Lists {
         this.#write(repo, (catalog) => catalog.lists.removeWithPrefix(repo, 'tags/'));
         throw error;
       }
-      // A registry without lists of referrers has none while it is down either: clients look for a tag then.
+      // Remembered for stored subjects: clients of a registry without a referrers API then use the tag schema, also
+      // while it is down.
       const isSure = error.fault === 'manifest-unknown' && this.#isKept(of);
       if (isSure) this.#write(repo, (catalog) => catalog.lists.setAbsent(repo, name, clock.now()));
-      // Of the name unknown, some clients would not look any further.
+      // On NAME_UNKNOWN some clients would not fall back to the tag schema.
       throw new MirrorError('manifest-unknown', error.message, { cause: error });
     }
   }
@@ -153,7 +154,7 @@ export class Lists {
     const { size, filters } = row;
     if (row.digest === null) {
       const what = of.kind === 'referrers' ? `referrers of ${of.digest}` : name;
-      throw new MirrorError('manifest-unknown', `${repo.key} ${what}: the upstream keeps no list of them`);
+      throw new MirrorError('manifest-unknown', `${repo.key} ${what}: the upstream has no such list`);
     }
     const mediaType = of.kind === 'tags' ? 'application/json' : ociIndex;
     const ageMs = this.#context.clock.now() - row.checkedAt;
@@ -168,24 +169,24 @@ export class Lists {
   }
 
   #body(repo: Repo, name: string, digest: string): Buffer {
-    const known = this.#bodies.get(digest);
-    if (known) return known;
+    const cached = this.#bodies.get(digest);
+    if (cached) return cached;
     const body = this.#catalog.lists.body(repo, name);
-    if (!body) throw new MirrorError('overloaded', `${repo.key} ${name}: it has just been forgotten`);
+    if (!body) throw new MirrorError('overloaded', `${repo.key} ${name}: list evicted while being read`);
     this.#bodies.set(digest, body);
     return body;
   }
 
-  /** Anybody can name any digest: what is written down belongs to something that is held. */
+  /** Clients can name any digest, so only referrers of stored manifests are written to the catalog. */
   #isKept(of: ListOf): boolean {
     return of.kind === 'tags' || this.#context.store.describe(of.digest) !== undefined;
   }
 
-  #known(repo: Repo, { name }: Page): ListRow | undefined {
+  #cached(repo: Repo, { name }: Page): ListRow | undefined {
     try {
       return this.#catalog.lists.get(repo, name);
     } catch (error) {
-      this.#context.log.warn({ err: error, repo: repo.key }, 'a list could not be read');
+      this.#context.log.warn({ err: error, repo: repo.key }, 'list not readable');
       return undefined;
     }
   }
@@ -194,11 +195,11 @@ export class Lists {
     try {
       write(this.#catalog);
     } catch (error) {
-      this.#context.log.warn({ err: error, repo: repo.key }, 'a list could not be written');
+      this.#context.log.warn({ err: error, repo: repo.key }, 'list not written');
     }
   }
 
-  /** An empty list lives no longer than any other absence, so that what was just pushed is soon seen. */
+  /** TTL in ms. An empty list lives no longer than a negative answer, so that a new push is soon visible. */
   #lifeOf(repo: Repo, { of, name }: Page, row: ListRow): number {
     const ttlMs = this.#ttlOf(repo, of);
     const isEmpty =
@@ -206,14 +207,14 @@ export class Lists {
     return isEmpty ? Math.min(ttlMs, this.#settings().tags.negativeTtlMs) : ttlMs;
   }
 
-  /** As long as a tag; what refers to a manifest as long as the tag that would say it where there are no lists. */
+  /** The TTL of tags; for referrers, that of the tag in the referrers tag schema. */
   #ttlOf(repo: Repo, of: ListOf): number {
     const tag = of.kind === 'tags' ? '' : of.digest.replace(':', '-').slice(0, 71);
     return this.#context.upstreams.of(repo).ttlOf(repo, tag);
   }
 }
 
-/** Larger lists have something in them. */
+/** Larger lists are never empty; bytes. */
 const mostOfEmpty = 1024;
 
 function isEmptyList(body: Buffer): boolean {
@@ -227,7 +228,7 @@ function pageOf(of: ListOf, query: URLSearchParams): Page {
   if (query.size > maxParameters)
     throw new MirrorError('page-invalid', `query: more than ${maxParameters} parameters`);
   const asked = new URLSearchParams(query);
-  // However a client orders them it is the same page.
+  // The order of parameters does not matter.
   asked.sort();
   const [n, more] = asked.getAll('n');
   if (more !== undefined || (n !== undefined && !/^\d+$/.test(n)))
@@ -235,14 +236,14 @@ function pageOf(of: ListOf, query: URLSearchParams): Page {
       'page-invalid',
       `query: n=${JSON.stringify(n?.slice(0, 50))}: expected one whole number`,
     );
-  // Whether there is such a repo is to be known all the same.
+  // The upstream is asked for n=1 at least, to learn whether the repo exists.
   if (n !== undefined) asked.set('n', String(Math.min(Math.max(Number(n), 1), maxPage)));
   const list = of.kind === 'tags' ? 'tags/list' : `referrers/${of.digest}`;
   const isNone = of.kind === 'tags' && n !== undefined && Number(n) === 0;
   return { of, query: asked, name: `${list}?${asked.toString()}`, isNone };
 }
 
-/** Of as many as the client has asked for. */
+/** Keeps the client's page size in the query of the next page. */
 function withPageSize(next: string | null, asked: URLSearchParams): string | null {
   const n = asked.get('n');
   if (next === null || n === null) return next;

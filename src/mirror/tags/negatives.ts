@@ -5,24 +5,27 @@ import type { TagPolicy } from './freshness.ts';
 
 const maxRemembered = 10_000;
 
-/** The upstream's definite noes, remembered for seconds and bounded in number. Nothing else counts as absence. */
+/**
+ * The upstream's definite negative answers, cached for `negativeTtl` and bounded in number. No other fault counts as
+ * absence.
+ */
 export class Negatives {
-  readonly #noes: LRUCache<string, MirrorError>;
+  readonly #cached: LRUCache<string, MirrorError>;
   readonly #policy: () => TagPolicy;
 
   constructor(policy: () => TagPolicy, clock: Clock) {
     this.#policy = policy;
-    this.#noes = new LRUCache({
+    this.#cached = new LRUCache({
       max: maxRemembered,
       perf: { now: () => clock.monotonic() },
       ttlResolution: 0,
     });
   }
 
-  /** Throws the no that is remembered for the key, else does the work and remembers its definite no. */
+  /** Throws the negative answer cached for the key; else does the work, and caches its definite negative answer. */
   async remember<T>(key: string, work: () => Promise<T>): Promise<T> {
-    const no = this.#noes.get(key);
-    if (no) throw no;
+    const cached = this.#cached.get(key);
+    if (cached) throw cached;
     try {
       return await work();
     } catch (error) {
@@ -33,6 +36,6 @@ export class Negatives {
 
   #note(key: string, error: MirrorError): void {
     const { negativeTtlMs } = this.#policy();
-    if (error.row.definite && negativeTtlMs > 0) this.#noes.set(key, error, { ttl: negativeTtlMs });
+    if (error.row.definite && negativeTtlMs > 0) this.#cached.set(key, error, { ttl: negativeTtlMs });
   }
 }

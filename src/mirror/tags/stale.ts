@@ -22,7 +22,7 @@ export interface StaleContext {
   readonly policy: () => TagPolicy;
 }
 
-/** Tags as they were, while the upstream cannot be asked: only of images that can be pulled whole without it. */
+/** Serves stale tags while the upstream cannot be asked, if the image can be pulled whole from the store. */
 export class StaleTags {
   readonly #context: StaleContext;
 
@@ -30,7 +30,7 @@ export class StaleTags {
     this.#context = context;
   }
 
-  /** What may be served in place of this fault; undefined: nothing. */
+  /** The stale answer to serve in place of this fault; undefined: none. */
   async answer(repo: Repo, row: TagRow, question: Question, error: MirrorError): Promise<Answer | undefined> {
     const { clock, manifests } = this.#context;
     const policy = this.#context.policy();
@@ -38,7 +38,7 @@ export class StaleTags {
     const isGone = error.row.definite === true;
     if (!mayServeAfter(error, policy)) return undefined;
     if (!isGone && !isServableStale(row.saidAt, now, policy)) return undefined;
-    // While only the pulls are spent, blobs can still be fetched.
+    // `quota-spent` blocks manifests only: blobs can still be fetched.
     const needed = error.fault === 'quota-spent' ? 'manifests' : 'all';
     const digest = await this.#firstWhole(repo, [row.digest, row.previous], needed);
     const held = digest && manifests.lease(digest, question);
@@ -56,7 +56,7 @@ export class StaleTags {
     const parts = {
       has: (part: Digest) => this.#has(repo, part) && access.grantedOnce(repo, part),
       children: (manifest: Digest) => store.children(manifest),
-      // Clients of some artifacts (cosign, oras) never ask for the config.
+      // Clients of some artifacts (cosign, oras) never request the config.
       isUnused: ({ kind, digest }: Child) => kind === 'config' && !store.catalog.children.wasHeld(digest),
     };
     for (const digest of digests)
@@ -64,7 +64,7 @@ export class StaleTags {
     return undefined;
   }
 
-  /** It is stored, or all of it has come and is on its way into the store. */
+  /** Stored, or verified and about to be stored. */
   #has(repo: Repo, digest: Digest): boolean {
     const { store, fills } = this.#context;
     return store.describe(digest) !== undefined || fills.of(repo, digest)?.isVerified === true;

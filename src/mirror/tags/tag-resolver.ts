@@ -31,16 +31,16 @@ export interface TagResolverContext {
 }
 
 /**
- * Manifests by tag. While its time to live runs, a tag points where the upstream last said; then one HEAD asks, however many
- * clients wait. While the upstream cannot be asked, the tag is served as it was.
+ * Manifests by tag. Within its TTL a tag resolves from the cache; after that, one HEAD revalidates it for all waiting
+ * clients. While the upstream cannot be asked, the tag is served stale.
  */
 export class TagResolver {
   readonly #settings: () => MirrorSettings;
   readonly #context: TagResolverContext;
   readonly #asking = new Flight<string, TagRow>();
-  /** Tags about which the upstream is being asked behind the answer. */
+  /** Tags being revalidated in the background. */
   readonly #refreshing = new Set<string>();
-  /** Tags about which the upstream could not be asked behind the answer: the next client waits for it. */
+  /** Tags whose background revalidation failed: the next client waits for the upstream. */
   readonly #unrefreshed = new LRUCache<string, true>({ max: maxUnrefreshed });
 
   constructor(settings: () => MirrorSettings, context: TagResolverContext) {
@@ -55,8 +55,8 @@ export class TagResolver {
     const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), ttlMs);
     try {
       if (known && isFreshEnough(known.checkedAt, clock.now(), ttlMs, this.#settings().tags)) {
-        const before = await this.#answerBeforeAsking(repo, tag, known, fresh, question);
-        if (before) return before;
+        const early = await this.#answerBeforeAsking(repo, tag, known, fresh, question);
+        if (early) return early;
       }
       const row = fresh ? known : await this.#ask(repo, tag, question.deadline);
       return await this.#answerWith(repo, tag, row, fresh, question);
@@ -67,12 +67,14 @@ export class TagResolver {
       if (served) return served;
       const absentSince = fault.row.stale ? tags.absentSince(repo, tag) : undefined;
       if (absentSince !== undefined && isServableStale(absentSince, clock.now(), this.#settings().tags))
-        throw new MirrorError('manifest-unknown', `${repo.key}:${tag}: there was none`, { cause: error });
+        throw new MirrorError('manifest-unknown', `${repo.key}:${tag}: not found when last checked`, {
+          cause: error,
+        });
       throw error;
     }
   }
 
-  /** `fresh`: the row is from within its time to live; else the upstream has just given it. */
+  /** `fresh`: the row is within its TTL; else the upstream has just confirmed it. */
   async #answerWith(
     repo: Repo,
     tag: string,
@@ -83,11 +85,11 @@ export class TagResolver {
     const { clock, manifests, stale } = this.#context;
     const ageMs = clock.now() - row.saidAt;
     if (wantsNoBytes(question, row.digest) && !manifests.holds(row.digest)) {
-      // Who is told of a digest that cannot be pulled now would not take the one that is held.
+      // A client that is told a digest that cannot be pulled now would not use the cached one.
       const spent = this.#upstreamOf(repo).accounts.spent(repo, `${repo.key}:${tag}`);
       const served = spent && (await stale.answer(repo, row, question, spent));
       if (served) return served;
-      // The row has all that a HEAD wants, and a pull is spent only on who asks for the bytes.
+      // The row answers the HEAD; a pull is spent only on clients that want the bytes.
       const { digest, mediaType, size } = row;
       const stated = { digest, mediaType, size, result: fresh ? 'hit' : 'miss', ageMs } as const;
       return row.isUpstreamStale ? { ...stated, reason: 'upstream-stale' } : stated;
@@ -102,7 +104,7 @@ export class TagResolver {
     return reason === undefined ? { ...found, result, ageMs } : { ...found, result, ageMs, reason };
   }
 
-  /** What is served before the upstream is asked, if that may be: the tag as it is known, or as it was before. */
+  /** An answer before the upstream is asked, if allowed: the tag's current or previous digest. */
   async #answerBeforeAsking(
     repo: Repo,
     tag: string,
@@ -123,7 +125,7 @@ export class TagResolver {
     return { ...answerWith(held, 'hit'), reason, ageMs: clock.now() - known.saidAt };
   }
 
-  /** Behind the answer: what the tag points to now, and that manifest, if a pull can be spared. */
+  /** Revalidates the tag in the background, and pulls its manifest if the quota reserve allows. */
   async #refresh(repo: Repo, tag: string): Promise<void> {
     const { manifests } = this.#context;
     const key = `${repo.key}:${tag}`;
@@ -136,7 +138,7 @@ export class TagResolver {
       const { value } = await manifests.fetch(repo, digest, deadline);
       value.release();
     } catch {
-      // The next client waits for the upstream, and is told the fault.
+      // The next client waits for the upstream, and gets the fault.
       this.#unrefreshed.set(key, true);
     } finally {
       this.#refreshing.delete(key);
@@ -155,17 +157,17 @@ export class TagResolver {
     return value;
   }
 
-  /** Asks what the tag points to: a HEAD costs no pull; the manifest follows by digest, if it is not held. */
+  /** Revalidates the tag by HEAD, which does not count as a pull. Falls back to GET if HEAD gives no usable answer. */
   async #revalidate(repo: Repo, tag: string, deadline: Deadline): Promise<TagRow> {
     const { tags, access, store } = this.#context;
     try {
-      const said = await this.#upstreamOf(repo).head(repo, tag, deadline.signal);
-      // A size that is not that of what is held has been made up.
-      const held = said && store.describe(said.digest);
-      if (said && (!held || held.size === said.size)) {
-        // Of what is not held a GET would say it: links to what may never come would be kept for ever.
-        if (held && !isFromPattern(repo)) access.confirm(repo, said.digest, said);
-        return tags.set(repo, tag, said);
+      const head = await this.#upstreamOf(repo).head(repo, tag, deadline.signal);
+      // A size that differs from the stored manifest's is wrong: the GET decides.
+      const stored = head && store.describe(head.digest);
+      if (head && (!stored || stored.size === head.size)) {
+        // Only stored manifests get a link: the GET writes the others', and no links pile up for manifests never pulled.
+        if (stored && !isFromPattern(repo)) access.confirm(repo, head.digest, head);
+        return tags.set(repo, tag, head);
       }
       return await this.#fetch(repo, tag, deadline);
     } catch (error) {
@@ -176,7 +178,7 @@ export class TagResolver {
     }
   }
 
-  /** Pulls the manifest by its tag: what it is then is what the tag points to. */
+  /** Pulls the manifest by its tag: the response decides what the tag points to. */
   async #fetch(repo: Repo, tag: string, { signal }: Deadline): Promise<TagRow> {
     const { tags, manifests } = this.#context;
     const manifest = await this.#upstreamOf(repo).manifest(repo, tag, signal);
@@ -184,7 +186,7 @@ export class TagResolver {
     return tags.set(repo, tag, { ...manifest, mediaType: mediaType || manifest.mediaType });
   }
 
-  /** The digest that the tag was said to point to is not there: it has moved on, or its HEAD was wrong. The GET decides. */
+  /** The digest that the tag pointed to is not there: the tag has moved, or the HEAD was wrong. The GET decides. */
   async #fetchAgain(repo: Repo, tag: string, error: unknown, question: Question): Promise<Answer> {
     const { row, fault } = toMirrorError(error);
     if (!row.definite && fault !== 'digest-mismatch' && fault !== 'upstream-invalid') throw error;

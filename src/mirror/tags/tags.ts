@@ -10,7 +10,7 @@ import type { Clock } from '../../util/clock.ts';
 
 const maxRemembered = 20_000;
 
-/** What the tags point to, as the upstream last said: in memory for those in use, in the catalog for all. */
+/** Tag rows: what each tag points to, as the upstream last said. Those in use are in memory, all are in the catalog. */
 export class Tags {
   readonly #catalog: Catalog;
   readonly #holds: (prefix: string) => boolean;
@@ -18,7 +18,7 @@ export class Tags {
   readonly #log: Logger;
   readonly #rows = new LRUCache<string, TagRow>({ max: maxRemembered });
 
-  /** `holds`: whether a manifest can be served whose digest begins so. */
+  /** `holds`: whether a manifest whose digest starts with the prefix can be served. */
   constructor(catalog: Catalog, clock: Clock, log: Logger, holds: (prefix: string) => boolean) {
     this.#catalog = catalog;
     this.#holds = holds;
@@ -28,19 +28,19 @@ export class Tags {
 
   get(repo: Repo, tag: string): TagRow | undefined {
     const key = `${repo.key}:${tag}`;
-    const known = this.#rows.get(key);
-    if (known) return known;
+    const cached = this.#rows.get(key);
+    if (cached) return cached;
     const row = this.#catalog.tags.get(repo, tag);
     if (row) this.#rows.set(key, row);
     return row;
   }
 
-  /** The upstream says now that the tag points there. */
+  /** Records the upstream's answer that the tag points to this manifest. */
   set(repo: Repo, tag: string, { digest, size, mediaType, ageMs, isStale }: Descriptor & Aged): TagRow {
     const before = this.get(repo, tag);
-    // The last one that can be served, however often the tag has moved since.
-    const isNews = before !== undefined && before.digest !== digest && this.#isHeld(before.digest);
-    const previous = isNews ? before.digest : (before?.previous ?? null);
+    // `previous` is the last digest that can be served, however often the tag has moved since.
+    const hasMoved = before !== undefined && before.digest !== digest && this.#isHeld(before.digest);
+    const previous = hasMoved ? before.digest : (before?.previous ?? null);
     const checkedAt = this.#clock.now();
     const row = {
       ...{ digest, size, mediaType, checkedAt, previous },
@@ -48,12 +48,12 @@ export class Tags {
       isUpstreamStale: isStale,
     };
     this.#write(repo, tag, () => this.#catalog.tags.set(repo, tag, row, before?.digest !== digest));
-    // Only now: the catalog tells of a tag that has moved, and it is forgotten.
+    // After the catalog: its notice of a moved tag calls `forget`.
     this.#rows.set(`${repo.key}:${tag}`, row);
     return row;
   }
 
-  /** It was changed in the catalog. */
+  /** Drops the cached row of a tag that changed in the catalog. */
   forget(key: string): void {
     this.#rows.delete(key);
   }
@@ -64,8 +64,8 @@ export class Tags {
   }
 
   /**
-   * The upstream says that there is no such tag. Of tags that would hold what belongs to an image that is held, this is
-   * written down: clients ask for them on every pull, and do without what is not there, but not without an answer.
+   * Records that the upstream has no such tag. Persisted only for tags of the referrers tag schema and the like, if
+   * their subject is stored: clients request these on every pull and need a definite 404.
    */
   absent(repo: Repo, tag: string): void {
     const subject = subjectOf(tag);
@@ -73,7 +73,10 @@ export class Tags {
     this.#write(repo, tag, () => this.#catalog.lists.setAbsent(repo, pageOf(tag), this.#clock.now()));
   }
 
-  /** When the upstream last said so of a tag that it has not given since. */
+  /**
+   * When the upstream last answered that the tag does not exist, in ms since the epoch; undefined if it has served the
+   * tag since.
+   */
   absentSince(repo: Repo, tag: string): number | undefined {
     if (subjectOf(tag) === undefined || this.get(repo, tag)) return undefined;
     return this.#catalog.lists.get(repo, pageOf(tag))?.checkedAt;
@@ -83,7 +86,7 @@ export class Tags {
     try {
       return this.#holds(prefix);
     } catch {
-      // A catalog that cannot be read is told of by those who need it.
+      // The request itself reports an unreadable catalog.
       return false;
     }
   }
@@ -92,12 +95,12 @@ export class Tags {
     try {
       write();
     } catch (error) {
-      this.#log.warn({ err: error, repo: repo.key, tag }, 'a tag could not be written');
+      this.#log.warn({ err: error, repo: repo.key, tag }, 'tag not written');
     }
   }
 }
 
-/** It stands in place of a list of referrers. */
+/** Key among the catalog's lists, where absence is stored. */
 function pageOf(tag: string): string {
   return `manifests/${tag}`;
 }

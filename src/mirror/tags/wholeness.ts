@@ -2,23 +2,24 @@ import { setImmediate as yieldToOthers } from 'node:timers/promises';
 import type { Digest } from '../../oci/digest.ts';
 import type { Child } from '../../oci/manifest.ts';
 
-/** What is known of the parts of an image. */
+/** Access to the parts of an image. */
 export interface Parts {
-  /** It is held, and the repo may have it. */
+  /** Whether the part is stored, and the repo may read it. */
   has(digest: Digest): boolean;
-  /** Nobody who has pulled the image has ever asked for this part. */
+  /** Whether no client that pulled the image has ever requested this part. */
   isUnused(child: Child): boolean;
-  /** Of a manifest that is held. */
+  /** Children of a stored manifest. */
   children(digest: Digest): readonly Child[];
 }
 
-/** More digests than any image has; of what needs more it is not said that it is whole. */
+/** An image with more digests counts as incomplete. */
 const maxDigests = 2000;
 const digestsAtOnce = 100;
 
 /**
- * Whether an image can be pulled from the store alone: its manifest, config and layers (`manifests`: only the first), foreign
- * layers and what nobody uses excepted; of an index at least one child. Each digest is looked at once, some at a time.
+ * Whether an image can be pulled from the store alone: manifest, config and layers (`manifests`: only manifests),
+ * except foreign layers and parts no client uses; of an index, at least one child. Visits each digest once, and yields
+ * to other work in between.
  */
 export async function isWhole(root: Digest, parts: Parts, what: 'all' | 'manifests'): Promise<boolean> {
   const known = new Map<Digest, boolean>();
@@ -32,7 +33,7 @@ export async function isWhole(root: Digest, parts: Parts, what: 'all' | 'manifes
   };
   const visited = new Set<Digest>();
   const visit = async (digest: Digest): Promise<boolean> => {
-    // What has been visited was not whole, or all of this would be over.
+    // A visited manifest was incomplete, or the search would have ended.
     if (visited.has(digest) || !(await has(digest))) return false;
     visited.add(digest);
     const children = parts.children(digest);

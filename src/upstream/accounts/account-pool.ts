@@ -11,13 +11,13 @@ import { Quota } from './quota.ts';
 
 export interface AccountPoolOptions {
   registry: string;
-  /** What metrics call it. */
+  /** The upstream's name in metrics. */
   name: string;
-  /** None: anonymous. */
+  /** Empty: anonymous. */
   credentials: readonly CredentialSource[];
-  /** Pulls that are kept back from background work. */
+  /** Pulls that background work must leave. */
   reserve: () => number;
-  /** Repos and hosts of which something is remembered. */
+  /** How many repos and hosts to remember. */
   remembers: number;
 }
 
@@ -25,7 +25,7 @@ export interface AccountPoolContext {
   readonly clock: Clock;
   readonly log: Logger;
   readonly metrics: Metrics;
-  /** What an earlier run has written down. */
+  /** Quota state saved by an earlier run. */
   readonly savedQuota: (account: string) => QuotaState | undefined;
 }
 
@@ -37,10 +37,7 @@ export interface PullFigures {
 
 const rememberedForMs = 60 * 60_000;
 
-/**
- * The accounts of one upstream: which of them is to ask next. It knows who has pulls left, whose credentials are good, and who
- * may see which repo.
- */
+/** The accounts of one upstream. Chooses the next account by pulls left, working credentials and access to the repo. */
 export class AccountPool {
   readonly registry: string;
   readonly accounts: readonly Account[];
@@ -48,9 +45,9 @@ export class AccountPool {
   readonly #metrics: Metrics;
   readonly #clock: Clock;
   readonly #reserve: () => number;
-  /** Who was given something of a repo last. */
+  /** The account that was last granted access to a repo. */
   readonly #seers: LRUCache<string, Account>;
-  /** Who may not see a repo that another account sees. */
+  /** Accounts that were denied a repo that another account can read. */
   readonly #blind: LRUCache<string, true>;
 
   constructor(options: AccountPoolOptions, { clock, log, metrics, savedQuota }: AccountPoolContext) {
@@ -74,7 +71,7 @@ export class AccountPool {
     });
   }
 
-  /** Pulls in a window and pulls that are left, of all accounts together; undefined where nobody counts. */
+  /** Pull limit and pulls left, summed over all accounts; undefined if the upstream sends no rate-limit headers. */
   get pulls(): PullFigures | undefined {
     const counted = this.accounts.filter(({ quota }) => quota.limit !== undefined);
     if (counted.length === 0) return undefined;
@@ -85,17 +82,17 @@ export class AccountPool {
     };
   }
 
-  /** Why no account can pull now, for everybody to see: it names none of them. Undefined: as far as is known one can. */
+  /** Why no account can pull now, without account names, as it is public; undefined if one can, as far as known. */
   get obstacle(): string | undefined {
     const { registry } = this;
     const usable = this.accounts.filter(({ disabled }) => !disabled);
-    if (usable.length === 0) return `${registry} refuses the configured credentials, or they cannot be had`;
+    if (usable.length === 0) return `${registry}: configured credentials rejected or unavailable`;
     if (usable.some(({ quota }) => quota.left > 0)) return undefined;
     const backInMs = Math.min(...usable.map(({ quota }) => quota.backInMs ?? 0));
-    return `the pulls of ${registry} are spent, more may be back at ${new Date(this.#clock.now() + backInMs).toISOString()}`;
+    return `${registry}: all pulls are spent; more may be available at ${new Date(this.#clock.now() + backInMs).toISOString()}`;
   }
 
-  /** Whether a manifest may be asked for though no client waits for it: the reserve is for clients. */
+  /** Whether a manifest may be pulled without a waiting client: the reserve is for clients. */
   mayPullAhead(repo: Repo): boolean {
     const account = this.choose(true, repo, this.accounts);
     if (account && account.quota.left > this.#reserve()) return true;
@@ -103,30 +100,30 @@ export class AccountPool {
     return false;
   }
 
-  /** Whether it is known if the account that would be asked is counted. */
+  /** Whether the chosen account's quota has been observed. */
   isTold(repo: Repo): boolean {
     return this.choose(true, repo, this.accounts)?.quota.isTold ?? true;
   }
 
-  /** The fault that a pull would meet now for lack of quota. */
+  /** The `quota-spent` fault that a pull would get now; undefined if an account has pulls left. */
   spent(repo: Repo, what: string): MirrorError | undefined {
     const accounts = this.#spent(repo);
     return accounts.length === 0 ? undefined : quotaSpent(what, accounts);
   }
 
-  /** Spent accounts that are to be asked whether they still are: where none has pulls left, once a minute each. */
+  /** Accounts without pulls whose quota is to be checked again, at most once a minute each. */
   dueForALook(repo: Repo): Account[] {
     const due = this.#spent(repo).filter(({ quota }) => quota.isDueForALook);
     for (const { quota } of due) quota.looks();
     return due;
   }
 
-  /** Who is to ask, of these. For a pull somebody who has one left. */
+  /** Chooses one of these accounts; for a pull, one with pulls left. Undefined if there is none. */
   choose(isPull: boolean, repo: Repo, accounts: readonly Account[]): Account | undefined {
     for (const account of accounts) account.reconsider();
     const seeing = this.#seeing(repo, accounts);
     const open = seeing.filter(({ quota }) => quota.left > 0);
-    // What is free is asked by whoever would be asked for the manifest too: that saves a token.
+    // Requests that are not pulls use the same account as the manifest, which saves a token.
     const candidates = isPull || open.length > 0 ? open : seeing;
     const best = candidates.reduce<Account | undefined>(
       (most, each) => (most && most.quota.left >= each.quota.left ? most : each),
@@ -137,7 +134,7 @@ export class AccountPool {
     return best.quota.isTold && best.quota.left > 2 * seer.quota.left ? best : seer;
   }
 
-  /** The account was given something of the repo, which these were not. */
+  /** Records that the account was granted access to the repo, and these others were not. */
   saw(repo: Repo, account: Account, unseeing: Iterable<Account>): void {
     if (this.accounts.length === 1) return;
     this.#seers.set(repo.key, account);
@@ -149,20 +146,22 @@ export class AccountPool {
     this.#metrics.admissionsRefused.add(1, this.#name, reason);
   }
 
-  /** Those that could ask for a manifest of the repo, if none of them has a pull left. */
+  /** The accounts with access to the repo, if none of them has pulls left; else none. */
   #spent(repo: Repo): Account[] {
     const accounts = this.#seeing(repo, this.accounts);
     return accounts.some(({ quota }) => quota.left > 0) ? [] : accounts;
   }
 
-  /** Those of them that may be used, and see the repo as far as we know; if there are none, those that may be used. */
+  /** The usable accounts with access to the repo, as far as known; if none has, all usable accounts. */
   #seeing(repo: Repo, accounts: readonly Account[]): Account[] {
     const usable = accounts.filter(({ disabled }) => !disabled);
     const seeing = usable.filter((account) => !this.#blind.has(blindKey(repo, account)));
     return seeing.length > 0 ? seeing : usable;
   }
 
-  /** What has changed since it was saved last. Throws as `write` does; then it is still to be saved. */
+  /**
+   * Saves quotas changed since the last save. Throws what `write` throws; unsaved changes are kept for the next call.
+   */
   save(write: (account: string, state: QuotaState | undefined) => void): void {
     for (const account of this.accounts) {
       const { name, quota } = account;

@@ -10,7 +10,7 @@ export interface AccountContext {
   readonly log: Logger;
 }
 
-/** Accounts whose password is tried again and again get locked. */
+/** Registries lock accounts after repeated failed logins, so a rejected password is retried rarely. */
 const firstDisabledMs = 15 * 60_000;
 const longestDisabledMs = 2 * 60 * 60_000;
 const withoutLoginMs = 60_000;
@@ -18,24 +18,24 @@ const reconsiderEveryMs = 10_000;
 
 interface Disabled {
   readonly error: MirrorError;
-  /** What was refused; undefined: there was nothing to be had. */
+  /** The rejected login; undefined: no login was available. */
   readonly login: Login | undefined;
   readonly until: number;
   reconsideredAt: number;
 }
 
-/** One set of upstream credentials, or anonymous, with its own quota. */
+/** One set of upstream credentials, or anonymous, with its own pull quota. */
 export class Account {
-  /** As in metrics and messages. */
+  /** Name in metrics and messages. */
   readonly name: string;
   readonly quota: Quota;
   readonly #source: CredentialSource;
   readonly #context: AccountContext;
   #disabled: Disabled | undefined;
   #isProven = false;
-  /** Logins that were refused without one being taken in between. */
+  /** Rejected logins since one was last accepted. */
   #inARow = 0;
-  /** How often it was disabled so. */
+  /** How often it was disabled since a login was last accepted. */
   #times = 0;
   #isSpentTold = false;
 
@@ -46,36 +46,36 @@ export class Account {
     this.#context = context;
   }
 
-  /** Why it is not to be used now: its credentials were refused, and are still the same. */
+  /** Why the account must not be used now: its credentials were rejected and have not changed. */
   get disabled(): MirrorError | undefined {
     return this.#isDisabled() ? this.#disabled?.error : undefined;
   }
 
-  /** Its login has been accepted, and not been refused since; so many may use it at once. */
+  /** The login was accepted and not rejected since, so parallel requests may use it. */
   get isProven(): boolean {
     return this.#isProven;
   }
 
-  /** Undefined: it is anonymous. Throws `account-refused` when the credentials cannot be had. */
+  /** Undefined: anonymous. Throws `account-refused` if the credentials are unavailable. */
   async login(): Promise<Login | undefined> {
     try {
       const login = await this.#source.login();
       if (!login) this.#isProven = true;
       return login;
     } catch (cause) {
-      // Which file or program it is is not for clients to know: the log has it.
-      const message = `account ${this.name} of ${this.#context.registry}: its credentials cannot be had`;
+      // Clients must not learn which file or program it is: the log has it as the cause.
+      const message = `account ${this.name} of ${this.#context.registry}: credentials unavailable`;
       const error = new MirrorError('account-refused', message, { cause });
       this.#disable(error, undefined, withoutLoginMs);
       throw error;
     }
   }
 
-  /** The upstream does not take this login. Returns whether there is another one to try at once. */
+  /** The upstream rejected this login. Returns whether another one can be tried at once. */
   async refused(login: Login, error: MirrorError): Promise<boolean> {
     this.#isProven = false;
     this.#inARow += 1;
-    // A source that has a new one each time must not be asked for ever.
+    // Only once in a row: a source may return a new login each time.
     if (this.#inARow === 1) {
       const next = await this.#source.renewed(login).catch(() => undefined);
       if (next && !isSame(next, login)) return true;
@@ -85,9 +85,9 @@ export class Account {
     return false;
   }
 
-  /** The upstream has taken its login, now or when it gave a token for it. */
+  /** The upstream accepted the login, or a token issued for it. */
   accepted(): void {
-    // A token from before says nothing about the login that was refused since.
+    // An older token proves nothing about the login rejected since.
     if (this.#isDisabled()) return;
     this.#isProven = true;
     this.#inARow = 0;
@@ -100,7 +100,7 @@ export class Account {
     );
   }
 
-  /** Looks now and then whether the credentials that were refused have been changed: then they are tried without waiting. */
+  /** Checks now and then whether rejected credentials have changed, and if so enables the account at once. */
   reconsider(): void {
     const now = this.#context.clock.monotonic();
     const disabled = this.#disabled;
@@ -117,7 +117,7 @@ export class Account {
     );
   }
 
-  /** Tells once that its pulls are spent, and once that they are back. */
+  /** Logs once when the pulls are spent, and once when there are pulls again. */
   tellOfQuota(): void {
     const { isSpent, limit, backInMs } = this.quota;
     if (isSpent === this.#isSpentTold) return;
@@ -125,11 +125,14 @@ export class Account {
     const { registry, clock, log } = this.#context;
     const about = { registry, account: this.name, limit };
     if (!isSpent) {
-      log.info(about, 'pulls are back');
+      log.info(about, 'pulls available again');
       return;
     }
     const backAt = new Date(clock.now() + (backInMs ?? 0)).toISOString();
-    log.warn({ ...about, backAt }, `pulls are spent: what is held is served, more may be back at ${backAt}`);
+    log.warn(
+      { ...about, backAt },
+      `pulls spent: cached content is served, more pulls may be available at ${backAt}`,
+    );
   }
 
   #isDisabled(): boolean {
@@ -138,10 +141,10 @@ export class Account {
 
   #disable(error: MirrorError, login: Login | undefined, forMs: number): void {
     const now = this.#context.clock.monotonic();
-    const isNews = !this.#isDisabled();
+    const wasEnabled = !this.#isDisabled();
     this.#isProven = false;
     this.#disabled = { error, login, until: now + forMs, reconsideredAt: now };
-    if (!isNews) return;
+    if (!wasEnabled) return;
     const { registry, log } = this.#context;
     log.error(
       { err: error, registry, account: this.name, forSeconds: forMs / 1000 },
@@ -150,7 +153,7 @@ export class Account {
   }
 }
 
-/** Names account, limit, and when it may come back. */
+/** The `quota-spent` fault; its message names accounts, limit and when pulls may be available again. */
 export function quotaSpent(what: string, accounts: readonly Account[]): MirrorError {
   const backInMs = Math.min(...accounts.map(({ quota }) => quota.backInMs ?? 0));
   const names = accounts.map(({ name, quota }) => {
@@ -160,7 +163,7 @@ export function quotaSpent(what: string, accounts: readonly Account[]): MirrorEr
   });
   return new MirrorError(
     'quota-spent',
-    `${what}: ${names.join(', ')}; they may come back in ${showTime(backInMs)}; what is cached is still served`,
+    `${what}: ${names.join(', ')}; more may be available in ${showTime(backInMs)}; cached content is still served`,
     { retryAfterMs: Math.max(1000, backInMs), notAsked: true },
   );
 }
@@ -175,7 +178,7 @@ function isSame(a: Login, b: Login): boolean {
   return a.username === b.username && a.password === b.password;
 }
 
-/** `message` says what was asked and how it was answered. */
+/** `message`: what was requested, and the response. */
 export function accountRefused(message: string, { name }: Account): MirrorError {
-  return new MirrorError('account-refused', `${message}: it refuses the account ${name}`);
+  return new MirrorError('account-refused', `${message}: credentials of account ${name} rejected`);
 }

@@ -5,7 +5,7 @@ import type { AccountPool } from './account-pool.ts';
 import { quotaSpent, type Account } from './account.ts';
 import type { Ticket } from './quota.ts';
 
-/** How a connection fails over which nothing was sent. */
+/** Connection errors before anything was sent. */
 const unsent = new Set([
   'ECONNREFUSED',
   'EHOSTUNREACH',
@@ -14,16 +14,17 @@ const unsent = new Set([
   'EAI_AGAIN',
   'UND_ERR_CONNECT_TIMEOUT',
 ]);
+
 /**
- * The attempts to get one question answered, each as another account: the next one follows one whose pulls are spent, whose
- * credentials are refused or that may not see the repo.
+ * The attempts at one request, each with another account: the next one follows if the account's pulls are spent, its
+ * credentials are rejected or it has no access to the repo.
  */
 export class Attempts {
   readonly #pool: AccountPool;
   readonly #question: { readonly isPull: boolean; readonly repo: Repo; readonly what: string };
   readonly #accounts: readonly Account[];
   readonly #tried = new Set<Account>();
-  /** Those that have said that there is nothing for them. */
+  /** Accounts that were denied the repo. */
   readonly #unseeing = new Set<Account>();
   #last: MirrorError | undefined;
 
@@ -37,7 +38,7 @@ export class Attempts {
     this.#accounts = accounts;
   }
 
-  /** Throws the fault that says most about why nobody is left. */
+  /** The next attempt. Throws the most telling fault if no account is left. */
   next(): Attempt {
     const { isPull, repo } = this.#question;
     const left = this.#accounts.filter((account) => !this.#tried.has(account));
@@ -47,7 +48,7 @@ export class Attempts {
     return new Attempt(account, isPull, this);
   }
 
-  /** How the account's attempt has failed. Returns whether another one may do better. */
+  /** Notes that the account's attempt failed. Returns whether another account may succeed. */
   lost(account: Account, error: MirrorError): boolean {
     this.#last = error;
     if (error.fault === 'repo-unknown') this.#unseeing.add(account);
@@ -73,11 +74,11 @@ export class Attempts {
       this.#pool.notAsked('account-refused');
       return new MirrorError('account-refused', disabled.message, { cause: this.#last, notAsked: true });
     }
-    return this.#last ?? new MirrorError('internal', `${what}: no account to ask with`);
+    return this.#last ?? new MirrorError('internal', `${what}: no account left`);
   }
 }
 
-/** One account's attempt. It ends in exactly one of `answered` and `unanswered`, and in one of `lost` and `won`. */
+/** One account's attempt. Call exactly one of `answered` and `unanswered`, and one of `lost` and `won`. */
 export class Attempt {
   readonly account: Account;
   readonly #ticket: Ticket;
@@ -90,19 +91,22 @@ export class Attempt {
     this.#ticket = account.quota.begin(isPull);
   }
 
-  /** From here on it may be counted. */
+  /** The request is about to be sent, so the upstream may count it as a pull. */
   sent(): void {
     this.#isSent = true;
   }
 
-  /** The registry has answered; `headers`: about a manifest. `isSpent`: that the pull limit is reached. */
+  /**
+   * The registry responded; `headers`: only for a manifest. `isSpent`: the response says that the pull limit is
+   * reached.
+   */
   answered(status: number, headers: Headers | undefined, isSpent: boolean): void {
     if (headers) this.account.quota.isTold = true;
     this.account.quota.answered(this.#ticket, status, headers ?? {}, isSpent);
     this.account.tellOfQuota();
   }
 
-  /** It was not asked, or has not answered. */
+  /** The request was not sent, or got no response. */
   unanswered(error: MirrorError): void {
     const { quota } = this.account;
     if (!this.#isSent || error.notAsked || unsent.has(errorCode(error.cause) ?? ''))
@@ -110,12 +114,12 @@ export class Attempt {
     else quota.failed(this.#ticket);
   }
 
-  /** Returns whether another account may do better. */
+  /** The attempt failed. Returns whether another account may succeed. */
   lost(error: MirrorError): boolean {
     return this.#attempts.lost(this.account, error);
   }
 
-  /** It has what it asked for; `isPublic`: without its credentials. */
+  /** The attempt succeeded; `isPublic`: without credentials. */
   won(isPublic: boolean): void {
     if (!isPublic) this.account.accepted();
     this.#attempts.won(this.account);

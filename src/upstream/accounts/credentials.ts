@@ -5,29 +5,29 @@ import type { Clock } from '../../util/clock.ts';
 import { errorCode } from '../../util/errors.ts';
 
 export interface Login {
-  /** `<token>`: the password is an identity token, for the token server's POST. */
+  /** `<token>`: the password is an identity token (OAuth2 refresh token) for the token server. */
   readonly username: string;
   readonly password: string;
 }
 
-/** Where an account's credentials come from. Errors name the source, and no secret. */
+/** A source of an account's credentials. Error messages name the source, never a secret. */
 export interface CredentialSource {
   readonly name: string;
-  /** Undefined: it has none for this registry. */
+  /** Undefined: the source has no login for this registry. */
   login(): Promise<Login | undefined>;
-  /** After `refused` was refused: what was remembered is asked for anew. */
+  /** Asks for the login again, bypassing caches, after `refused` was rejected. */
   renewed(refused: Login): Promise<Login | undefined>;
 }
 
-/** A secret as it is configured: text, or a file that is read when it is needed. */
+/** A configured secret: literal text, or a file, which is read on each use. */
 export type Secret = string | { readonly file: string };
 
 const helperTimeoutMs = 10_000;
 const maxHelperOutput = 64 * 1024;
-const maxComplaint = 500;
-/** That there is no login is believed so long: somebody may log in. */
+const maxStderr = 500;
+/** How long "no login" is cached: a user may log in meanwhile. */
 const withoutLoginMs = 60_000;
-/** Cloud logins that expire, by the user name that their helpers give; renewed before they do. */
+/** Life in ms of expiring cloud logins, by the user name that the helper returns; renewed before expiry. */
 const lifeMs: Readonly<Record<string, number>> = {
   AWS: 11 * 60 * 60_000,
   oauth2accesstoken: 45 * 60_000,
@@ -44,7 +44,7 @@ export const anonymous: CredentialSource = {
   renewed: () => Promise.resolve(undefined),
 };
 
-/** Reads a secret; a file again whenever it is needed. */
+/** A reader of the secret; reads a file anew on each call, and falls back to its last content. */
 export function secretReader(secret: Secret): () => Promise<string> {
   let last: string | undefined;
   return async () => {
@@ -52,9 +52,9 @@ export function secretReader(secret: Secret): () => Promise<string> {
     try {
       last = (await readFile(secret.file, 'utf8')).trimEnd();
     } catch (error) {
-      // It may be being replaced.
+      // The file may be being replaced.
       if (last === undefined)
-        throw new Error(`the file ${secret.file} cannot be read (${errorCode(error) ?? 'unknown'})`, {
+        throw new Error(`file ${secret.file} not readable (${errorCode(error) ?? 'unknown'})`, {
           cause: error,
         });
     }
@@ -62,7 +62,7 @@ export function secretReader(secret: Secret): () => Promise<string> {
   };
 }
 
-/** A user name and its password. */
+/** A fixed user name with its password. */
 export function fixedCredentials(username: string, secret: Secret): CredentialSource {
   const read = secretReader(secret);
   const login = async (): Promise<Login> => ({ username, password: await read() });
@@ -70,25 +70,25 @@ export function fixedCredentials(username: string, secret: Secret): CredentialSo
 }
 
 /**
- * A program of the docker-credential-helpers protocol: `docker-credential-<name> get`, with the server on its standard
- * input and a login as JSON on its output. Its answer is remembered until it is refused, or expires.
+ * A docker-credential-helpers program: `docker-credential-<name> get` reads the server on stdin and writes a login as
+ * JSON to stdout. The login is cached until it is rejected or expires.
  */
 export function helperCredentials(helper: string, registry: string, clock: Clock): CredentialSource {
-  let known: { login: Login | undefined; until: number } | undefined;
+  let cached: { login: Login | undefined; until: number } | undefined;
   let running: Promise<Login | undefined> | undefined;
   const ask = async (): Promise<Login | undefined> => {
     const login = await runHelper(helper, serverOf(registry));
     const forMs = login ? (lifeMs[login.username] ?? Infinity) : withoutLoginMs;
-    known = { login, until: clock.monotonic() + forMs };
+    cached = { login, until: clock.monotonic() + forMs };
     return login;
   };
   const login = async (): Promise<Login | undefined> => {
-    if (known && clock.monotonic() < known.until) return known.login;
+    if (cached && clock.monotonic() < cached.until) return cached.login;
     running ??= ask().finally(() => (running = undefined));
     return running;
   };
   const renewed = (refused: Login): Promise<Login | undefined> => {
-    if (known?.login?.password === refused.password) known = undefined;
+    if (cached?.login?.password === refused.password) cached = undefined;
     return login();
   };
   return { name: helper, login, renewed };
@@ -110,30 +110,30 @@ const configFile = z.looseObject({
   credsStore: z.string().optional(),
 });
 
-/** What `docker login` has left in a `config.json`, read again whenever it is needed: a login, or the helper that has it. */
+/** The login that `docker login` left in a `config.json`, or in the helper named there. Reads the file on each use. */
 export function dockerCredentials(file: string, registry: string, clock: Clock): CredentialSource {
   const helpers = new Map<string, CredentialSource>();
   const helperOf = (name: string): CredentialSource => {
-    const known = helpers.get(name) ?? helperCredentials(name, registry, clock);
-    helpers.set(name, known);
-    return known;
+    const source = helpers.get(name) ?? helperCredentials(name, registry, clock);
+    helpers.set(name, source);
+    return source;
   };
   const find = async (): Promise<{ login: Login | undefined } | { helper: CredentialSource }> => {
     let text: string;
     try {
       text = await readFile(file, 'utf8');
     } catch (cause) {
-      throw new Error(`the file ${file} cannot be read (${errorCode(cause) ?? 'unknown'})`, { cause });
+      throw new Error(`file ${file} not readable (${errorCode(cause) ?? 'unknown'})`, { cause });
     }
     let json: unknown;
     try {
       json = JSON.parse(text);
     } catch {
-      // No cause: a parser's message quotes what it read.
-      throw new Error(`the file ${file} is not JSON`);
+      // No cause: a parser's message quotes its input.
+      throw new Error(`file ${file} is not JSON`);
     }
     const { data: config } = configFile.safeParse(json);
-    if (!config) throw new Error(`the file ${file} is not a Docker configuration`);
+    if (!config) throw new Error(`file ${file} is not a Docker configuration`);
     const { auths = {}, credHelpers = {}, credsStore } = config;
     const helper = Object.entries(credHelpers).find(([server]) => isServer(server, registry))?.[1];
     if (helper !== undefined) return { helper: helperOf(helper) };
@@ -158,7 +158,7 @@ export function dockerCredentials(file: string, registry: string, clock: Clock):
   };
 }
 
-/** How logins for a registry are filed. */
+/** The key under which Docker stores logins for a registry. */
 function serverOf(registry: string): string {
   return registry === 'docker.io' ? hubServer : registry;
 }
@@ -169,7 +169,7 @@ function isServer(server: string, registry: string): boolean {
   return bare === registry || (hub.includes(registry) && hub.includes(bare));
 }
 
-/** The program of a helper, as the docker-credential-helpers protocol names it. */
+/** The program name of a credential helper. */
 export function helperProgram(helper: string): string {
   return `docker-credential-${helper}`;
 }
@@ -178,21 +178,21 @@ const helperAnswer = z.looseObject({ Username: z.string(), Secret: z.string().mi
 
 async function runHelper(helper: string, server: string): Promise<Login | undefined> {
   const program = helperProgram(helper);
-  if (!/^[\w.-]+$/.test(helper)) throw new Error(`credential helper ${JSON.stringify(helper)}: not a name`);
-  const { code, output, complaint } = await runProgram(program, ['get'], `${server}\n`);
+  if (!/^[\w.-]+$/.test(helper)) throw new Error(`credential helper ${JSON.stringify(helper)}: invalid name`);
+  const { code, output, stderr } = await runProgram(program, ['get'], `${server}\n`);
   if (code !== 0) {
-    // By the protocol this is said on standard output.
+    // The protocol reports this on stdout.
     if (/credentials not found/i.test(output)) return undefined;
-    throw new Error(`${program} ended with ${code ?? 'a signal'}${complaint === '' ? '' : `: ${complaint}`}`);
+    throw new Error(`${program} exited with ${code ?? 'a signal'}${stderr === '' ? '' : `: ${stderr}`}`);
   }
   let json: unknown;
   try {
     json = JSON.parse(output);
   } catch {
-    throw new Error(`${program} did not answer in JSON`);
+    throw new Error(`${program}: output is not JSON`);
   }
   const { data } = helperAnswer.safeParse(json);
-  if (!data) throw new Error(`${program} did not answer with Username and Secret`);
+  if (!data) throw new Error(`${program}: output has no Username and Secret`);
   return { username: data.Username, password: data.Secret };
 }
 
@@ -200,11 +200,11 @@ function runProgram(
   program: string,
   args: readonly string[],
   input: string,
-): Promise<{ code: number | null; output: string; complaint: string }> {
+): Promise<{ code: number | null; output: string; stderr: string }> {
   return new Promise((resolve, reject) => {
-    // In a group of its own: what it has started holds its output open, and must go with it.
+    // In its own process group, so that its children, which hold the pipes open, are killed with it.
     const child: ChildProcess = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true });
-    // First of all: without descriptors there are no pipes, and an error that nobody hears ends the process.
+    // Registered first: if the spawn fails there are no pipes, and an unhandled error event ends the process.
     child.on('error', (cause) => {
       clearTimeout(timer);
       reject(new Error(`${program} cannot be run (${errorCode(cause) ?? 'unknown'})`, { cause }));
@@ -216,23 +216,23 @@ function runProgram(
       try {
         if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL');
       } catch {
-        // It has just ended by itself.
+        // The process has just exited.
       }
     };
-    const timer = setTimeout(() => end(`has not answered in ${helperTimeoutMs / 1000} s`), helperTimeoutMs);
+    const timer = setTimeout(() => end(`did not answer within ${helperTimeoutMs / 1000} s`), helperTimeoutMs);
     let output = '';
     child.stdout?.setEncoding('utf8').on('data', (text: string) => {
       output += text;
-      if (output.length > maxHelperOutput) end('answers with too much');
+      if (output.length > maxHelperOutput) end('wrote too much output');
     });
-    // For the log alone, where a password has no place: helpers say there what went wrong.
-    let complaint = '';
+    // For the log only, which shows no password: helpers explain failures on stderr.
+    let stderr = '';
     child.stderr?.setEncoding('utf8').on('data', (text: string) => {
-      complaint = (complaint + text).slice(0, maxComplaint);
+      stderr = (stderr + text).slice(0, maxStderr);
     });
     child.on('close', (code) => {
       clearTimeout(timer);
-      resolve({ code, output, complaint: complaint.replace(/[^\x20-\x7e]+/g, ' ').trim() });
+      resolve({ code, output, stderr: stderr.replace(/[^\x20-\x7e]+/g, ' ').trim() });
     });
     child.stdin?.on('error', () => undefined);
     child.stdin?.end(input);

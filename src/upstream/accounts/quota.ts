@@ -2,36 +2,36 @@ import type { Clock } from '../../util/clock.ts';
 import type { QuotaState } from '../../util/quota-state.ts';
 import { one, retryAfterOf, type Headers } from '../http/headers.ts';
 
-/** A call that is under way. */
+/** A request to the upstream that is in progress. */
 export interface Ticket {
   readonly isPull: boolean;
   readonly startedAt: number;
-  /** The pulls that had begun or ended until it began; undefined when one was under way. */
+  /** `#changes` at the start, to detect other pulls meanwhile; undefined if another pull was in progress already. */
   readonly alone: number | undefined;
 }
 
 const defaultWindowMs = 6 * 60 * 60_000;
 const shortestWindowMs = 1000;
 const longestWindowMs = 7 * 24 * 60 * 60_000;
-const lookEveryMs = 60_000;
-/** A look that has shown nothing. */
-const lookAgainMs = 5000;
-const firstDoubtMs = 60_000;
-/** Where nobody has ever counted, a refusal may be of another kind. */
-const firstDoubtUncountedMs = 1000;
-const longestDoubtMs = 60 * 60_000;
+const probeEveryMs = 60_000;
+/** After a probe without a result. */
+const probeRetryMs = 5000;
+const firstDistrustMs = 60_000;
+/** Without rate-limit headers, a 429 may have another reason. */
+const firstDistrustUncountedMs = 1000;
+const longestDistrustMs = 60 * 60_000;
 const longestUncountedMs = 60_000;
 const rateOverMs = 15 * 60_000;
 
 /**
- * How many pulls one account has left, as the upstream's headers say and as we have spent since. A pull is taken off
- * before it is asked for. A higher figure is believed only from a call during which no pull was under way: a late answer
- * brings an older number.
+ * Pulls that one account has left: the upstream's rate-limit headers less the pulls since. A pull is subtracted before
+ * it is sent. A higher figure is accepted only from a response during which no pull was in progress, since a late
+ * response carries an older figure.
  */
 export class Quota {
   readonly #clock: Clock;
   #limit: number | undefined;
-  /** Less what is under way; undefined: nobody counts, as far as we know. */
+  /** Excludes pulls in progress; undefined: no rate-limit headers seen. */
   #remaining: number | undefined;
   #windowMs = defaultWindowMs;
   #source = '';
@@ -39,52 +39,52 @@ export class Quota {
   #observedAt = -Infinity;
   #lookedAt = -Infinity;
   #underWay = 0;
-  /** Pulls that have begun or ended. */
+  /** Number of pull starts and ends. */
   #changes = 0;
-  /** Since the upstream has refused a pull. */
+  /** The last refusal of a pull, until pulls are available again. */
   #refusal:
     | {
         readonly at: number;
         readonly backAt: number;
-        readonly doubtedUntil: number;
-        /** The upstream has said when. */
-        readonly isSaid: boolean;
+        readonly distrustUntil: number;
+        /** `backAt` is from the upstream's Retry-After. */
+        readonly hasRetryAfter: boolean;
       }
     | undefined;
-  /** One after the other. */
+  /** Consecutive refusals. */
   #refusals = 0;
-  /** Pulls of the last minutes, weighed less the older they are. */
+  /** Recent pulls, exponentially decayed. */
   #recent = 0;
   #recentAt = 0;
-  /** The registry has answered about a manifest since we run. */
+  /** The registry has answered a manifest request, in this run or a saved one. */
   isTold = false;
-  /** Something is to be written down. */
+  /** Has unsaved changes. */
   dirty = false;
 
   constructor(clock: Clock, saved?: QuotaState) {
     this.#clock = clock;
     const age = saved ? clock.now() - saved.observedAt : Infinity;
-    // After a window without a pull all of them are back.
+    // A window without an observation restores all pulls.
     if (!saved || age < 0 || age >= saved.windowMs) return;
-    const here = (then: number): number => clock.monotonic() - (clock.now() - then);
+    const toMonotonic = (then: number): number => clock.monotonic() - (clock.now() - then);
     this.isTold = true;
     this.#limit = saved.limit;
     this.#remaining = saved.remaining;
     this.#windowMs = saved.windowMs;
     this.#source = saved.source;
-    this.#risenAt = here(saved.risenAt);
-    this.#observedAt = here(saved.observedAt);
+    this.#risenAt = toMonotonic(saved.risenAt);
+    this.#observedAt = toMonotonic(saved.observedAt);
     if (saved.backAt === null) return;
     const now = clock.monotonic();
-    const backAt = Math.min(here(saved.backAt), now + saved.windowMs);
-    this.#refusal = { at: this.#observedAt, backAt, doubtedUntil: now, isSaid: false };
+    const backAt = Math.min(toMonotonic(saved.backAt), now + saved.windowMs);
+    this.#refusal = { at: this.#observedAt, backAt, distrustUntil: now, hasRetryAfter: false };
   }
 
   get limit(): number | undefined {
     return this.#limit;
   }
 
-  /** As a metric: what the upstream would say now, if all that is under way were counted. */
+  /** For metrics: the upstream's figure once all pulls in progress are counted. */
   get remaining(): number | undefined {
     return this.#remaining === undefined ? undefined : Math.max(0, this.#remaining);
   }
@@ -97,65 +97,66 @@ export class Quota {
     return this.#windowMs;
   }
 
-  /** Pulls that may be spent now. */
+  /** Pulls that may be sent now; Infinity if not limited, as far as known. */
   get left(): number {
     this.#expire();
     const remaining = this.remaining ?? Infinity;
     const refusal = this.#refusal;
     if (!refusal || (this.#limit !== undefined && remaining > 0)) return remaining;
-    // Nobody tells when they are back, or it is told by pulls alone: one tries.
+    // No figures, or none without a pull: one trial pull after `backAt`.
     const isTime = this.#clock.monotonic() >= refusal.backAt && this.#observedAt < refusal.backAt;
-    if (this.#limit !== undefined && !refusal.isSaid) return remaining;
+    if (this.#limit !== undefined && !refusal.hasRetryAfter) return remaining;
     return isTime && this.#underWay === 0 ? 1 : 0;
   }
 
-  /** None are left, or it is not known that there are: one pull is to show it. */
+  /** No pulls left, or only a trial pull. */
   get isSpent(): boolean {
     return this.left === 0 || (this.#limit === undefined && this.#refusal !== undefined);
   }
 
-  /** How long until pulls may be back; undefined while there are some. */
+  /** Milliseconds until pulls may be available; undefined while there are some. */
   get backInMs(): number | undefined {
     if (this.left > 0) return undefined;
     const wait = this.#backAt - this.#clock.monotonic();
-    return wait > 0 ? wait : lookEveryMs;
+    return wait > 0 ? wait : probeEveryMs;
   }
 
   get #backAt(): number {
     return this.#refusal?.backAt ?? this.#risenAt + this.#windowMs;
   }
 
-  /** Spent, and nobody has asked for a minute, or since pulls may be back, whether it still is. */
+  /** Pulls are spent, and the upstream's figure is a minute old or older than `backAt`: a HEAD should refresh it. */
   get isDueForALook(): boolean {
     if (this.left > 0 || this.#limit === undefined) return false;
     const now = this.#clock.monotonic();
-    if (now < (this.#refusal?.doubtedUntil ?? -Infinity)) return false;
-    if (now - this.#lookedAt < lookAgainMs) return false;
-    return now - this.#observedAt >= lookEveryMs || (this.#observedAt < this.#backAt && this.#backAt <= now);
+    if (now < (this.#refusal?.distrustUntil ?? -Infinity)) return false;
+    if (now - this.#lookedAt < probeRetryMs) return false;
+    return now - this.#observedAt >= probeEveryMs || (this.#observedAt < this.#backAt && this.#backAt <= now);
   }
 
   looks(): void {
     this.#lookedAt = this.#clock.monotonic();
   }
 
-  /** Until none are left at the rate of the last minutes; Infinity when none are being spent. */
+  /** Milliseconds until no pulls are left at the recent rate; Infinity if there are no recent pulls. */
   get exhaustedInMs(): number {
     const rate = this.#decayed() / rateOverMs;
     return this.left === 0 ? 0 : rate < 1e-9 ? Infinity : this.left / rate;
   }
 
-  /** Undefined until the upstream has told. */
+  /** State to save; undefined until rate-limit headers were seen. */
   get state(): QuotaState | undefined {
     if (this.#limit === undefined) return undefined;
-    const there = (then: number): number => Math.round(this.#clock.now() - (this.#clock.monotonic() - then));
+    const toEpoch = (then: number): number =>
+      Math.round(this.#clock.now() - (this.#clock.monotonic() - then));
     return {
       limit: this.#limit,
       remaining: this.remaining ?? 0,
       windowMs: this.#windowMs,
       source: this.#source,
-      risenAt: there(this.#risenAt),
-      observedAt: there(this.#observedAt),
-      backAt: this.#refusal ? there(this.#refusal.backAt) : null,
+      risenAt: toEpoch(this.#risenAt),
+      observedAt: toEpoch(this.#observedAt),
+      backAt: this.#refusal ? toEpoch(this.#refusal.backAt) : null,
     };
   }
 
@@ -173,25 +174,25 @@ export class Quota {
     return { isPull, startedAt, alone: isAlone ? this.#changes : undefined };
   }
 
-  /** Nothing of it has reached the upstream. */
+  /** The request never reached the upstream. */
   returned(ticket: Ticket): void {
     this.#end(ticket);
     if (ticket.isPull) this.#giveBack();
   }
 
-  /** It failed, and whether it was counted is not known. */
+  /** The request failed; whether the upstream counted it is unknown. */
   failed(ticket: Ticket): void {
     this.#end(ticket);
   }
 
-  /** `isSpent`: it is the pull limit that refuses. */
+  /** `isSpent`: the response says that the pull limit is reached. */
   answered(ticket: Ticket, status: number, headers: Headers, isSpent: boolean): void {
     const isAlone = ticket.alone === this.#changes;
     this.#end(ticket);
     const remaining = parseFigure(one(headers, 'ratelimit-remaining'));
     const limit = parseFigure(one(headers, 'ratelimit-limit'));
     if (remaining) {
-      this.#told(ticket, remaining.figure, isAlone);
+      this.#observe(ticket, remaining.figure, isAlone);
       this.#limit = limit?.figure ?? this.#limit ?? remaining.figure;
       this.#windowMs = limit?.windowMs ?? remaining.windowMs ?? this.#windowMs;
       this.#source = one(headers, 'docker-ratelimit-source') ?? '';
@@ -211,49 +212,49 @@ export class Quota {
     this.#changes += 1;
   }
 
-  /** Some images are not counted, and what is not there neither: these answers carry no figures. */
+  /** Returns a pull that was not counted: responses for uncounted images and for 404 carry no figures. */
   #giveBack(): void {
     if (this.#remaining === undefined) return;
     this.#remaining = Math.min(this.#limit ?? Infinity, this.#remaining + 1);
     this.dirty = true;
   }
 
-  #told({ startedAt }: Ticket, said: number, isAlone: boolean): void {
+  #observe({ startedAt }: Ticket, figure: number, isAlone: boolean): void {
     const now = this.#clock.monotonic();
     if (this.#remaining === undefined) {
       this.#risenAt = now;
-      this.#remaining = said - this.#underWay;
-    } else if (said <= this.#remaining) this.#remaining = said;
-    else if (isAlone && startedAt >= (this.#refusal?.doubtedUntil ?? -Infinity)) {
+      this.#remaining = figure - this.#underWay;
+    } else if (figure <= this.#remaining) this.#remaining = figure;
+    else if (isAlone && startedAt >= (this.#refusal?.distrustUntil ?? -Infinity)) {
       this.#risenAt = now;
-      this.#remaining = said;
+      this.#remaining = figure;
       this.#refusal = undefined;
     }
   }
 
   #refused({ startedAt }: Ticket, headers: Headers): void {
-    // Of many that are refused together one counts.
+    // Parallel refusals count once.
     if (startedAt <= (this.#refusal?.at ?? -Infinity)) return;
     const now = this.#clock.monotonic();
-    const firstMs = this.#limit === undefined ? firstDoubtUncountedMs : firstDoubtMs;
-    const longestMs = this.#limit === undefined ? longestUncountedMs : longestDoubtMs;
-    const doubtMs = Math.min(firstMs * 2 ** this.#refusals, longestMs);
+    const firstMs = this.#limit === undefined ? firstDistrustUncountedMs : firstDistrustMs;
+    const longestMs = this.#limit === undefined ? longestUncountedMs : longestDistrustMs;
+    const distrustMs = Math.min(firstMs * 2 ** this.#refusals, longestMs);
     this.#refusals += 1;
-    // Where nobody counts, the other side may be a mirror that was refused once: one pull a minute shows how it is.
+    // Without figures, the upstream may be a mirror that was refused once: allow one trial pull a minute.
     const mostMs = this.#limit === undefined ? longestUncountedMs : this.#windowMs;
-    const saidMs = retryAfterOf(headers, this.#clock.now(), mostMs);
+    const retryAfterMs = retryAfterOf(headers, this.#clock.now(), mostMs);
     const windowEnd = this.#limit === undefined ? now : this.#risenAt + this.#windowMs;
     this.#refusal = {
       at: now,
-      backAt: saidMs === undefined ? Math.max(windowEnd, now + doubtMs) : now + saidMs,
-      doubtedUntil: now + Math.min(doubtMs, saidMs ?? doubtMs),
-      isSaid: saidMs !== undefined,
+      backAt: retryAfterMs === undefined ? Math.max(windowEnd, now + distrustMs) : now + retryAfterMs,
+      distrustUntil: now + Math.min(distrustMs, retryAfterMs ?? distrustMs),
+      hasRetryAfter: retryAfterMs !== undefined,
     };
     if (this.#remaining !== undefined) this.#remaining = Math.min(0, this.#remaining);
     this.dirty = true;
   }
 
-  /** After a whole window in which nobody told, all are back as far as we know. */
+  /** Forgets figures older than a window: by then all pulls are available again. */
   #expire(): void {
     if (this.#limit === undefined || this.#clock.monotonic() - this.#observedAt < this.#windowMs) return;
     this.#limit = undefined;
@@ -267,7 +268,7 @@ export class Quota {
   }
 }
 
-/** `100;w=21600`; undefined for nonsense. */
+/** Parses `100;w=21600`; undefined if invalid. */
 function parseFigure(
   header: string | undefined,
 ): { figure: number; windowMs: number | undefined } | undefined {

@@ -13,19 +13,19 @@ import { Tokens } from './tokens.ts';
 
 export interface AuthenticatorContext {
   readonly transport: Transport;
-  /** Over work that several wait for, each with a deadline of its own. */
+  /** Timeout in ms of work shared by several callers with deadlines of their own. */
   readonly sharedTimeoutMs: number;
   readonly policy: NetworkPolicy;
   readonly clock: Clock;
-  /** Repos of which tokens are kept. */
+  /** How many repos to keep tokens for. */
   readonly remembers: number;
 }
 
 const confirmedForMs = 10_000;
 
 /**
- * The authorizations for one upstream: what its challenges lead to. How it wants to be asked is learnt once, from `/v2/`;
- * after that tokens are fetched before they are asked for.
+ * The authorizations for one upstream, by its challenges. Learns the scheme once from `/v2/`; after that fetches
+ * tokens before the upstream asks for them.
  */
 export class Authenticator {
   readonly #registry: string;
@@ -36,7 +36,7 @@ export class Authenticator {
   readonly #pings = new Flight<'ping', Scheme | undefined>();
   readonly #sharedTimeoutMs: number;
   #scheme: Scheme | undefined;
-  /** Where it was last said that the realm is still the same. */
+  /** When the upstream last confirmed the realm of the learnt scheme. */
   #confirmed: { readonly scheme: Scheme; readonly until: number } | undefined;
 
   constructor(registry: string, base: URL, context: AuthenticatorContext) {
@@ -50,15 +50,15 @@ export class Authenticator {
     this.#tokens = new Tokens({ server, clock, sharedTimeoutMs, remembers });
   }
 
-  /** The authorization for a repo before anybody has asked for one. */
+  /** The authorization to send before any challenge. Throws the token server's faults. */
   async authorize(account: Account, repo: Repo, signal: AbortSignal): Promise<Authorization> {
     this.#scheme ??= await within(
       signal,
       this.#pings.run('ping', () => this.#ping(AbortSignal.timeout(this.#sharedTimeoutMs))).outcome,
     );
     if (!this.#scheme) return noAuthorization;
-    const kept = this.#tokens.kept(account, repo);
-    if (kept) return kept;
+    const cached = this.#tokens.cached(account, repo);
+    if (cached) return cached;
     const learnt = this.#scheme;
     try {
       return await this.#answer(learnt, undefined, account, repo, signal, () => this.#isCurrent(learnt));
@@ -66,25 +66,25 @@ export class Authenticator {
       const { notAsked, fault } = toMirrorError(error);
       if (notAsked || (fault === 'repo-unknown' && !(error instanceof NotCurrent)) || isOwnAffair(fault))
         throw error;
-      // What was learnt may have been wrong, or be so no longer: the answer to the question itself says how it is.
+      // The learnt scheme may be wrong or outdated: send the request without it and let its challenge decide.
       this.#scheme = undefined;
       if (error instanceof NotCurrent || fault === 'upstream-invalid') return noAuthorization;
       throw error;
     }
   }
 
-  /** Whether the upstream itself still sends everybody to this realm; where it does not tell, it does. */
+  /** Whether the upstream still names this realm; if it does not answer, assumes so. */
   async #isCurrent(learnt: Scheme): Promise<boolean> {
     const now = this.#clock.monotonic();
     if (this.#confirmed?.scheme === learnt && now < this.#confirmed.until) return true;
     const ping = (): Promise<Scheme | undefined> => this.#ping(AbortSignal.timeout(this.#sharedTimeoutMs));
-    const said = await this.#pings.run('ping', ping).outcome.catch(() => undefined);
-    if (said && said.bearer?.realm !== learnt.bearer?.realm) return false;
+    const current = await this.#pings.run('ping', ping).outcome.catch(() => undefined);
+    if (current && current.bearer?.realm !== learnt.bearer?.realm) return false;
     this.#confirmed = { scheme: learnt, until: this.#clock.monotonic() + confirmedForMs };
     return true;
   }
 
-  /** The authorization that a 401's challenges ask for; undefined when there is none that we can give. */
+  /** The authorization for a 401's challenges; undefined if none is possible. */
   async challenged(
     response: Response,
     account: Account,
@@ -96,17 +96,19 @@ export class Authenticator {
     const scope = challenges.find(({ scheme: name }) => name === 'bearer')?.params['scope'];
     const answer = await this.#answer(scheme, scope, account, repo, signal);
     if (answer.header === undefined) return undefined;
-    // Only now: a challenge that leads nowhere must not stand between us and all other repos.
+    // Kept only if it worked: a bad challenge for one repo must not affect the others.
     this.#scheme = scheme;
     return answer;
   }
 
-  /** The upstream did not take it. */
+  /** Drops a token that the upstream rejected. */
   drop(account: Account, repo: Repo): void {
     this.#tokens.drop(account, repo);
   }
 
-  /** Basic was answered with 401: whether it is the login that is not taken, or just not enough. */
+  /**
+   * Basic got a 401: throws `account-refused` if `/v2/` rejects the login too; else it only lacks access to the repo.
+   */
   async checkBasic(account: Account, signal: AbortSignal): Promise<void> {
     const login = await within(signal, account.login());
     if (!login) return;
@@ -117,12 +119,12 @@ export class Authenticator {
     throw error;
   }
 
-  /** Whether the registry answers at all: its gate is told. */
+  /** Pings the registry to update its circuit breaker. */
   async look(signal: AbortSignal): Promise<void> {
     await this.#askPing({}, signal);
   }
 
-  /** Undefined: it does not tell now; the answer to the question itself will. */
+  /** The scheme from `/v2/`; undefined on 5xx. Throws `upstream-limited` and the faults of a call. */
   async #ping(signal: AbortSignal): Promise<Scheme | undefined> {
     const response = await this.#askPing({}, signal);
     const { status } = response;
@@ -151,7 +153,7 @@ export class Authenticator {
     account: Account,
     repo: Repo,
     signal: AbortSignal,
-    /** Whether a refusal says anything. */
+    /** Whether the realm is still the upstream's, so that a refusal counts. */
     isCurrent: () => Promise<boolean> = () => Promise.resolve(true),
   ): Promise<Authorization> {
     const { bearer } = scheme;
@@ -162,19 +164,19 @@ export class Authenticator {
     }
     const wanted = scope ?? `repository:${repo.name}:pull`;
     const challenge = [bearer.realm, bearer.service, wanted].join(' ');
-    const kept = this.#tokens.kept(account, repo);
-    if (kept?.challenge === challenge) return kept;
+    const cached = this.#tokens.cached(account, repo);
+    if (cached?.challenge === challenge) return cached;
     const question = { ...bearer, scope: wanted, isCurrent };
     return within(signal, this.#tokens.fetch(challenge, question, account, repo));
   }
 }
 
-/** Faults of the token server or of our login, whichever realm it is. */
+/** Faults of the token server or of the login, independent of the realm. */
 function isOwnAffair(fault: Fault): boolean {
   return fault === 'account-refused' || fault === 'upstream-limited';
 }
 
-/** What is waited for, but no longer than one's own deadline. */
+/** Waits for shared work, up to the caller's deadline. */
 function within<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
   return orLate(work, signal, () => toFault('authentication', signal.reason, signal));
 }

@@ -1,12 +1,12 @@
 import type { Login } from '../accounts/credentials.ts';
 
-/** What to send as `Authorization`, and where it came from. */
+/** The `Authorization` header to send, and its origin. */
 export interface Authorization {
   readonly header: string | undefined;
-  /** The challenge that it answers; a repeated one, refused, means that the repo is not for us. */
+  /** The challenge that it answers. If the same challenge comes again, the repo is not accessible. */
   readonly challenge: string;
   readonly fresh: boolean;
-  /** No credentials are behind it: whoever asks gets the same. */
+  /** Made without credentials. */
   readonly isPublic: boolean;
 }
 

@@ -1,4 +1,4 @@
-/** One way to authenticate that a server names in WWW-Authenticate. */
+/** One challenge of a WWW-Authenticate header. */
 export interface Challenge {
   /** Lower case: `bearer`, `basic`. */
   readonly scheme: string;
@@ -6,7 +6,7 @@ export interface Challenge {
   readonly params: Readonly<Record<string, string>>;
 }
 
-/** How an upstream wants to be asked. */
+/** The authentication schemes that an upstream accepts. */
 export interface Scheme {
   readonly bearer: { readonly realm: string; readonly service: string | undefined } | undefined;
   readonly basic: boolean;
@@ -16,12 +16,12 @@ const token = /[!#$%&'*+.^_`|~\w-]+/y;
 const separator = /[\s,]*/y;
 const equals = /\s*=\s*/y;
 const quoted = /"((?:[^"\\]|\\.)*)"?/y;
-// Unquoted values come with colons and slashes from servers that forget the quotes.
+// Some servers omit the quotes, so bare values may contain colons and slashes.
 const bare = /[^\s,"]*/y;
 
 /**
- * Reads WWW-Authenticate: several headers, several challenges in one, quoted and unquoted values, unknown schemes beside
- * known ones (RFC 9110 section 11.6.1). What makes no sense is passed over.
+ * Parses WWW-Authenticate (RFC 9110, 11.6.1): several headers, several challenges in one, quoted and unquoted values,
+ * unknown schemes. Skips what it cannot parse.
  */
 export function parseChallenges(headers: string | string[] | undefined): Challenge[] {
   return [headers ?? []].flat().flatMap(parseHeader);
@@ -54,7 +54,7 @@ function parseHeader(header: string): Challenge[] {
   }
 }
 
-/** The scheme that challenges ask for: the first Bearer with a realm, and whether Basic is taken too. */
+/** The scheme of the challenges: the first Bearer with a realm, and whether Basic is accepted. */
 export function schemeOf(challenges: readonly Challenge[]): Scheme {
   const params = challenges.find((each) => each.scheme === 'bearer' && each.params['realm'])?.params;
   const realm = params?.['realm'];

@@ -9,21 +9,21 @@ import type { NetworkPolicy } from '../http/network-policy.ts';
 import { statusFault, toFault, type Call, type Response, type Transport } from '../http/transport.ts';
 import { basicHeader } from './authorization.ts';
 
-/** What a token is asked for, and of whom. */
+/** A request for a token. */
 export interface TokenQuestion {
   readonly realm: string;
   readonly service: string | undefined;
   readonly scope: string;
-  /** Whether the upstream still names that realm: only then does a refusal say anything. */
+  /** Whether the upstream still names that realm; only then does a refusal count. */
   readonly isCurrent: () => Promise<boolean>;
 }
 
-/** A token as it was given. */
+/** A token as issued. */
 export interface GivenToken {
   readonly token: string;
-  /** No credentials were sent for it. */
+  /** Issued without credentials. */
   readonly isPublic: boolean;
-  /** By the monotonic clock, a tenth of its life before its end. */
+  /** By the monotonic clock, after nine tenths of the token's life. */
   readonly expiresAt: number;
 }
 
@@ -44,19 +44,19 @@ const tokenAnswer = z.object({
   expires_in: z.coerce.number().optional().catch(undefined),
 });
 
-/** A realm has refused to which the upstream does not send everybody, or not any more: that says nothing. */
+/** Refused by a realm that the upstream does not name (any more), so the refusal says nothing about the repo. */
 export class NotCurrent extends MirrorError {}
 
 /**
- * Asks the token servers that an upstream names (CNCF Distribution, "Token Authentication Specification"): by GET with
- * Basic, or by an OAuth2 form where the login or the server wants one. Keeps no tokens.
+ * Fetches tokens from the token servers that an upstream names (CNCF Distribution, "Token Authentication
+ * Specification"): by GET with Basic, or by an OAuth2 POST if the login or the server needs one. Caches no tokens.
  */
 export class TokenServer {
   readonly #registry: string;
   readonly #transport: Transport;
   readonly #policy: NetworkPolicy;
   readonly #clock: Clock;
-  /** A token server that answers with something else is left alone for a moment. */
+  /** A token server that sent an unusable answer is not asked for a moment. */
   #unreadable: { readonly error: MirrorError; readonly until: number } | undefined;
 
   constructor(registry: string, { transport, policy, clock }: TokenServerContext) {
@@ -67,8 +67,8 @@ export class TokenServer {
   }
 
   /**
-   * One token. Throws `account-refused` when the login is taken for nothing, `repo-unknown` when only this scope is
-   * refused, NotCurrent when the upstream does not name that realm, and the faults of a call.
+   * Fetches one token. Throws `account-refused` if the login is rejected altogether, `repo-unknown` if only this scope
+   * is refused, NotCurrent if the upstream does not name that realm, and the faults of a call.
    */
   async ask(question: TokenQuestion, account: Account, repo: Repo, signal: AbortSignal): Promise<GivenToken> {
     const { realm, service, scope } = question;
@@ -82,7 +82,7 @@ export class TokenServer {
       if (response.status === 200) {
         const { token, lifeMs } = await this.#read(response, what, signal);
         account.accepted();
-        // A tenth of its life before the end, since it still has to travel.
+        // Leaves a margin for the time in transit.
         const expiresAt = asked + lifeMs * 0.9;
         return { token, isPublic: login === undefined, expiresAt };
       }
@@ -90,8 +90,9 @@ export class TokenServer {
       const { status } = response;
       const message = `${what}: ${url.host} answered ${status}`;
       if (status !== 401 && status !== 403) throw statusFault(response, message, this.#clock.now());
-      if (!(await question.isCurrent())) throw new NotCurrent('repo-unknown', `${message}: it has moved`);
-      // Some token servers answer so for a repo that is unknown or private (ghcr.io).
+      if (!(await question.isCurrent()))
+        throw new NotCurrent('repo-unknown', `${message}: the upstream no longer names this realm`);
+      // ghcr.io and others send 401 for a repo that is unknown or private.
       const isRefused = login && status === 401 && (await this.#refuses(url, service, login, repo, signal));
       if (!isRefused) throw new MirrorError('repo-unknown', `${message}: not found, or not permitted`);
       const error = accountRefused(message, account);
@@ -115,7 +116,7 @@ export class TokenServer {
     }
   }
 
-  /** Whether the token server does not take the login for anything. */
+  /** Whether the token server rejects the login altogether: asks for a token without a scope. */
   async #refuses(
     url: URL,
     service: string | undefined,
@@ -158,7 +159,7 @@ export class TokenServer {
       headers: login ? { authorization: basicHeader(login) } : {},
     });
     if (response.status !== 405 || !login) return response;
-    // Some take OAuth alone.
+    // Some servers support only OAuth2.
     response.body.discard();
     return post({ grant_type: 'password', ...login });
   }
@@ -176,13 +177,13 @@ async function readToken(
   try {
     json = parseJson(bytes ?? Buffer.alloc(0));
   } catch {
-    // No cause: a parser's message quotes what it read, and that may be a token.
-    throw new MirrorError('upstream-down', `${what}: the answer is not JSON`);
+    // No cause: a parser's message quotes its input, which may hold a token.
+    throw new MirrorError('upstream-down', `${what}: the response is not JSON`);
   }
   const answer = tokenAnswer.safeParse(json).data;
   const token = answer?.token ?? answer?.access_token;
   if (token === undefined || /[^\x21-\x7e]/.test(token)) {
-    throw new MirrorError('upstream-down', `${what}: the answer has no token`);
+    throw new MirrorError('upstream-down', `${what}: the response has no token`);
   }
   const life = (answer?.expires_in ?? 0) * 1000;
   return { token, lifeMs: life > 0 ? Math.min(life, longestLifeMs) : defaultLifeMs };

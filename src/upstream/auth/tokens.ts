@@ -8,7 +8,7 @@ import type { TokenQuestion, TokenServer } from './token-server.ts';
 
 interface Token {
   readonly header: string;
-  /** The challenge that it was fetched for. */
+  /** The challenge that the token answers. */
   readonly challenge: string;
   readonly isPublic: boolean;
   /** By the monotonic clock. */
@@ -18,16 +18,16 @@ interface Token {
 export interface TokensContext {
   readonly server: TokenServer;
   readonly clock: Clock;
-  /** Over a call that several wait for, each with a deadline of its own. */
+  /** Timeout in ms of a call shared by several callers with deadlines of their own. */
   readonly sharedTimeoutMs: number;
-  /** Repos of which tokens are kept. */
+  /** How many repos to keep tokens for. */
   readonly remembers: number;
 }
 
 /**
- * The tokens for one upstream: one for each account and repo, used until shortly before it expires, and fetched once
- * however many wait for it. Life is counted from receipt by the monotonic clock, since `issued_at` is the other side's
- * idea of the time.
+ * The token cache of one upstream, by account and repo. A token is fetched once for all waiting callers and used until
+ * shortly before it expires. Expiry is counted from receipt by the monotonic clock, since `issued_at` is by the
+ * server's clock.
  */
 export class Tokens {
   readonly #server: TokenServer;
@@ -35,7 +35,7 @@ export class Tokens {
   readonly #sharedTimeoutMs: number;
   readonly #tokens: LRUCache<string, Token>;
   readonly #flights = new Flight<string, Token>();
-  /** The first tries with a login, one for each account: a wrong one is sent once, and not for each repo. */
+  /** The first try of each account's login: a wrong login is sent once, not once per repo. */
   readonly #trials = new Map<Account, Promise<unknown>>();
 
   constructor({ server, clock, sharedTimeoutMs, remembers }: TokensContext) {
@@ -45,14 +45,14 @@ export class Tokens {
     this.#tokens = new LRUCache({ max: remembers });
   }
 
-  /** The token that is there, whatever scope it was made for: the upstream has asked for that one. */
-  kept(account: Account, repo: Repo): Authorization | undefined {
+  /** The unexpired token, whatever its scope: the upstream asked for that scope. */
+  cached(account: Account, repo: Repo): Authorization | undefined {
     const token = this.#tokens.get(keyOf(account, repo));
     if (!token || token.expiresAt <= this.#clock.monotonic()) return undefined;
     return { header: token.header, challenge: token.challenge, fresh: false, isPublic: token.isPublic };
   }
 
-  /** A new token for the challenge, or the one that is being fetched for it. Faults: as `TokenServer.ask`. */
+  /** A new token for the challenge, shared with parallel callers. Throws as `TokenServer.ask` does. */
   async fetch(
     challenge: string,
     question: TokenQuestion,
@@ -62,8 +62,8 @@ export class Tokens {
     const key = keyOf(account, repo);
     const fetch = async (): Promise<Token> => {
       const shared = AbortSignal.timeout(this.#sharedTimeoutMs);
-      const given = await this.#oneFirst(account, () => this.#server.ask(question, account, repo, shared));
-      const { token: text, isPublic, expiresAt } = given;
+      const issued = await this.#oneFirst(account, () => this.#server.ask(question, account, repo, shared));
+      const { token: text, isPublic, expiresAt } = issued;
       const token = { header: `Bearer ${text}`, challenge, isPublic, expiresAt };
       this.#tokens.set(key, token);
       return token;
@@ -72,12 +72,12 @@ export class Tokens {
     return { header, challenge, fresh: true, isPublic };
   }
 
-  /** The upstream did not take it. */
+  /** Drops a token that the upstream rejected. */
   drop(account: Account, repo: Repo): void {
     this.#tokens.delete(keyOf(account, repo));
   }
 
-  /** Until an account's login has been taken once, one asks with it and the others wait to see. */
+  /** Until an account's login is proven, one caller tries it while the others wait. */
   async #oneFirst<T>(account: Account, ask: () => Promise<T>): Promise<T> {
     for (;;) {
       if (account.disabled) throw account.disabled;

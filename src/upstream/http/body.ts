@@ -3,19 +3,19 @@ import { noteGarbage } from '../../util/garbage.ts';
 
 const batchBytes = 1024 * 1024;
 const flushAfterMs = 10;
-/** A body this small is read to its end to keep its connection; larger ones are cut. */
+/** An unread body up to this size is drained to keep its connection; larger ones are aborted. */
 const drainBytes = 64 * 1024;
 
 /**
- * The body of an upstream's answer, fed by undici's parser without a stream in between: for large blobs that is worth
- * half as much speed again. Until somebody reads it, it is paused.
+ * The body of an upstream response, fed by undici's parser without a stream in between, which is half as fast again
+ * for large blobs. Paused until it is read.
  */
 export class Body {
   readonly #controller: Dispatcher.DispatchController;
   readonly #length: number | undefined;
   #chunks: Buffer[] = [];
   #held = 0;
-  /** What is held is to be handed on, though it is less than a batch. */
+  /** Hand on the held bytes, though they are less than a batch. */
   #due = false;
   #timer: NodeJS.Timeout | undefined;
   #ended = false;
@@ -31,9 +31,8 @@ export class Body {
   }
 
   /**
-   * Hands on what comes, in batches of 1 MiB or of what came in 10 ms, waiting for each to be taken while the next is
-   * gathered; `false` from `take` says that it is enough. Rejects as `take` does, as the connection ends, or with the
-   * signal's reason; the rest is then cut off.
+   * Passes the body to `take` in batches of 1 MiB or 10 ms, gathering the next one meanwhile; `take` returns `false`
+   * to stop. Rejects with `take`'s error, the connection's, or the signal's reason, and aborts the rest.
    */
   async pipe(take: (chunks: Buffer[]) => Promise<unknown>, signal?: AbortSignal): Promise<void> {
     this.#piped = true;
@@ -60,7 +59,7 @@ export class Body {
     }
   }
 
-  /** The whole body, or undefined when it is longer than `limit`. */
+  /** The whole body; undefined if longer than `limit` bytes. */
   async bytes(limit: number, signal?: AbortSignal): Promise<Buffer | undefined> {
     const chunks: Buffer[] = [];
     let length = 0;
@@ -78,7 +77,7 @@ export class Body {
     return Buffer.concat(chunks, length);
   }
 
-  /** Nobody wants the rest. */
+  /** Drops the rest of the body. */
   discard(): void {
     if (this.#ended || this.#discarded) return;
     this.#discarded = true;

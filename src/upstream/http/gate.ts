@@ -3,17 +3,17 @@ import type { Clock } from '../../util/clock.ts';
 import { MirrorError, type Fault } from '../../util/errors.ts';
 
 /**
- * What a call to a host has shown of it: an answer; an 5xx; no answer; no answer in
- * the time that it has; or, when its caller's deadline passed (`late`) or its caller left (`unknown`), perhaps nothing.
+ * The result of a call: a response; a 5xx; no connection or response (`failed`); a host timeout (`silent`); the
+ * caller's deadline passed (`late`); the caller left (`unknown`); or the host's rate limit.
  */
 export type Outcome = 'answered' | 'server-error' | 'failed' | 'silent' | 'late' | 'unknown' | Limited;
 
-/** All requests are limited. */
+/** The host limits all requests. */
 export interface Limited {
   readonly retryAfterMs: number | undefined;
 }
 
-/** To be told, once, what became of the call. */
+/** Reports the call's outcome, once. */
 export type Pass = (outcome: Outcome) => void;
 
 export type GateFault = Extract<Fault, 'upstream-down' | 'upstream-timeout' | 'upstream-limited'>;
@@ -23,15 +23,15 @@ const firstHoldMs = 500;
 const longestHoldMs = 5000;
 const firstLimitedHoldMs = 1000;
 const longestLimitedHoldMs = 60_000;
-/** Who comes while a probe is under way waits so long for it: a host that is back answers sooner. */
+/** How long a call waits for a running probe. */
 const probePatienceMs = 500;
-/** A probe that takes longer gives its place to the next one. */
+/** A probe that takes longer no longer blocks the next one. */
 const probeMs = 5000;
-/** As long whoever probed in vain lets others go first: it may be what it asks for that fails. */
+/** A request whose probe failed lets others probe first: the failure may be its own. */
 const courtesyMs = 1000;
-/** After that it counts as open in metrics, though nobody has tried. */
+/** How long after its hold the circuit still counts as open in metrics, if no call was made. */
 const shownMs = 30_000;
-/** A deadline that passes is the host's silence if the call took that long, and so many times what others take. */
+/** A missed deadline counts as the host's silence if the call took this long, and this many times the usual latency. */
 const leastSilenceMs = 250;
 const silenceFactor = 5;
 
@@ -43,7 +43,7 @@ interface Shut {
 
 interface Probe {
   readonly startedAt: number;
-  /** It is over, or takes longer than others should wait. */
+  /** Resolves when the probe ends, or others should wait no longer. */
   readonly soon: Promise<void>;
   readonly end: () => void;
 }
@@ -56,24 +56,24 @@ interface Entered {
 }
 
 /**
- * Whether one host may be asked now. Five failures one after the other, silence towards everybody, or a limit on all
- * requests shut it; it opens by one call at a time, which is let through after a while that grows with each that fails.
+ * The circuit breaker of one host. Five consecutive failures, silence or a rate limit on all requests open the
+ * circuit. After a hold that grows with each failure, it lets one probe at a time through; a response closes it.
  */
 export class Gate {
   readonly #host: string;
   readonly #clock: Clock;
   readonly #onChange: (host: string, fault: GateFault | undefined) => void;
   #shut: Shut | undefined;
-  /** Calls without an answer, one after the other. */
+  /** Consecutive calls without a response. */
   #failures = 0;
-  /** What was answered with 5xx since anything was answered well: one thing that fails again and again counts once. */
+  /** Calls that got 5xx since the last good response: a call that fails repeatedly counts once. */
   readonly #serverErrors = new Set<string>();
-  /** How often it has been shut without an answer in between. */
+  /** How often the circuit opened since the last response. */
   #times = 0;
-  /** Calls that began before the last change prove nothing. */
+  /** Incremented on each change: calls started before it do not count. */
   #era = 0;
   #answeredAt = -Infinity;
-  /** How long answers take. */
+  /** Moving average of response times, in ms. */
   #usualMs = 0;
   #probe: Probe | undefined;
   #probedInVain = '';
@@ -88,14 +88,14 @@ export class Gate {
     return this.#shut !== undefined && this.#clock.monotonic() < this.#shut.until + shownMs;
   }
 
-  /** What became of the last calls, if none of them was answered well. */
+  /** The fault that calls to this host get, if the last calls had no good response. */
   get unanswered(): GateFault | undefined {
     return this.#shut?.fault ?? (this.#failures + this.#serverErrors.size > 0 ? 'upstream-down' : undefined);
   }
 
   /**
-   * Throws the fault that shuts it. `bypassesBreaker`: a download that has begun tries again at a pace of its own, and is stopped
-   * by a limit alone.
+   * Admits a call. Throws the fault of an open circuit. `bypassesBreaker`: resumed downloads pace their own retries,
+   * so only a rate limit stops them.
    */
   async enter(what: string, bypassesBreaker: boolean): Promise<Pass> {
     for (let waited = false; this.#shut; waited = true) {
@@ -128,13 +128,13 @@ export class Gate {
   #notNow(what: string, { fault, until }: Shut): MirrorError {
     const waitMs = Math.max(1000, until - this.#clock.monotonic());
     const why = {
-      'upstream-down': 'has not been answering',
-      'upstream-timeout': 'keeps silent',
-      'upstream-limited': 'limits all our requests',
+      'upstream-down': 'has been failing',
+      'upstream-timeout': 'has been timing out',
+      'upstream-limited': 'limits all requests',
     }[fault];
     return new MirrorError(
       fault,
-      `${what}: not asked, since ${this.#host} ${why}; it is asked again in ${Math.ceil(waitMs / 1000)} s`,
+      `${what}: not sent, since ${this.#host} ${why}; next try in ${Math.ceil(waitMs / 1000)} s`,
       { retryAfterMs: waitMs, notAsked: true },
     );
   }
@@ -155,7 +155,7 @@ export class Gate {
       this.#limit(outcome, era);
       return;
     }
-    // What has begun before the last change proves nothing.
+    // Calls started before the last change prove nothing.
     if (outcome === 'unknown' || era !== this.#era) return;
     if (outcome === 'answered') {
       this.#usualMs += (tookMs - this.#usualMs) / 8;
@@ -166,7 +166,7 @@ export class Gate {
       outcome === 'silent' ||
       (outcome === 'late' && tookMs >= Math.max(leastSilenceMs, silenceFactor * this.#usualMs));
     if (outcome === 'late' && !isSilent) return;
-    // Silence towards one call while others are answered says nothing about the host.
+    // Others got a response meanwhile, so the host is not silent.
     if (isSilent && this.#answeredAt > startedAt) return;
     if (role === 'usual') this.#failed(what, outcome, isSilent);
     else if (role !== 'bypassing') {
@@ -189,7 +189,7 @@ export class Gate {
     if (era === this.#era || this.#shut?.fault !== 'upstream-limited') {
       this.#close('upstream-limited', retryAfterMs);
     } else if (retryAfterMs !== undefined) {
-      // Of many that are limited together one counts.
+      // Parallel 429s count once; the longest wait applies.
       this.#shut.until = Math.max(this.#shut.until, this.#clock.monotonic() + retryAfterMs);
     }
   }
@@ -199,7 +199,7 @@ export class Gate {
     const isLimit = fault === 'upstream-limited';
     if (before !== undefined && (before === 'upstream-limited') !== isLimit) this.#times = 0;
     const hold = isLimit
-      ? // Jitter: other mirrors have been limited in the same moment.
+      ? // Jitter: other mirrors were limited at the same moment.
         Math.min(firstLimitedHoldMs * 2 ** this.#times, longestLimitedHoldMs) * (1 + Math.random() / 4)
       : Math.min(firstHoldMs * 2 ** this.#times, longestHoldMs);
     this.#times += 1;
@@ -221,7 +221,7 @@ export class Gate {
   }
 }
 
-/** The gates of all hosts that one upstream leads to: the registry, its token server, its CDNs. */
+/** The circuit breakers of all hosts that one upstream leads to: the registry, its token server, its CDNs. */
 export class Gates {
   readonly #clock: Clock;
   readonly #onChange: (host: string, fault: GateFault | undefined) => void;
@@ -246,12 +246,12 @@ export class Gates {
     return gate;
   }
 
-  /** Why this host does not answer, if it is known that it does not. */
+  /** The fault that calls to this host get, if it has no good response. */
   unanswered(origin: string): GateFault | undefined {
     return this.#gates.peek(origin)?.unanswered;
   }
 
-  /** How many are shut, of those that `match`. */
+  /** The number of open circuits among the matching origins. */
   shut(match: (origin: string) => boolean): number {
     let count = 0;
     for (const [origin, gate] of this.#gates.entries()) if (gate.isShut && match(origin)) count += 1;

@@ -14,19 +14,19 @@ import { Proxy, type ProxyOptions } from './proxy.ts';
 export interface NetworkPolicyOptions {
   /** The upstream's own URL. */
   url: URL;
-  /** Private and loopback addresses are allowed for this upstream, and any port. */
+  /** Allow private and loopback addresses, and any port, for this upstream. */
   allowPrivateNetwork: boolean;
-  /** URL prefixes, beside the upstream's own domain, that its credentials may go to. */
+  /** URL prefixes outside the upstream's domain to which its credentials may be sent. */
   realms: readonly string[];
-  /** In PEM: authorities that are trusted beside the system's. */
+  /** PEM: CA certificates trusted besides the system's. */
   ca?: string | undefined;
-  /** In PEM: shown to the upstream's own host, if that asks who we are. */
+  /** PEM: client certificate, shown only to the upstream's own host. */
   cert?: string | undefined;
   key?: string | undefined;
-  /** The upstream's own host is believed without a certificate. */
+  /** Skip certificate verification for the upstream's own host. */
   insecureSkipVerify?: boolean;
   proxy?: ProxyOptions | undefined;
-  /** Whether the URL is that of an upstream that knows the mirror by its address or certificate. */
+  /** Whether a URL belongs to an upstream that is configured as private. */
   isPrivateUpstream?: (url: URL) => boolean;
 }
 
@@ -35,16 +35,16 @@ type Reach = 'public' | 'private' | 'forbidden';
 const lookupTtlMs = 30_000;
 // Metadata and control services of clouds, outside the link-local range: AWS, Google, Alibaba, Azure.
 const cloudServices = new Networks(['fd00:ec2::/32', 'fd20:ce::/64', '100.100.100.200', '168.63.129.16']);
-/** Deprecated: what stands in it means IPv4 to some. */
+/** Deprecated range: some systems treat these addresses as IPv4. */
 const ipv4Compatible = new Networks(['::/96']);
 const localNat64 = new Networks(['64:ff9b:1::/48']);
-/** As long a name that goes through a proxy is looked up here too. */
+/** How long to wait for the local lookup of a host reached through a proxy. */
 const proxiedLookupMs = 3000;
 const failedLookupTtlMs = 30_000;
 
 const privateRanges = new Set<string>(['private', 'uniqueLocal', 'loopback', 'carrierGradeNat']);
 
-/** Where an address leads. IPv4 inside IPv6 (mapped, NAT64) counts as what it stands for. */
+/** Classifies an address. IPv4 inside IPv6 (mapped, NAT64) counts as its IPv4 address. */
 export function reachOf(address: string): Reach {
   if (!ipaddr.isValid(address)) return 'forbidden';
   let ip = ipaddr.process(address);
@@ -58,7 +58,7 @@ export function reachOf(address: string): Reach {
   return privateRanges.has(range) ? 'private' : 'forbidden';
 }
 
-/** Its port, named or not. */
+/** The port, explicit or default. */
 export function portOf({
   protocol,
   port,
@@ -69,7 +69,7 @@ export function portOf({
   return port || (protocol === 'https:' ? '443' : '80');
 }
 
-/** A host that can only be meant for the own network: an address of it, `localhost`, or a name without a dot. */
+/** A host that can only be in a private network: a private address, `localhost`, or a name without a dot. */
 function isPrivateHost(host: string): boolean {
   const bare = unbracket(host);
   if (isIP(bare)) return reachOf(bare) === 'private';
@@ -81,9 +81,8 @@ function unbracket(host: string): string {
 }
 
 /**
- * Where an upstream may send us: its redirects and its realm come from outside. Names are checked by the addresses that
- * they resolve to when connecting, so that a name which changes its mind gains nothing. All methods throw
- * `address-refused`.
+ * Where an upstream may send the mirror: redirects and realms are untrusted. Addresses are checked when connecting, so
+ * that DNS rebinding gains nothing. All methods throw `address-refused`.
  */
 export class NetworkPolicy {
   readonly #options: NetworkPolicyOptions;
@@ -104,24 +103,24 @@ export class NetworkPolicy {
     }
   }
 
-  /** A redirect's target. */
+  /** Checks a redirect's target. */
   checkRedirect(from: URL, to: URL): void {
     const what = `redirect from ${from.host} to ${to.protocol}//${to.host}`;
     this.#checkUrl(to, what);
     if (from.protocol === 'https:' && to.protocol !== 'https:') throw refused(`${what}: leaves https`);
-    // What it gives to this mirror alone must not come out as what another registry has given.
+    // A private upstream's content must not be served as another registry's.
     if (to.origin !== this.#options.url.origin && this.#options.isPrivateUpstream?.(to) === true)
-      throw refused(`${what}: a private upstream is there`);
+      throw refused(`${what}: the target is a private upstream`);
   }
 
-  /** A token server: it is given credentials, so it must belong to the upstream. */
+  /** Checks a token server, which gets credentials: it must belong to the upstream. */
   checkRealm(text: string): URL {
     const url = URL.parse(text);
     if (!url) throw refused(`realm ${JSON.stringify(text.slice(0, 200))}: not a URL`);
     const what = `realm ${url.protocol}//${url.host}${url.pathname}`;
     this.#checkUrl(url, what);
     if (url.protocol !== 'https:' && this.#options.url.protocol === 'https:')
-      throw refused(`${what}: is not https`);
+      throw refused(`${what}: not https`);
     const { hostname } = this.#options.url;
     const domain = getDomain(hostname, { allowPrivateDomains: true });
     const covered =
@@ -129,13 +128,11 @@ export class NetworkPolicy {
       (domain !== null && getDomain(url.hostname, { allowPrivateDomains: true }) === domain) ||
       this.#options.realms.some((realm) => isPrefix(realm, url));
     if (!covered)
-      throw refused(
-        `${what}: does not belong to ${hostname}; if it does, name it in the upstream's "realms"`,
-      );
+      throw refused(`${what}: does not belong to ${hostname}; if it does, add it to the upstream's "realms"`);
     return url;
   }
 
-  /** Connects under this policy. */
+  /** A connector that enforces this policy. */
   connector(timeoutMs: number): buildConnector.connector {
     const { url, ca, cert, key, insecureSkipVerify } = this.#options;
     const trust = ca === undefined ? {} : { ca: [...getCACertificates('default'), ca] };
@@ -191,7 +188,10 @@ export class NetworkPolicy {
     };
   }
 
-  /** The proxy looks the name up; where we can do so too, it is checked as if we went there ourselves. */
+  /**
+   * The proxy resolves the name. If it can also be resolved here, its addresses are checked as for a direct
+   * connection.
+   */
   async #tunnel(
     proxy: Proxy,
     { host, port }: { host: string; port: string },
@@ -199,17 +199,17 @@ export class NetworkPolicy {
     secureContext: SecureContext | undefined,
   ): Promise<Socket> {
     if (isIP(proxy.hostname) && reachOf(proxy.hostname) === 'forbidden')
-      throw refused(`proxy ${proxy.hostname}: an address that nothing may go to`);
+      throw refused(`proxy ${proxy.hostname}: forbidden address`);
     if (!isIP(host)) {
       const nothing = sleep(proxiedLookupMs, [], { ref: false });
       const addresses = await Promise.race([this.#tryResolve(host), nothing]);
-      // Which of them it would take is not ours to say.
+      // The proxy may choose any of them.
       for (const { address } of addresses) this.#checkAddress(address, host);
     }
     return proxy.tunnel(host, port, {
       timeoutMs,
       secureContext,
-      // It is the operator's, so it may well be in the own network.
+      // The operator's proxy may be in a private network.
       lookup: (hostname, options, callback) =>
         void this.#lookup(hostname, options, callback, (address) => reachOf(address) !== 'forbidden'),
     });
@@ -224,7 +224,7 @@ export class NetworkPolicy {
       ![80, 443, Number(this.#options.url.port)].includes(port) &&
       !this.#privateAllowed
     ) {
-      throw refused(`${what}: port ${port}`);
+      throw refused(`${what}: port ${port} is not allowed`);
     }
     const host = unbracket(url.hostname);
     if (isIP(host)) this.#checkAddress(host, what);
@@ -233,7 +233,7 @@ export class NetworkPolicy {
   #checkAddress(address: string, what: string): void {
     const reach = reachOf(address);
     if (reach === 'public' || (reach === 'private' && this.#privateAllowed)) return;
-    const remedy = reach === 'private' ? '; if it is meant, set allowPrivateNetwork for this upstream' : '';
+    const remedy = reach === 'private' ? '; to allow it, set allowPrivateNetwork for this upstream' : '';
     throw refused(`${what}: ${address} is not a public address${remedy}`);
   }
 
@@ -260,7 +260,7 @@ export class NetworkPolicy {
     return reach === 'public' || (reach === 'private' && this.#privateAllowed);
   }
 
-  /** Nothing, for what cannot be looked up here; that is not tried again for a while. */
+  /** Empty if the name cannot be resolved here; not tried again for a while. */
   async #tryResolve(hostname: string): Promise<LookupAddress[]> {
     if (this.#unresolved.has(hostname)) return [];
     return this.#resolve(hostname).catch(() => {
@@ -270,21 +270,21 @@ export class NetworkPolicy {
   }
 
   #resolve(hostname: string): Promise<LookupAddress[]> {
-    const known = this.#addresses.get(hostname);
-    if (known) return known;
-    const asked = new Promise<LookupAddress[]>((resolve, reject) => {
-      dnsLookup(hostname, { all: true }, (error, addresses) => {
+    const cached = this.#addresses.get(hostname);
+    if (cached) return cached;
+    const addresses = new Promise<LookupAddress[]>((resolve, reject) => {
+      dnsLookup(hostname, { all: true }, (error, found) => {
         if (error) reject(error);
-        else resolve(addresses);
+        else resolve(found);
       });
     });
-    this.#addresses.set(hostname, asked);
-    asked.catch(() => this.#addresses.delete(hostname));
-    return asked;
+    this.#addresses.set(hostname, addresses);
+    addresses.catch(() => this.#addresses.delete(hostname));
+    return addresses;
   }
 }
 
-/** Made once, however many upstreams have the same: authorities take a while to read. */
+/** Shared by upstreams with the same certificates: CA certificates take a while to parse. */
 const contexts = new LRUCache<string, SecureContext>({ max: 50 });
 
 function contextOf(options: { ca?: string[]; cert?: string; key?: string }): SecureContext {
@@ -292,9 +292,9 @@ function contextOf(options: { ca?: string[]; cert?: string; key?: string }): Sec
   const name = createHash('sha256')
     .update([ca.at(-1), cert, key].join('\n'))
     .digest('hex');
-  const known = contexts.get(name) ?? createSecureContext(options);
-  contexts.set(name, known);
-  return known;
+  const context = contexts.get(name) ?? createSecureContext(options);
+  contexts.set(name, context);
+  return context;
 }
 
 type LookupCallback = (

@@ -7,23 +7,23 @@ import { MirrorError } from '../../util/errors.ts';
 import { isNetwork, Networks } from '../../util/networks.ts';
 
 export interface ProxyOptions {
-  /** With user name and password, if it wants some. */
+  /** May hold user name and password. */
   readonly url: URL;
-  /** As in `NO_PROXY`: hosts, domains with all below them, addresses and networks, with or without a port; or `*`. */
+  /** As in `NO_PROXY`: hosts, domains with their subdomains, addresses and networks, with or without a port; or `*`. */
   readonly except: string;
-  /** It was found in the environment, where nobody means loopback by it. */
+  /** From the environment, which never means loopback to be proxied. */
   readonly isFromEnvironment: boolean;
 }
 
 export interface TunnelOptions {
   readonly timeoutMs: number;
-  /** How its own name is looked up. */
+  /** Resolves the proxy's own name. */
   readonly lookup: NonNullable<RequestOptions['lookup']>;
-  /** Authorities for an https proxy. */
+  /** CA certificates for an https proxy. */
   readonly secureContext: SecureContext | undefined;
 }
 
-/** An HTTP or HTTPS proxy that all connections to some hosts go through, as tunnels: it sees their names alone. */
+/** An HTTP or HTTPS proxy that tunnels connections by CONNECT, so it sees only host names. */
 export class Proxy {
   readonly #options: ProxyOptions;
   readonly #exceptions: readonly ((host: string, port: string) => boolean)[];
@@ -38,14 +38,14 @@ export class Proxy {
     return this.#options.url.hostname.replace(/^\[(.*)\]$/, '$1');
   }
 
-  /** Whether a host is reached through it. */
+  /** Whether connections to the host go through the proxy. */
   covers(host: string, port: string): boolean {
     const { isFromEnvironment } = this.#options;
     if (isFromEnvironment && (host === 'localhost' || isLoopback(host))) return false;
     return !this.#exceptions.some((matches) => matches(host, port));
   }
 
-  /** Throws `upstream-down` when there is no way through. */
+  /** Opens a tunnel. Throws `upstream-down` if the proxy fails or refuses. */
   tunnel(host: string, port: string, { timeoutMs, lookup, secureContext }: TunnelOptions): Promise<Socket> {
     const { url } = this.#options;
     const target = `${isIP(host) === 6 ? `[${host}]` : host}:${port}`;
@@ -53,7 +53,7 @@ export class Proxy {
     const options: RequestOptions & { secureContext?: SecureContext; servername: string } = {
       host: this.hostname,
       port: url.port || (url.protocol === 'https:' ? 443 : 80),
-      // Node would take the target's.
+      // By default Node would use the target's name.
       servername: isIP(this.hostname) === 0 ? this.hostname : '',
       method: 'CONNECT',
       path: target,
@@ -74,10 +74,10 @@ export class Proxy {
       reject(new MirrorError('upstream-down', `${target}: the proxy ${url.host} ${why}`, { cause }));
       req.destroy();
     };
-    req.on('timeout', () => refuse('keeps silent'));
+    req.on('timeout', () => refuse('timed out'));
     req.on('error', (cause) => {
       if (cause instanceof MirrorError) reject(cause);
-      else refuse('cannot be reached', cause);
+      else refuse('is unreachable', cause);
     });
     req.on('response', ({ statusCode }: IncomingMessage) => refuse(`answered ${statusCode ?? 0}`));
     req.on('connect', ({ statusCode }: IncomingMessage, socket: Socket, head: Buffer) => {

@@ -14,13 +14,13 @@ import type { NetworkPolicy } from './network-policy.ts';
 
 export interface TransportOptions {
   connectTimeoutMs: number;
-  /** From request to the headers of the answer. */
+  /** Timeout from the request to the response headers. */
   headersTimeoutMs: number;
-  /** Without a byte of the body. */
+  /** Timeout without a byte of the body. */
   idleTimeoutMs: number;
-  /** Repos and hosts of which something is remembered. */
+  /** How many repos and hosts to remember. */
   remembers: number;
-  /** Bodies of blobs at once for the store, and as many past it: so connections to each host that has them. */
+  /** Parallel blob bodies for the store, and as many relayed past it: limits connections to each host. */
   maxConnections: number;
 }
 
@@ -28,7 +28,7 @@ export interface TransportContext {
   readonly clock: Clock;
   readonly gates: Gates;
   readonly policy: NetworkPolicy;
-  /** By which other mirrors know this one. */
+  /** The mirror's name in `Via`. */
   readonly pseudonym: string;
   readonly metrics: Metrics;
   readonly ledger: Ledger;
@@ -37,19 +37,19 @@ export interface TransportContext {
 export interface Call {
   readonly method: 'GET' | 'HEAD' | 'POST';
   readonly url: URL;
-  /** A form, for POST. */
+  /** Form body of a POST. */
   readonly form?: string;
-  /** For whose sake; undefined for what serves all repos. */
+  /** The repo it serves; undefined for what serves all repos. */
   readonly repo: Repo | undefined;
-  /** It is sent though the host has been failing: a download that has begun tries again at a pace of its own. */
+  /** Sent though the circuit is open: resumed downloads pace their own retries. */
   readonly bypassesBreaker?: boolean;
   readonly kind: Exclude<UpstreamKind, 'redirect'>;
-  /** The upstream has sent us here from elsewhere. */
+  /** After a redirect. */
   readonly redirected?: boolean;
-  /** What is being done to what: `GET docker.io/library/alpine manifest latest`. */
+  /** Operation and object, for error messages: `GET docker.io/library/alpine manifest latest`. */
   readonly what: string;
   readonly headers: Readonly<Record<string, string>>;
-  /** The deadline over everything before the first byte of the answer. */
+  /** The deadline of everything before the first byte of the response. */
   readonly signal: AbortSignal;
 }
 
@@ -60,14 +60,14 @@ export interface Response {
 }
 
 const callConnections = 32;
-/** Of these for one repo, so that one which is not answered leaves some to the others. */
+/** Limit for one repo, so that a repo whose calls hang leaves connections to the others. */
 const callsOfRepo = 8;
 const userAgent = 'layercache';
 const maxHeaderBytes = 64 * 1024;
 
 /**
- * HTTP to one upstream and the hosts that it redirects to: one request, one answer, if the host may be asked now; neither
- * redirects nor retries. Calls and blobs have connections of their own, so that a HEAD never waits behind layers.
+ * HTTP to one upstream and the hosts it redirects to: one request, one response, through the host's circuit breaker;
+ * no redirects, no retries. Blob bodies have connections of their own, so that a HEAD never waits for layers.
  */
 export class Transport {
   readonly #name: string;
@@ -75,7 +75,10 @@ export class Transport {
   readonly #context: TransportContext;
   readonly #calls: Agent;
   readonly #blobs: Agent;
-  /** Calls to each host at once, and for each repo. What waits here, and not in a connection, hears at once that the host is not asked. */
+  /**
+   * Slots for parallel calls, by host and by repo. A call that waits here rather than for a connection fails at once
+   * if the circuit opens.
+   */
   readonly #lines: LRUCache<string, Slots>;
 
   constructor(name: string, options: TransportOptions, context: TransportContext) {
@@ -146,7 +149,7 @@ export class Transport {
     }
   }
 
-  /** A place among the calls to this host. */
+  /** Takes a slot for a call to this host. Throws `upstream-busy`. */
   async #line({ url, repo, what, signal }: Call): Promise<() => void> {
     const places: (() => void)[] = [];
     const done = (): void => {
@@ -158,7 +161,7 @@ export class Transport {
       return done;
     } catch (cause) {
       done();
-      throw new MirrorError('upstream-busy', `${what}: ${url.host}: too many calls are waiting for it`, {
+      throw new MirrorError('upstream-busy', `${what}: too many calls waiting for ${url.host}`, {
         cause,
         retryAfterMs: 5000,
         notAsked: true,
@@ -228,7 +231,7 @@ export class Transport {
     });
   }
 
-  /** On every request: registries, their redirects and their realms may all lead back to this mirror. */
+  /** Sent with every request, since registries, redirects and realms may all lead back to this mirror. */
   #via(): string {
     const mirrors = [...(trace.getStore()?.mirrors ?? []), this.#context.pseudonym];
     return mirrors.map((each) => `1.1 ${each}`).join(', ');
@@ -242,19 +245,19 @@ export class Transport {
   }
 }
 
-/** The body of a blob, which may take hours. */
+/** A blob body, which may take hours. */
 function isBody({ kind, method }: Call): boolean {
   return kind === 'blob' && method === 'GET';
 }
 
-/** A GET of a manifest counts against the pull limit; everything else is free. */
+/** Whether a call counts against the pull limit: only GET of a manifest does. */
 export function isPull({ kind, method }: Pick<Call, 'kind' | 'method'>): boolean {
   return kind === 'manifest' && method === 'GET';
 }
 
 /**
- * Whether a 429 speaks of pulls alone: an answer to a GET of a manifest, in the registry's own JSON. What comes as plain
- * text, or for what is never counted, limits all requests.
+ * Whether a 429 is the pull limit: a response to GET of a manifest, in the registry's JSON. Plain text, or a 429 to an
+ * uncounted call, limits all requests.
  */
 export function isPullLimit(call: Pick<Call, 'kind' | 'method'>, { status, headers }: Response): boolean {
   return (
@@ -267,9 +270,9 @@ function outcomeOf(call: Call, response: Response, now: number): Outcome {
   if (status === 429 && !isPullLimit(call, response)) {
     return { retryAfterMs: retryAfterOf(headers, now) };
   }
-  // 501 says that it does not know the method, 508 that we ask ourselves.
+  // 501: method not supported; 508: the mirror's own loop detection.
   if (status < 500 || status === 501 || status === 508) return 'answered';
-  // A registry may fail over one image; what serves all of them fails as a whole.
+  // A registry may fail for one image only; a failing token server or ping affects all.
   return call.kind === 'token' || call.kind === 'ping' ? 'failed' : 'server-error';
 }
 
@@ -282,31 +285,34 @@ function failureOf({ fault }: MirrorError, cause: unknown, signal: AbortSignal):
   return isSilence ? 'silent' : 'failed';
 }
 
-/** Registries that lie below a path keep it before `/v2/`. */
+/** Appends an API path to the base URL, whose own path stays before `/v2/`. */
 export function urlBelow(base: URL, path: string): URL {
   return new URL(base.pathname.replace(/\/$/, '') + path, base);
 }
 
-/** The fault behind a status that is no answer and no plain no. `now` in ms since the epoch. */
+/** The fault of an unexpected status. `now` in ms since the epoch. */
 export function statusFault({ status, headers }: Response, message: string, now: number): MirrorError {
   if (status === 429) {
     const retryAfterMs = retryAfterOf(headers, now) ?? 1000;
-    return new MirrorError('upstream-limited', `${message}: its rate limit is reached`, { retryAfterMs });
+    return new MirrorError('upstream-limited', `${message}: rate limit reached`, { retryAfterMs });
   }
   if (status === 508)
-    return new MirrorError('loop', `${message}: it leads back to this mirror, check its url`);
+    return new MirrorError(
+      'loop',
+      `${message}: the request loops back to this mirror; check the upstream's url`,
+    );
   return new MirrorError(status >= 500 ? 'upstream-down' : 'upstream-invalid', message);
 }
 
-/** The fault behind what undici, the network or the deadline reports about `what`. */
+/** The fault for an error of undici, the network or the deadline. */
 export function toFault(what: string, cause: unknown, deadline?: AbortSignal): MirrorError {
   if (cause instanceof MirrorError) return cause;
-  if (deadline?.aborted) return new MirrorError('upstream-timeout', `${what}: no answer in time`, { cause });
+  if (deadline?.aborted) return new MirrorError('upstream-timeout', `${what}: deadline exceeded`, { cause });
   if (cause instanceof errors.HeadersTimeoutError || cause instanceof errors.BodyTimeoutError) {
-    return new MirrorError('upstream-timeout', `${what}: the other side kept silent`, { cause });
+    return new MirrorError('upstream-timeout', `${what}: timed out`, { cause });
   }
   if (cause instanceof errors.HTTPParserError || cause instanceof errors.HeadersOverflowError) {
-    return new MirrorError('upstream-invalid', `${what}: the other side does not speak HTTP`, { cause });
+    return new MirrorError('upstream-invalid', `${what}: invalid HTTP response`, { cause });
   }
   return new MirrorError('upstream-down', `${what}: no connection (${errorCode(cause) ?? 'unknown'})`, {
     cause,
