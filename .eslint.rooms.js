@@ -68,8 +68,8 @@ const faces = {
   ],
   upstream: [
     'upstream/registry-client.ts',
-    'upstream/answers.ts',
-    'upstream/questions.ts',
+    'upstream/responses.ts',
+    'upstream/repo-requests.ts',
     'upstream/presets.ts',
     'upstream/try-twice.ts',
     'upstream/accounts/account.ts',

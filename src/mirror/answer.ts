@@ -22,7 +22,7 @@ export interface Answer {
 export type Method = 'GET' | 'HEAD';
 
 /** A client's request, apart from repo and reference. */
-export interface Asked {
+export interface ClientRequest {
   readonly method: Method;
   /** IP address. */
   readonly client: string;
@@ -30,17 +30,17 @@ export interface Asked {
    * Whether the client has this digest already (If-None-Match): it is then sent no bytes, and nothing is fetched for
    * it.
    */
-  readonly knows?: ((digest: Digest) => boolean) | undefined;
+  readonly clientHas?: ((digest: Digest) => boolean) | undefined;
 }
 
 /** A request with its deadline, which covers everything before the first byte. */
-export interface Question extends Asked {
+export interface TimedRequest extends ClientRequest {
   readonly deadline: Deadline;
 }
 
 /** Whether the answer has no body (HEAD, or 304): then nothing is opened or fetched. */
-export function wantsNoBytes({ method, knows }: Asked, digest: Digest): boolean {
-  return method === 'HEAD' || knows?.(digest) === true;
+export function wantsNoBytes({ method, clientHas }: ClientRequest, digest: Digest): boolean {
+  return method === 'HEAD' || clientHas?.(digest) === true;
 }
 
 /** `held`: a lease on the content, or only its descriptor if no bytes are wanted. */

@@ -7,12 +7,12 @@ import { isFault, MirrorError } from '../util/errors.ts';
 const leastReadMs = 1000;
 
 /** The fault of a request whose deadline passed. */
-export function late(what: string): MirrorError {
+export function deadlineExceeded(what: string): MirrorError {
   return new MirrorError('upstream-timeout', `${what}: deadline exceeded (fetch.firstByteTimeout)`);
 }
 
 export function inTime<T>(work: Promise<T>, deadline: Deadline, what: string): Promise<T> {
-  return deadline.before(work, () => late(what));
+  return deadline.before(work, () => deadlineExceeded(what));
 }
 
 /** Content ready to be sent. Content that arrives after the deadline is released. */

@@ -7,9 +7,9 @@ import type { UpstreamManifest } from '../upstream/registry-client.ts';
 import type { Deadline } from '../util/deadline.ts';
 import { Flight } from '../util/flight.ts';
 import type { Authorizer, Proven } from './access/authorize.ts';
-import type { Access } from './access/links.ts';
-import { answerWith, wantsNoBytes, type Answer, type Question } from './answer.ts';
-import { inTime, isReadable, late } from './in-time.ts';
+import type { Links } from './access/links.ts';
+import { answerWith, wantsNoBytes, type Answer, type TimedRequest } from './answer.ts';
+import { inTime, isReadable, deadlineExceeded } from './in-time.ts';
 import type { Negatives } from './tags/negatives.ts';
 import type { Upstreams } from './upstreams.ts';
 
@@ -18,7 +18,7 @@ const largeManifestBytes = 1024 * 1024;
 
 export interface ManifestsContext {
   readonly store: BlobStore;
-  readonly access: Access;
+  readonly links: Links;
   readonly authorizer: Authorizer;
   readonly negatives: Negatives;
   readonly upstreams: Upstreams;
@@ -33,13 +33,13 @@ export class Manifests {
     this.#context = context;
   }
 
-  async answer(repo: Repo, digest: Digest, question: Question): Promise<Answer> {
-    const { deadline } = question;
+  async answer(repo: Repo, digest: Digest, request: TimedRequest): Promise<Answer> {
+    const { deadline } = request;
     const { negatives, upstreams } = this.#context;
     return negatives.remember(`${repo.key} manifest ${digest}`, async () => {
-      const held = await this.#held(repo, digest, question);
+      const held = await this.#held(repo, digest, request);
       if (held) return answerWith(held, 'hit');
-      if (wantsNoBytes(question, digest)) {
+      if (wantsNoBytes(request, digest)) {
         // A GET would count as a pull, and the client wants no bytes.
         const head = await upstreams.of(repo).client.head(repo, digest, deadline.signal);
         if (head) return { digest, mediaType: head.mediaType, size: head.size, result: 'miss' };
@@ -50,17 +50,17 @@ export class Manifests {
   }
 
   /** Stored content, once the repo's access is proven. Undefined: not stored. */
-  async #held(repo: Repo, digest: Digest, question: Question): Promise<Content | Descriptor | undefined> {
-    const { access, authorizer } = this.#context;
-    const { deadline } = question;
+  async #held(repo: Repo, digest: Digest, request: TimedRequest): Promise<Content | Descriptor | undefined> {
+    const { links, authorizer } = this.#context;
+    const { deadline } = request;
     for (let proven: Proven; this.holds(digest);) {
-      if (proven !== 'stored' && !access.grants(repo, digest)) {
+      if (proven !== 'stored' && !links.grants(repo, digest)) {
         proven = await authorizer.prove(repo, digest, 'manifest', deadline);
         continue;
       }
-      const held = this.lease(digest, question);
+      const held = this.lease(digest, request);
       if (!held || !(await isReadable(held, deadline))) continue;
-      const isTypeKnown = held.mediaType !== unnamedType || access.typeOf(repo, digest) !== undefined;
+      const isTypeKnown = held.mediaType !== unnamedType || links.typeOf(repo, digest) !== undefined;
       if (isTypeKnown || proven === 'stored') return held;
       // This repo's upstream has not yet been asked for the manifest's media type.
       if ('release' in held) held.release();
@@ -74,16 +74,16 @@ export class Manifests {
     const key = `${repo.key}@${digest}`;
     const fetch = async ({ signal }: Deadline): Promise<Content> =>
       this.keep(repo, await this.#context.upstreams.of(repo).client.manifest(repo, digest, signal));
-    return this.#fetching.within(key, deadline, fetch, () => late(`GET ${key}`));
+    return this.#fetching.within(key, deadline, fetch, () => deadlineExceeded(`GET ${key}`));
   }
 
   /** Stores a manifest that the upstream served for the repo. Throws `upstream-invalid` if it is not a manifest. */
   keep(repo: Repo, manifest: UpstreamManifest): Content {
-    const { access, store } = this.#context;
+    const { links, store } = this.#context;
     const { digest, bytes } = manifest;
     try {
       const content = parseManifest(bytes, manifest.mediaType, `${repo.key} manifest ${digest}`);
-      access.confirm(repo, digest, manifest);
+      links.confirm(repo, digest, manifest);
       const kept = store.put(bytes, { digest, ...content });
       void store.settled(digest).then(manifest.done);
       return kept;
@@ -100,15 +100,15 @@ export class Manifests {
   }
 
   /** A lease for GET; the descriptor if no bytes are wanted. */
-  lease(digest: Digest, question: Question): Content | Descriptor | undefined {
+  lease(digest: Digest, request: TimedRequest): Content | Descriptor | undefined {
     const { store } = this.#context;
-    return wantsNoBytes(question, digest) ? store.describe(digest) : store.open(digest);
+    return wantsNoBytes(request, digest) ? store.describe(digest) : store.open(digest);
   }
 
   /** The media type of a manifest whose bytes declare none. */
   typeOf(repo: Repo, digest: Digest): string {
-    const { access, store } = this.#context;
-    return access.typeOf(repo, digest) ?? usualType(store.children(digest));
+    const { links, store } = this.#context;
+    return links.typeOf(repo, digest) ?? usualType(store.children(digest));
   }
 
   /** Reads a large manifest from its file, so that slow clients do not hold memory. */

@@ -8,9 +8,16 @@ import type { BlobStore } from '../store/blob-store.ts';
 import type { Clock } from '../util/clock.ts';
 import { Deadline } from '../util/deadline.ts';
 import { Authorizer, type Proven } from './access/authorize.ts';
-import type { Access } from './access/links.ts';
+import type { Links } from './access/links.ts';
 import { Proofs } from './access/proofs.ts';
-import { answerWith, wantsNoBytes, type Answer, type Asked, type Question, type Result } from './answer.ts';
+import {
+  answerWith,
+  wantsNoBytes,
+  type Answer,
+  type ClientRequest,
+  type TimedRequest,
+  type Result,
+} from './answer.ts';
 import type { Fills } from './fill/fills.ts';
 import type { Prefetch } from './fill/prefetch.ts';
 import { inTime, isReadable, readyInTime } from './in-time.ts';
@@ -26,7 +33,7 @@ export interface MirrorContext {
   readonly clock: Clock;
   readonly store: BlobStore;
   readonly fills: Fills;
-  readonly access: Access;
+  readonly links: Links;
   readonly tags: Tags;
   readonly upstreams: Upstreams;
   readonly prefetch: Prefetch;
@@ -59,21 +66,21 @@ export class Mirror {
     this.#resolver = new TagResolver(settings, { ...context, manifests, stale, negatives });
   }
 
-  async manifest(repo: Repo, reference: Reference, asked: Asked): Promise<Answer> {
-    const question = this.#question(asked);
+  async manifest(repo: Repo, reference: Reference, request: ClientRequest): Promise<Answer> {
+    const timed = this.#timed(request);
     const found = await ('digest' in reference
-      ? this.#manifests.answer(repo, reference.digest, question)
-      : this.#resolver.answer(repo, reference.tag, question));
-    if (asked.method === 'GET') this.#context.prefetch.served(asked.client, repo, found.digest);
+      ? this.#manifests.answer(repo, reference.digest, timed)
+      : this.#resolver.answer(repo, reference.tag, timed));
+    if (request.method === 'GET') this.#context.prefetch.manifestServed(request.client, repo, found.digest);
     if (found.mediaType !== unnamedType) return found;
     return { ...found, mediaType: this.#manifests.typeOf(repo, found.digest) };
   }
 
   /** `want`: the requested part. */
-  async blob(repo: Repo, digest: Digest, asked: Asked, want: Want): Promise<Answer> {
+  async blob(repo: Repo, digest: Digest, request: ClientRequest, want: Want): Promise<Answer> {
     const { fills, store } = this.#context;
-    const question = this.#question(asked);
-    const { deadline } = question;
+    const timed = this.#timed(request);
+    const { deadline } = timed;
     const what = `${repo.key} blob ${digest}`;
     return this.#negatives.remember(what, async () => {
       for (let proven: Proven; ;) {
@@ -83,16 +90,16 @@ export class Mirror {
           continue;
         }
         // From the look-up to the lease nothing awaits, so the content is in the store, in a fill, or in neither.
-        const held = source === 'store' ? this.#manifests.lease(digest, question) : undefined;
+        const held = source === 'store' ? this.#manifests.lease(digest, timed) : undefined;
         if (held) {
-          this.#noteAsked(repo, digest, asked, want, 'hit');
-          if (isWholeWant(want) && 'copyTo' in held) store.taken(digest, asked.client);
+          this.#noteBlobRequest(repo, digest, request, want, 'hit');
+          if (isWholeWant(want) && 'copyTo' in held) store.taken(digest, request.client);
           if (await isReadable(held, deadline))
             return { ...answerWith(held, 'hit'), mediaType: blobMediaType };
-        } else if (wantsNoBytes(question, digest)) return await this.#headOfBlob(repo, digest, deadline);
+        } else if (wantsNoBytes(timed, digest)) return await this.#headOfBlob(repo, digest, deadline);
         else {
           const { content, result } = fills.join(repo, digest, want);
-          this.#noteAsked(repo, digest, asked, want, result);
+          this.#noteBlobRequest(repo, digest, request, want, result);
           return answerWith(await readyInTime(content, deadline, `GET ${what}`), result);
         }
       }
@@ -108,12 +115,18 @@ export class Mirror {
     return { digest, mediaType: blobMediaType, size, result: 'miss' };
   }
 
-  #noteAsked(repo: Repo, digest: Digest, { method, client }: Asked, want: Want, result: Result): void {
+  #noteBlobRequest(
+    repo: Repo,
+    digest: Digest,
+    { method, client }: ClientRequest,
+    want: Want,
+    result: Result,
+  ): void {
     if (method === 'GET' && want === 'whole')
-      this.#context.prefetch.asked(client, repo, digest, result === 'miss');
+      this.#context.prefetch.requested(client, repo, digest, result === 'miss');
   }
 
-  #question({ method, client, knows }: Asked): Question {
-    return { method, client, knows, deadline: new Deadline(this.#settings().firstByteTimeoutMs) };
+  #timed({ method, client, clientHas }: ClientRequest): TimedRequest {
+    return { method, client, clientHas, deadline: new Deadline(this.#settings().firstByteTimeoutMs) };
   }
 }

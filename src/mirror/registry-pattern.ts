@@ -14,10 +14,11 @@ export class RegistryPattern {
   /** Undefined if the text is not a valid pattern. */
   static parse(text: string): RegistryPattern | undefined {
     if (!text.includes('*') || !hostName.test(text.replace(/\*+/g, 'x'))) return undefined;
-    const fixed = text.slice(text.lastIndexOf('*') + 1).replace(/^[^.]*\./, '');
+    const literal = text.slice(text.lastIndexOf('*') + 1).replace(/^[^.]*\./, '');
     // `*.co.uk` and `*.github.io` have no literal registrable domain.
-    const isOwned = /\.[a-z][^.]*$/.test(fixed) && getDomain(fixed, { allowPrivateDomains: true }) !== null;
-    return isOwned ? new RegistryPattern(text) : undefined;
+    const hasLiteralDomain =
+      /\.[a-z][^.]*$/.test(literal) && getDomain(literal, { allowPrivateDomains: true }) !== null;
+    return hasLiteralDomain ? new RegistryPattern(text) : undefined;
   }
 
   private constructor(text: string) {

@@ -46,7 +46,7 @@ export interface UpstreamsOptions {
 }
 
 /** The parts of a request that can name the registry. */
-export interface Said extends Pick<Place, 'ns' | 'prefix'> {
+export interface RegistryHint extends Pick<Place, 'ns' | 'prefix'> {
   /** The `Host` header. */
   readonly host: string | undefined;
 }
@@ -89,12 +89,12 @@ export class Upstreams {
    * first component of `name`, the virtual host, the default upstream. Throws `name-invalid`, and `registry-unknown`
    * for a registry that is not configured, without any DNS lookup.
    */
-  repo(name: string, said: Said): Repo {
+  repo(name: string, hint: RegistryHint): Repo {
     const slash = name.indexOf('/');
     const component = slash < 0 ? '' : name.slice(0, slash);
     const first = component === '' ? undefined : this.#find(component);
-    const chosen = this.chosen(said);
-    const { registry, upstream } = chosen ?? first ?? this.#ofHost(said.host);
+    const chosen = this.registryNamedBy(hint);
+    const { registry, upstream } = chosen ?? first ?? this.#ofHost(hint.host);
     // Some clients name the registry twice: BuildKit by `ns` and in the mirror's path. An alias without a dot may also
     // be a namespace.
     const isTwice = chosen === undefined || /[.:]/.test(component);
@@ -106,14 +106,14 @@ export class Upstreams {
   }
 
   /** The registry named by `ns` or prefix. Throws `registry-unknown`. */
-  chosen({ ns, prefix }: Pick<Said, 'ns' | 'prefix'>): Registry | undefined {
-    const before = prefix === undefined ? undefined : this.#expect(prefix);
-    return ns === undefined ? before : this.#expect(ns);
+  registryNamedBy({ ns, prefix }: Pick<RegistryHint, 'ns' | 'prefix'>): Registry | undefined {
+    const byPrefix = prefix === undefined ? undefined : this.#require(prefix);
+    return ns === undefined ? byPrefix : this.#require(ns);
   }
 
   /** A repo by registry and name. Throws `registry-unknown`. */
   repoNamed(registry: string, name: string): Repo {
-    return createRepo(registry, name, this.#expect(registry).upstream);
+    return createRepo(registry, name, this.#require(registry).upstream);
   }
 
   of({ registry }: Pick<Repo, 'registry'>): Upstream {
@@ -173,7 +173,7 @@ export class Upstreams {
     this.#retired.add(new WeakRef(client));
   }
 
-  #expect(name: string): Registry {
+  #require(name: string): Registry {
     const found = this.#find(name);
     if (found) return found;
     throw unknownRegistry(name);
@@ -191,7 +191,7 @@ export class Upstreams {
   #ofHost(host: string | undefined): Registry {
     const full = host?.toLowerCase() ?? '';
     const bare = full.replace(/:\d+$/, '');
-    return this.#hostOrName(full) ?? this.#hostOrName(bare) ?? this.#expect(this.#default);
+    return this.#hostOrName(full) ?? this.#hostOrName(bare) ?? this.#require(this.#default);
   }
 
   #hostOrName(text: string): Registry | undefined {

@@ -1,5 +1,5 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Answer, Asked } from '../mirror/answer.ts';
+import type { Answer, ClientRequest } from '../mirror/answer.ts';
 import type { Mirror } from '../mirror/mirror.ts';
 import type { Lists } from '../mirror/tags/lists.ts';
 import type { Upstreams } from '../mirror/upstreams.ts';
@@ -98,7 +98,7 @@ async function serve(exchange: Exchange, context: RegistryContext): Promise<void
   const route = parseRoute(req.method ?? '', absolute?.target ?? req.url ?? '');
   record.kind = route.kind;
   if (route.kind === 'ping') {
-    upstreams.chosen(route);
+    upstreams.registryNamedBy(route);
     record.ns = route.ns;
     sendPing(exchange, route.ns);
     return;
@@ -110,14 +110,14 @@ async function serve(exchange: Exchange, context: RegistryContext): Promise<void
   record.repo = repo;
   record.reference = referenceOf(route);
   clients.authorize(client, repo, tagOf(route));
-  await answer(exchange, route, repo, { method, client: client.address, knows: knownTo(req) }, context);
+  await answer(exchange, route, repo, { method, client: client.address, clientHas: knownTo(req) }, context);
 }
 
 async function answer(
   exchange: Exchange,
   route: Exclude<Route, { kind: 'ping' }>,
   repo: Repo,
-  asked: Asked,
+  asked: ClientRequest,
   context: RegistryContext,
 ): Promise<void> {
   const { mirror, lists } = context;
@@ -125,7 +125,7 @@ async function answer(
   if (route.kind === 'tags' || route.kind === 'referrers') {
     const list = await lists.answer(repo, route, route.query, asked.method);
     const { res } = exchange;
-    const release = lists.hold(list.content?.length ?? 0);
+    const release = lists.reserveMemory(list.content?.length ?? 0);
     // Its client may have gone while the upstream was asked.
     if (res.destroyed || res.closed) release();
     else res.once('close', release);

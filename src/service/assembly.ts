@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { Access } from '../mirror/access/links.ts';
+import { Links } from '../mirror/access/links.ts';
 import { Fills } from '../mirror/fill/fills.ts';
 import { Prefetch } from '../mirror/fill/prefetch.ts';
 import { Mirror } from '../mirror/mirror.ts';
@@ -33,7 +33,7 @@ export interface Parts {
   readonly upstreams: Upstreams;
   /** What upstreams are made with. */
   readonly upstreamsContext: UpstreamsContext;
-  readonly access: Access;
+  readonly links: Links;
   readonly fills: Fills;
   readonly prefetch: Prefetch;
   readonly mirror: Mirror;
@@ -93,28 +93,28 @@ function assembleOn(
   const upstreams = new Upstreams(buildUpstreams(live.now, upstreamsContext));
   const clients = new Clients(clientsOptionsOf(live.now), { clock, log: events });
   const settings = live.view(mirrorSettingsOf);
-  const access = new Access(catalog, clock, events, () => settings().tags);
+  const links = new Links(catalog, clock, events, () => settings().tags);
   const fills = new Fills(live.view(fillsOptionsOf), {
     store,
-    access,
+    links,
     clock,
     log: events,
     upstreams,
     onFault: ({ fault }) => metrics.faults.add(1, fault),
   });
   const prefetch = new Prefetch({
-    isOn: () => live.now.fetch.prefetch === 'chain',
+    isEnabled: () => live.now.fetch.prefetch === 'chain',
     store,
     fills,
     receivedBytes: () => metrics.upstreamBytes.total,
     onSkipped: (layers) => metrics.prefetchSkipped.add(layers),
     onOutcome: (bytes, used) => metrics.prefetchedBytes.add(bytes, used ? 'yes' : 'no'),
   });
-  const mirror = new Mirror(settings, { clock, store, access, fills, tags, upstreams, prefetch });
+  const mirror = new Mirror(settings, { clock, store, links, fills, tags, upstreams, prefetch });
   const lists = new Lists(settings, { store, upstreams, clock, log: events });
   metrics.show(readingsOf({ live, upstreams, ledger, fills, store }));
   const counted = { clock, log, metrics, ledger, pseudonym };
-  return { ...counted, store, upstreams, upstreamsContext, access, fills, prefetch, mirror, lists, clients };
+  return { ...counted, store, upstreams, upstreamsContext, links, fills, prefetch, mirror, lists, clients };
 }
 
 /** What is pinned is fetched again at once, as if a client asked; the rest when one does. */

@@ -56,9 +56,9 @@ function upstreamReadings(upstreams: Upstreams): UpstreamReadings {
     quotaResetSeconds: counted(({ backInMs }) => (backInMs ?? 0) / 1000),
     quotaExhaustionSeconds: counted(({ exhaustedInMs }) => exhaustedInMs / 1000),
     hostsShut: () =>
-      upstreams.all.flatMap(({ registry, shut }): [string, 'registry' | 'other', number][] => [
-        [registry, 'registry', shut.own],
-        [registry, 'other', shut.others],
+      upstreams.all.flatMap(({ registry, openCircuits }): [string, 'registry' | 'other', number][] => [
+        [registry, 'registry', openCircuits.own],
+        [registry, 'other', openCircuits.others],
       ]),
   };
 }

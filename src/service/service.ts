@@ -170,8 +170,8 @@ export class Service {
 
   /** What is public in the catalog may have come from an upstream that is private by now. */
   #withdraw(): void {
-    const { access, upstreams } = this.#parts;
-    access.withdraw((registry) => upstreams.isPrivate(registry));
+    const { links, upstreams } = this.#parts;
+    links.withdraw((registry) => upstreams.isPrivate(registry));
   }
 
   /** `isNew`: its files are not those that the server was made with. */

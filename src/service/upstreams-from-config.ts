@@ -58,7 +58,7 @@ export function buildUpstreams(
   return {
     named: config.upstreams.map((upstream) => {
       const { registry, aliases, hosts } = upstream;
-      const scale = { name: registry, remembers: 10_000 };
+      const scale = { name: registry, maxRemembered: 10_000 };
       const made = (): NamedUpstream => ({
         ...buildUpstream(upstream, scale, config, context),
         name: registry,
@@ -73,7 +73,7 @@ export function buildUpstreams(
       const pool = new Pool(family.maxConnections);
       const create = (registry: string): Upstream => {
         const member = { ...family, registry, url: new URL(`https://${registry}`) };
-        return buildUpstream(member, { name, remembers: 50 }, config, context, pool);
+        return buildUpstream(member, { name, maxRemembered: 50 }, config, context, pool);
       };
       return kept.family(family) ?? { name, pattern, isPrivate: family.private, create };
     }),
@@ -97,7 +97,7 @@ export function keptUpstreams(before: Config, next: Config, upstreams: Upstreams
 
 function buildUpstream(
   upstream: Omit<UpstreamConfig, 'aliases'>,
-  scale: { readonly name: string; readonly remembers: number },
+  scale: { readonly name: string; readonly maxRemembered: number },
   config: Config,
   { clock, log, metrics, ledger, catalog, live, pseudonym, documents }: UpstreamsContext,
   shared?: Pool,

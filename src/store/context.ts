@@ -24,7 +24,7 @@ export interface StoreOptions {
 export interface StoreContext {
   readonly clock: Clock;
   readonly log: Logger;
-  /** A tag moves or goes: whoever remembers it has to look again. */
+  /** A tag moves or goes: whoever maxRemembered it has to look again. */
   readonly onTagChanged: (registry: string, repo: string, tag: string) => void;
   readonly onEvicted: (reason: EvictionReason) => void;
   /** Rows of the catalog were removed, since they serve nobody. */

@@ -16,11 +16,11 @@ import {
   type FinalResponse,
   type Provenance,
   type UpstreamBlob,
-} from './answers.ts';
+} from './responses.ts';
 import type { Body } from './http/body.ts';
-import { one } from './http/headers.ts';
+import { headerOf } from './http/headers.ts';
 import { type Response } from './http/transport.ts';
-import { askBlob, askList, askManifest, type Ask, type ListOf } from './questions.ts';
+import { blobRequest, listRequest, manifestRequest, type RepoRequest, type ListOf } from './repo-requests.ts';
 import { Requests, type UpstreamContext, type UpstreamOptions } from './requests.ts';
 import { tryTwice } from './try-twice.ts';
 
@@ -81,8 +81,8 @@ export class RegistryClient {
   }
 
   /** Number of open circuits: the registry itself (0 or 1), and other hosts it leads to. */
-  get shut(): { own: number; others: number } {
-    return this.#requests.shut;
+  get openCircuits(): { own: number; others: number } {
+    return this.#requests.openCircuits;
   }
 
   /** Why no uncached pull can work now; undefined if one can, as far as known. */
@@ -99,12 +99,12 @@ export class RegistryClient {
     reference: string,
     signal: AbortSignal,
   ): Promise<(Descriptor & Provenance & Aged) | undefined> {
-    const response = await this.#requests.sendTwice(askManifest('HEAD', repo, reference, signal));
+    const response = await this.#requests.sendWithRetry(manifestRequest('HEAD', repo, reference, signal));
     response.body.discard();
     if (response.status !== 200) return undefined;
-    const digest = one(response.headers, 'docker-content-digest') ?? '';
-    const size = Number(one(response.headers, 'content-length') ?? 0);
-    const mediaType = bareMediaType(one(response.headers, 'content-type'));
+    const digest = headerOf(response.headers, 'docker-content-digest') ?? '';
+    const size = Number(headerOf(response.headers, 'content-length') ?? 0);
+    const mediaType = bareMediaType(headerOf(response.headers, 'content-type'));
     if (!isDigest(digest) || !(size > 0) || mediaType === undefined || isWebPage(response)) return undefined;
     const what = `HEAD ${repo.key} manifest ${reference}`;
     refuseSchema1(mediaType, what);
@@ -118,13 +118,13 @@ export class RegistryClient {
    * `digest-mismatch`, `quota-spent`, `overloaded`.
    */
   async manifest(repo: Repo, reference: string, signal: AbortSignal): Promise<UpstreamManifest> {
-    const ask = askManifest('GET', repo, reference, signal);
+    const request = manifestRequest('GET', repo, reference, signal);
     await this.#requests.refreshQuota(repo, reference, signal);
     return tryTwice(async () => {
-      const response = await this.#requests.send(ask);
-      const done = await this.#roomFor(ask, response);
+      const response = await this.#requests.send(request);
+      const done = await this.#reserveMemory(request, response);
       try {
-        return { ...(await this.#readManifest(ask, reference, response)), done };
+        return { ...(await this.#readManifest(request, reference, response)), done };
       } catch (error) {
         done();
         throw error;
@@ -133,25 +133,28 @@ export class RegistryClient {
   }
 
   async #readManifest(
-    ask: Ask,
+    request: RepoRequest,
     reference: string,
     response: FinalResponse,
   ): Promise<Omit<UpstreamManifest, 'done'>> {
-    const bytes = await this.#bytes(ask, response.body, this.#maxManifestBytes);
-    const mediaType = bareMediaType(one(response.headers, 'content-type'));
+    const bytes = await this.#bytes(request, response.body, this.#maxManifestBytes);
+    const mediaType = bareMediaType(headerOf(response.headers, 'content-type'));
     if (mediaType === undefined)
-      throw new MirrorError('upstream-invalid', `${ask.what}: no usable Content-Type`);
-    const stated = one(response.headers, 'docker-content-digest') ?? '';
+      throw new MirrorError('upstream-invalid', `${request.what}: no usable Content-Type`);
+    const stated = headerOf(response.headers, 'docker-content-digest') ?? '';
     const expected = isDigest(reference) ? reference : isDigest(stated) ? stated : digestOf(bytes);
     if (!hashesTo(bytes, expected)) {
-      throw new MirrorError('digest-mismatch', `${ask.what}: the bytes do not match the digest ${expected}`);
+      throw new MirrorError(
+        'digest-mismatch',
+        `${request.what}: the bytes do not match the digest ${expected}`,
+      );
     }
     const { isPublic } = response;
     return { digest: expected, size: bytes.length, mediaType, bytes, isPublic, ...ageOf(response) };
   }
 
   /** Reserves memory for a body to read. Throws `overloaded` if none is free before the deadline. */
-  async #roomFor({ what, signal }: Ask, response: FinalResponse): Promise<() => void> {
+  async #reserveMemory({ what, signal }: RepoRequest, response: FinalResponse): Promise<() => void> {
     const size = Math.min(sizeOf(response) ?? this.#maxManifestBytes, this.#maxManifestBytes);
     return this.#documents.take(this.#name, size, signal).catch((cause: unknown) => {
       response.body.discard();
@@ -165,17 +168,17 @@ export class RegistryClient {
    * clients then use the referrers tag schema.
    */
   async list(repo: Repo, of: ListOf, query: URLSearchParams, signal: AbortSignal): Promise<UpstreamList> {
-    const ask = askList(repo, of, query, signal);
+    const request = listRequest(repo, of, query, signal);
     return tryTwice(async () => {
-      const response = await this.#requests.send(ask);
+      const response = await this.#requests.send(request);
       if (response.status !== 200 || isWebPage(response)) {
         response.body.discard();
-        throw new MirrorError('upstream-invalid', `${ask.what}: the upstream sent no list of ${of.kind}`);
+        throw new MirrorError('upstream-invalid', `${request.what}: the upstream sent no list of ${of.kind}`);
       }
-      const done = await this.#roomFor(ask, response);
-      const bytes = await this.#bytes(ask, response.body, this.#maxManifestBytes).finally(done);
-      checkList(of.kind, bytes, ask.what);
-      const filters = one(response.headers, 'oci-filters-applied') ?? '';
+      const done = await this.#reserveMemory(request, response);
+      const bytes = await this.#bytes(request, response.body, this.#maxManifestBytes).finally(done);
+      checkList(of.kind, bytes, request.what);
+      const filters = headerOf(response.headers, 'oci-filters-applied') ?? '';
       return {
         bytes,
         next: nextPage(response.headers['link'], response.url),
@@ -190,17 +193,17 @@ export class RegistryClient {
     digest: Digest,
     signal: AbortSignal,
   ): Promise<Provenance & { size: number | undefined }> {
-    const head = await this.#requests.sendTwice(askBlob('HEAD', repo, digest, signal));
+    const head = await this.#requests.sendWithRetry(blobRequest('HEAD', repo, digest, signal));
     head.body.discard();
     const { isPublic } = head;
     if (head.status === 200 && !isWebPage(head) && sizeOf(head) !== undefined)
       return { size: sizeOf(head), isPublic };
     // Content-Range of a one-byte GET has the size too.
-    const ask = askBlob('GET', repo, digest, signal, { start: 0, end: 1 });
-    const probe = await this.#requests.sendTwice(ask);
+    const request = blobRequest('GET', repo, digest, signal, { start: 0, end: 1 });
+    const probe = await this.#requests.sendWithRetry(request);
     probe.body.discard();
     if (isWebPage(probe))
-      throw new MirrorError('upstream-invalid', `${ask.what}: the upstream sent a web page`);
+      throw new MirrorError('upstream-invalid', `${request.what}: the upstream sent a web page`);
     return { size: sizeOf(probe), isPublic: probe.isPublic };
   }
 
@@ -209,16 +212,17 @@ export class RegistryClient {
     let link: (Provenance & { readonly url: URL }) | undefined;
     return {
       fetch: async (range, signal, bypassesBreaker = false) => {
-        const ask = { ...askBlob('GET', repo, digest, signal, range), bypassesBreaker };
-        const known = link;
+        const request = { ...blobRequest('GET', repo, digest, signal, range), bypassesBreaker };
+        const oldLink = link;
         const direct =
-          known && (await this.#requests.sendToLink(ask, known).catch((error: unknown) => error as Error));
+          oldLink &&
+          (await this.#requests.sendToLink(request, oldLink).catch((error: unknown) => error as Error));
         const isGood = direct !== undefined && !(direct instanceof Error);
         // An aborted request says nothing about the link.
-        if (!isGood && link === known && !signal.aborted) link = undefined;
+        if (!isGood && link === oldLink && !signal.aborted) link = undefined;
         if (direct instanceof Error) throw direct;
-        const response = direct ?? (await this.#requests.send(ask));
-        const blob = readBlob(ask, response, range);
+        const response = direct ?? (await this.#requests.send(request));
+        const blob = readBlob(request, response, range);
         const { url, isPublic } = response;
         link = url.origin === this.#base.origin ? undefined : { url, isPublic };
         return blob;
@@ -238,7 +242,11 @@ export class RegistryClient {
     return this.#requests.close();
   }
 
-  async #bytes({ what, signal }: Pick<Ask, 'what' | 'signal'>, body: Body, limit: number): Promise<Buffer> {
+  async #bytes(
+    { what, signal }: Pick<RepoRequest, 'what' | 'signal'>,
+    body: Body,
+    limit: number,
+  ): Promise<Buffer> {
     const bytes = await readAtMost({ what, signal }, body, limit);
     if (bytes) return bytes;
     if (limit === this.#maxManifestBytes) throw tooLarge(what, limit);
@@ -249,9 +257,9 @@ export class RegistryClient {
 const longestAgeMs = 365 * 24 * 60 * 60_000;
 
 function ageOf({ headers }: Response): Aged {
-  const seconds = /^\d{1,12}$/.exec(one(headers, 'age') ?? '')?.[0] ?? '0';
+  const seconds = /^\d{1,12}$/.exec(headerOf(headers, 'age') ?? '')?.[0] ?? '0';
   return {
     ageMs: Math.min(Number(seconds) * 1000, longestAgeMs),
-    isStale: one(headers, 'x-cache') === 'stale',
+    isStale: headerOf(headers, 'x-cache') === 'stale',
   };
 }

@@ -10,11 +10,11 @@ import { Flight } from '../util/flight.ts';
 import type { AccountPool } from './accounts/account-pool.ts';
 import { quotaSpent, type Account } from './accounts/account.ts';
 import { Attempts, type Attempt } from './accounts/attempts.ts';
-import { isNotEnough, isWebPage, type FinalResponse, type Provenance } from './answers.ts';
+import { lacksScope, isWebPage, type FinalResponse, type Provenance } from './responses.ts';
 import { Authenticator } from './auth/authenticator.ts';
 import { noAuthorization, type Authorization } from './auth/authorization.ts';
 import { Gates } from './http/gate.ts';
-import { one } from './http/headers.ts';
+import { headerOf } from './http/headers.ts';
 import { NetworkPolicy, type NetworkPolicyOptions } from './http/network-policy.ts';
 import {
   isPull,
@@ -25,7 +25,7 @@ import {
   type Response,
   type TransportOptions,
 } from './http/transport.ts';
-import { askManifest, type Ask } from './questions.ts';
+import { manifestRequest, type RepoRequest } from './repo-requests.ts';
 import { tryTwice } from './try-twice.ts';
 
 export interface UpstreamOptions extends NetworkPolicyOptions, TransportOptions {
@@ -52,7 +52,7 @@ export interface UpstreamContext {
   readonly documents: Budget;
 }
 
-const unknown = {
+const notFoundFaults = {
   manifest: 'manifest-unknown',
   blob: 'blob-unknown',
   tags: 'repo-unknown',
@@ -64,7 +64,7 @@ const unknown = {
 const maxRedirects = 5;
 /** Values of `X-Cache` that another Layercache sends. */
 const cacheResults = /^(?:hit|joined|miss|revalidated|stale)$/;
-const lookAgainMs = 10_000;
+const pingEveryMs = 10_000;
 const redirects = new Set([301, 302, 303, 307, 308]);
 // Status codes of servers that do not support HEAD; a GET then decides.
 const headRefusals = new Set([400, 403, 405, 501]);
@@ -82,11 +82,11 @@ export class Requests {
   readonly #gates: Gates;
   readonly #transport: Transport;
   readonly #authenticator: Authenticator;
-  #lookedAt = -Infinity;
-  readonly #firstLook = new Flight<'first', undefined>();
+  #pingedAt = -Infinity;
+  readonly #firstProbe = new Flight<'first', undefined>();
 
   constructor(options: UpstreamOptions, context: UpstreamContext) {
-    const { registry, url, remembers } = options;
+    const { registry, url, maxRemembered } = options;
     const { clock, log } = context;
     this.#base = url;
     this.#isPrivate = options.private;
@@ -94,7 +94,7 @@ export class Requests {
     this.#accounts = context.accounts;
     const policy = new NetworkPolicy(options);
     this.#policy = policy;
-    const gates = new Gates(clock, remembers, (host, fault) => {
+    const gates = new Gates(clock, maxRemembered, (host, fault) => {
       if (fault) log.warn({ registry, host, fault }, 'circuit open: host not called');
       else log.info({ registry, host }, 'circuit closed: host answers again');
     });
@@ -102,15 +102,15 @@ export class Requests {
     const transport = new Transport(options.name, options, { ...context, gates, policy });
     this.#transport = transport;
     const sharedTimeoutMs = Math.min(options.headersTimeoutMs, options.firstByteTimeoutMs);
-    const auth = { transport, policy, clock, remembers, sharedTimeoutMs };
+    const auth = { transport, policy, clock, maxRemembered, sharedTimeoutMs };
     this.#authenticator = new Authenticator(registry, url, auth);
   }
 
   /** Number of open circuits: the registry itself, and other hosts it leads to. */
-  get shut(): { own: number; others: number } {
+  get openCircuits(): { own: number; others: number } {
     return {
-      own: this.#gates.shut((origin) => origin === this.#base.origin),
-      others: this.#gates.shut((origin) => origin !== this.#base.origin),
+      own: this.#gates.countShut((origin) => origin === this.#base.origin),
+      others: this.#gates.countShut((origin) => origin !== this.#base.origin),
     };
   }
 
@@ -120,11 +120,11 @@ export class Requests {
    */
   get obstacle(): string | undefined {
     const { registry } = this.#accounts;
-    const fault = this.#gates.unanswered(this.#base.origin);
+    const fault = this.#gates.lastFault(this.#base.origin);
     const now = this.#clock.monotonic();
-    if (fault && now - this.#lookedAt >= lookAgainMs) {
-      this.#lookedAt = now;
-      this.#authenticator.look(AbortSignal.timeout(lookAgainMs)).catch(() => undefined);
+    if (fault && now - this.#pingedAt >= pingEveryMs) {
+      this.#pingedAt = now;
+      this.#authenticator.probe(AbortSignal.timeout(pingEveryMs)).catch(() => undefined);
     }
     if (fault === 'upstream-limited') return `${registry} limits all requests`;
     if (fault) return `${registry} is unreachable or failing`;
@@ -135,18 +135,18 @@ export class Requests {
     return this.#transport.close();
   }
 
-  sendTwice(ask: Ask): Promise<FinalResponse> {
-    return tryTwice(() => this.send(ask));
+  sendWithRetry(request: RepoRequest): Promise<FinalResponse> {
+    return tryTwice(() => this.send(request));
   }
 
   /** Sends the request to the redirect target used before. Undefined: the link is not valid any more. */
   async sendToLink(
-    ask: Ask,
+    request: RepoRequest,
     { url, isPublic }: Provenance & { url: URL },
   ): Promise<FinalResponse | undefined> {
-    const response = await this.#transport.send({ ...ask, url, redirected: true });
+    const response = await this.#transport.send({ ...request, url, redirected: true });
     const { status } = response;
-    const fault = this.#faultOf(ask, response);
+    const fault = this.#faultOf(request, response);
     if (status < 300 && !fault) return { ...response, url, isPublic };
     response.body.discard();
     if (fault && (status === 429 || status >= 500)) throw fault;
@@ -158,111 +158,113 @@ export class Requests {
    * pulls are left.
    */
   async refreshQuota(repo: Repo, reference: string, signal: AbortSignal): Promise<void> {
-    if (!this.#accounts.isTold(repo)) {
+    if (!this.#accounts.isQuotaKnown(repo)) {
       // The first request learns the quota; parallel pulls before that could exceed it.
-      const ask = askManifest('HEAD', repo, reference, signal);
+      const request = manifestRequest('HEAD', repo, reference, signal);
       const first = async (): Promise<undefined> => {
-        (await this.send(ask)).body.discard();
+        (await this.send(request)).body.discard();
       };
-      await this.#firstLook.run('first', first).outcome.catch(() => undefined);
+      await this.#firstProbe.run('first', first).outcome.catch(() => undefined);
     }
-    const looks = this.#accounts.dueForALook(repo).map(async (account) => {
-      const ask = askManifest('HEAD', repo, reference, signal);
-      const response = await this.#asOneOf(ask, this.#attempts(ask, false, [account]));
+    const probes = this.#accounts.dueForProbe(repo).map(async (account) => {
+      const request = manifestRequest('HEAD', repo, reference, signal);
+      const response = await this.#sendWithAccounts(request, this.#attempts(request, false, [account]));
       response.body.discard();
     });
     // Results are in the quotas; a failed probe says nothing.
-    await Promise.allSettled(looks);
+    await Promise.allSettled(probes);
   }
 
-  #attempts(ask: Ask, isPull: boolean, accounts?: readonly Account[]): Attempts {
-    return new Attempts(this.#accounts, { isPull, repo: ask.repo, what: ask.what }, accounts);
+  #attempts(request: RepoRequest, isPull: boolean, accounts?: readonly Account[]): Attempts {
+    return new Attempts(this.#accounts, { isPull, repo: request.repo, what: request.what }, accounts);
   }
 
   /** Returns 200 or 206, 416 for a range, or a refusal of HEAD; throws the fault of any other status. */
-  send(ask: Ask): Promise<FinalResponse> {
-    return this.#asOneOf(ask, this.#attempts(ask, isPull(ask)));
+  send(request: RepoRequest): Promise<FinalResponse> {
+    return this.#sendWithAccounts(request, this.#attempts(request, isPull(request)));
   }
 
   /** Tries one account after another, while another may succeed. */
-  async #asOneOf(ask: Ask, attempts: Attempts): Promise<FinalResponse> {
+  async #sendWithAccounts(request: RepoRequest, attempts: Attempts): Promise<FinalResponse> {
     for (;;) {
       const attempt = attempts.next();
       let response: FinalResponse;
       try {
-        response = await this.#as(attempt, ask);
+        response = await this.#sendAs(attempt, request);
       } catch (error) {
         const fault = toMirrorError(error);
         attempt.unanswered(fault);
-        if (attempt.lost(fault)) continue;
+        if (attempt.failed(fault)) continue;
         throw error;
       }
       // Only the registry's own answers about manifests count; other hosts have limits of their own.
-      const isCounted = ask.kind === 'manifest' && response.url.origin === this.#base.origin;
-      const isSpent = isCounted && isPullLimit(ask, response);
+      const isCounted = request.kind === 'manifest' && response.url.origin === this.#base.origin;
+      const isSpent = isCounted && isPullLimit(request, response);
       attempt.answered(response.status, isCounted ? response.headers : undefined, isSpent);
-      const fault = isSpent ? quotaSpent(ask.what, [attempt.account]) : this.#faultOf(ask, response);
+      const fault = isSpent ? quotaSpent(request.what, [attempt.account]) : this.#faultOf(request, response);
       if (!fault) {
-        attempt.won(response.isPublic);
-        return this.#isPrivate || this.#isFromCache(response) ? { ...response, isPublic: false } : response;
+        attempt.succeeded(response.isPublic);
+        return this.#isPrivate || this.#isFromLayercache(response)
+          ? { ...response, isPublic: false }
+          : response;
       }
       response.body.discard();
-      if (!attempt.lost(fault)) throw fault;
+      if (!attempt.failed(fault)) throw fault;
     }
   }
 
   /** Whether another Layercache responded: its account may read private content, so the content counts as private. */
-  #isFromCache({ url, headers }: FinalResponse): boolean {
-    return url.origin === this.#base.origin && cacheResults.test(one(headers, 'x-cache') ?? '');
+  #isFromLayercache({ url, headers }: FinalResponse): boolean {
+    return url.origin === this.#base.origin && cacheResults.test(headerOf(headers, 'x-cache') ?? '');
   }
 
-  async #as(attempt: Attempt, ask: Ask): Promise<FinalResponse> {
+  async #sendAs(attempt: Attempt, request: RepoRequest): Promise<FinalResponse> {
     const { account } = attempt;
-    const { repo, signal } = ask;
+    const { repo, signal } = request;
     let authorization = await this.#authenticator.authorize(account, repo, signal);
     attempt.sent();
-    let response = await this.#follow(ask, authorization);
-    const isKept = !authorization.fresh && authorization.header !== undefined;
-    if (response.status === 401 && isKept && !isNotEnough(response)) {
+    let response = await this.#follow(request, authorization);
+    const isReused = !authorization.fresh && authorization.header !== undefined;
+    if (response.status === 401 && isReused && !lacksScope(response)) {
       // Some registries answer an expired token with a challenge for another realm: get the challenge without a token.
       response.body.discard();
       this.#authenticator.drop(account, repo);
       authorization = noAuthorization;
-      response = await this.#follow(ask, authorization);
+      response = await this.#follow(request, authorization);
     }
     if (response.status === 401) {
       response.body.discard();
       const next = await this.#authenticator.challenged(response, account, repo, signal);
-      if (next && next.challenge !== authorization.challenge) response = await this.#follow(ask, next);
+      if (next && next.challenge !== authorization.challenge) response = await this.#follow(request, next);
       else if (next?.challenge === 'basic') await this.#authenticator.checkBasic(account, signal);
     }
     return response;
   }
 
-  async #follow(ask: Ask, { header, isPublic }: Authorization): Promise<FinalResponse> {
-    let url = urlBelow(this.#base, ask.path);
+  async #follow(request: RepoRequest, { header, isPublic }: Authorization): Promise<FinalResponse> {
+    let url = urlBelow(this.#base, request.path);
     for (let hops = 0; ; hops++) {
-      const own = url.origin === this.#base.origin && header !== undefined;
-      const headers = own ? { ...ask.headers, authorization: header } : ask.headers;
-      const response = await this.#transport.send({ ...ask, url, headers, redirected: hops > 0 });
+      const isOwn = url.origin === this.#base.origin && header !== undefined;
+      const headers = isOwn ? { ...request.headers, authorization: header } : request.headers;
+      const response = await this.#transport.send({ ...request, url, headers, redirected: hops > 0 });
       if (
         url.origin !== this.#base.origin &&
         (response.status === 400 || response.status === 401 || response.status === 403)
       ) {
         response.body.discard();
         // Signed links are often valid for GET only.
-        if (ask.method === 'HEAD') return { ...response, url, isPublic, status: 403 };
-        throw new MirrorError('redirect-refused', `${ask.what}: ${url.host} answered ${response.status}`);
+        if (request.method === 'HEAD') return { ...response, url, isPublic, status: 403 };
+        throw new MirrorError('redirect-refused', `${request.what}: ${url.host} answered ${response.status}`);
       }
       if (!redirects.has(response.status)) return { ...response, url, isPublic };
       response.body.discard();
       if (hops === maxRedirects)
-        throw new MirrorError('upstream-invalid', `${ask.what}: more than ${maxRedirects} redirects`);
-      const next = URL.parse(one(response.headers, 'location') ?? '', url);
+        throw new MirrorError('upstream-invalid', `${request.what}: more than ${maxRedirects} redirects`);
+      const next = URL.parse(headerOf(response.headers, 'location') ?? '', url);
       if (!next || next.href === url.href) {
         throw new MirrorError(
           'upstream-invalid',
-          `${ask.what}: ${url.host} redirects to an invalid location`,
+          `${request.what}: ${url.host} redirects to an invalid location`,
         );
       }
       this.#policy.checkRedirect(url, next);
@@ -270,18 +272,19 @@ export class Requests {
     }
   }
 
-  #faultOf({ what, kind, method, path }: Ask, response: Response): MirrorError | undefined {
+  #faultOf({ what, kind, method, path }: RepoRequest, response: Response): MirrorError | undefined {
     const { status, headers } = response;
     if (status === 200 || status === 206) {
-      const coding = one(headers, 'content-encoding');
+      const coding = headerOf(headers, 'content-encoding');
       if (coding === undefined || coding === 'identity') return undefined;
       return new MirrorError(
         'upstream-invalid',
         `${what}: unexpected Content-Encoding ${JSON.stringify(coding)}`,
       );
     }
-    if (status === 416 && parseUnsatisfied(one(headers, 'content-range')) !== undefined) return undefined;
-    if (status === 404) return new MirrorError(unknown[kind], `${what}: not found`);
+    if (status === 416 && parseUnsatisfied(headerOf(headers, 'content-range')) !== undefined)
+      return undefined;
+    if (status === 404) return new MirrorError(notFoundFaults[kind], `${what}: not found`);
     // An upstream that does not support the endpoint has no such list.
     if (kind === 'referrers' && (status === 405 || status === 501))
       return new MirrorError('manifest-unknown', `${what}: the upstream answered ${status}`);

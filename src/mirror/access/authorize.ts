@@ -4,7 +4,7 @@ import type { BlobStore } from '../../store/blob-store.ts';
 import type { Deadline } from '../../util/deadline.ts';
 import { toMirrorError } from '../../util/errors.ts';
 import { mayServeAfter, type TagPolicy } from '../tags/freshness.ts';
-import type { Access } from './links.ts';
+import type { Links } from './links.ts';
 import type { Proofs } from './proofs.ts';
 
 /** Proof of access that a request has: to stored content, or to content still being fetched from its own registry. */
@@ -26,7 +26,7 @@ export interface ArrivingFill {
 
 export interface AuthorizeContext {
   readonly store: BlobStore;
-  readonly access: Access;
+  readonly links: Links;
   readonly proofs: Proofs;
   readonly fills: { of(repo: Repo, digest: Digest): ArrivingFill | undefined };
   readonly policy: () => TagPolicy;
@@ -53,9 +53,9 @@ export class Authorizer {
     proven: Proven,
     deadline: Deadline,
   ): 'store' | 'fill' | Promise<Proven> {
-    const { access, fills, store } = this.#context;
+    const { links, fills, store } = this.#context;
     const isStored = store.describe(digest) !== undefined;
-    const isGranted = proven === 'stored' || access.grants(repo, digest);
+    const isGranted = proven === 'stored' || links.grants(repo, digest);
     if (isStored && isGranted) return 'store';
     const fill = fills.of(repo, digest);
     if (fill?.isOver) return fill.ended.then(() => proven);
@@ -80,7 +80,7 @@ export class Authorizer {
     what: 'blob' | 'manifest' | 'arriving',
     deadline: Deadline,
   ): Promise<Proven> {
-    const { access, fills, proofs, policy } = this.#context;
+    const { links, fills, proofs, policy } = this.#context;
     try {
       const isProven = await (what === 'arriving'
         ? proofs.arriving(repo, digest, fills.of(repo, digest)?.size, deadline)
@@ -89,8 +89,8 @@ export class Authorizer {
       return what === 'arriving' ? 'arriving' : 'stored';
     } catch (error) {
       const fault = toMirrorError(error);
-      if (mayServeAfter(fault, policy()) && access.grantedOnce(repo, digest)) return 'stored';
-      if (fault.row.definite) access.revoke(repo, digest);
+      if (mayServeAfter(fault, policy()) && links.grantsStale(repo, digest)) return 'stored';
+      if (fault.row.definite) links.revoke(repo, digest);
       throw error;
     }
   }

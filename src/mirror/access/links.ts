@@ -4,7 +4,7 @@ import type { Repo } from '../../oci/repo.ts';
 import type { Catalog } from '../../store/catalog/catalog.ts';
 import { everywhere } from '../../store/catalog/tables/links.ts';
 import type { Logger } from '../../telemetry/log.ts';
-import type { Provenance } from '../../upstream/answers.ts';
+import type { Provenance } from '../../upstream/responses.ts';
 import type { Clock } from '../../util/clock.ts';
 import { isFresh, isServableStale, type TagPolicy } from '../tags/freshness.ts';
 
@@ -25,13 +25,13 @@ const noLink: Link = { confirmedAt: -Infinity, mediaType: undefined };
  * Links grant repos access to digests. Content served to anonymous requests is public within its registry. Other
  * content is granted to each repo for which the upstream served or confirmed it, for 24 h.
  */
-export class Access {
+export class Links {
   readonly #catalog: Catalog;
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #policy: () => TagPolicy;
   /** Cached links, so that a hit costs no catalog query. Deleting a blob also deletes its links. */
-  readonly #links = new LRUCache<string, Link>({ max: maxRemembered });
+  readonly #cache = new LRUCache<string, Link>({ max: maxRemembered });
 
   constructor(catalog: Catalog, clock: Clock, log: Logger, policy: () => TagPolicy) {
     this.#catalog = catalog;
@@ -44,14 +44,14 @@ export class Access {
   confirm(repo: Repo, digest: Digest, { isPublic, mediaType }: Provenance & { mediaType?: string }): void {
     const now = this.#clock.now();
     const type = mediaType ?? this.typeOf(repo, digest);
-    this.#links.set(keyOf(repo, digest), { confirmedAt: isPublic ? Infinity : now, mediaType: type });
+    this.#cache.set(keyOf(repo, digest), { confirmedAt: isPublic ? Infinity : now, mediaType: type });
     this.#write(repo, digest, () => {
       this.#catalog.links.add(digest, repo, { isPublic, mediaType: type, now });
     });
   }
 
   revoke(repo: Repo, digest: Digest): void {
-    this.#links.set(keyOf(repo, digest), noLink);
+    this.#cache.set(keyOf(repo, digest), noLink);
     this.#write(repo, digest, () => this.#catalog.links.remove(digest, repo.registry, repo.name));
   }
 
@@ -65,7 +65,7 @@ export class Access {
     const registries = this.#catalog.links.publicRegistries().filter(isPrivate);
     if (registries.length === 0) return;
     for (const registry of registries) this.#catalog.links.removePublic(registry);
-    this.#links.clear();
+    this.#cache.clear();
     this.#log.info({ registries }, 'links: public links of private registries removed');
   }
 
@@ -74,7 +74,7 @@ export class Access {
   }
 
   /** Whether an expired link still counts, by `staleIfError`, while the upstream cannot be asked. */
-  grantedOnce(repo: Repo, digest: Digest): boolean {
+  grantsStale(repo: Repo, digest: Digest): boolean {
     return isServableStale(this.#confirmedAt(repo, digest), this.#clock.now(), this.#policy());
   }
 
@@ -93,7 +93,7 @@ export class Access {
 
   #link(repo: Repo, digest: Digest): Link {
     const key = keyOf(repo, digest);
-    const cached = this.#links.get(key);
+    const cached = this.#cache.get(key);
     if (cached) return cached;
     const { registry, name } = repo;
     const isPublic = this.#catalog.links.get(digest, registry, everywhere) !== undefined;
@@ -101,7 +101,7 @@ export class Access {
     if (!isPublic && !own) return noLink;
     const confirmedAt = isPublic ? Infinity : (own?.confirmedAt ?? -Infinity);
     const link = { confirmedAt, mediaType: own?.mediaType ?? undefined };
-    this.#links.set(key, link);
+    this.#cache.set(key, link);
     return link;
   }
 }

@@ -7,17 +7,17 @@ import { mayBe, parseManifest, unnamedType } from '../../oci/manifest.ts';
 import type { ByteRange } from '../../oci/range.ts';
 import { isFromPattern, type Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
-import { readAtMost, type Provenance } from '../../upstream/answers.ts';
+import { readAtMost, type Provenance } from '../../upstream/responses.ts';
 import { tryTwice } from '../../upstream/try-twice.ts';
 import type { Deadline } from '../../util/deadline.ts';
 import { isFault, MirrorError } from '../../util/errors.ts';
 import { Flight } from '../../util/flight.ts';
 import type { Upstreams } from '../upstreams.ts';
-import type { Access } from './links.ts';
+import type { Links } from './links.ts';
 
 export interface ProofsContext {
   readonly store: BlobStore;
-  readonly access: Access;
+  readonly links: Links;
   readonly upstreams: Upstreams;
 }
 
@@ -27,8 +27,8 @@ const samples = 3;
 const sampleBytes = 64;
 /** Random samples drawn; those with the most distinct byte values are compared, since runs of zeros are guessable. */
 const candidates = 24;
-const maxRefused = 1000;
-const refusedForMs = 10 * 60_000;
+const maxMismatches = 1000;
+const mismatchTtlMs = 10 * 60_000;
 
 /**
  * Proves that a repo has content that is already stored. The upstream's confirmation suffices, except for registries
@@ -38,7 +38,7 @@ export class Proofs {
   readonly #context: ProofsContext;
   readonly #running = new Flight<string, boolean>();
   /** Recent mismatches, by repo and digest. */
-  readonly #refused = new LRUCache<string, MirrorError>({ max: maxRefused, ttl: refusedForMs });
+  readonly #mismatches = new LRUCache<string, MirrorError>({ max: maxMismatches, ttl: mismatchTtlMs });
 
   constructor(context: ProofsContext) {
     this.#context = context;
@@ -52,14 +52,14 @@ export class Proofs {
     const prove = async ({ signal }: Deadline): Promise<boolean> => {
       const size = this.#context.store.describe(digest)?.size;
       const proof = await (kind === 'manifest'
-        ? this.#manifest(repo, digest, signal)
+        ? this.#proveManifest(repo, digest, signal)
         : isFromPattern(repo)
-          ? this.#shown(repo, digest, signal)
-          : this.#claimed(repo, digest, size, signal));
-      if (proof) this.#context.access.confirm(repo, digest, proof);
+          ? this.#proveByBytes(repo, digest, signal)
+          : this.#proveByHead(repo, digest, size, signal));
+      if (proof) this.#context.links.confirm(repo, digest, proof);
       return proof !== undefined;
     };
-    return this.#once(`${repo.key} ${kind} ${digest}`, deadline, prove);
+    return this.#shared(`${repo.key} ${kind} ${digest}`, deadline, prove);
   }
 
   /**
@@ -69,14 +69,14 @@ export class Proofs {
    */
   async arriving(repo: Repo, digest: Digest, size: number | undefined, deadline: Deadline): Promise<boolean> {
     const prove = async ({ signal }: Deadline): Promise<boolean> => {
-      const proof = await this.#claimed(repo, digest, size, signal);
-      if (!isFromPattern(repo)) this.#context.access.confirm(repo, digest, proof);
+      const proof = await this.#proveByHead(repo, digest, size, signal);
+      if (!isFromPattern(repo)) this.#context.links.confirm(repo, digest, proof);
       return true;
     };
-    return this.#once(`${repo.key} arriving ${digest}`, deadline, prove);
+    return this.#shared(`${repo.key} arriving ${digest}`, deadline, prove);
   }
 
-  async #once(
+  async #shared(
     key: string,
     deadline: Deadline,
     prove: (deadline: Deadline) => Promise<boolean>,
@@ -87,7 +87,7 @@ export class Proofs {
     return value;
   }
 
-  async #manifest(
+  async #proveManifest(
     repo: Repo,
     digest: Digest,
     signal: AbortSignal,
@@ -108,7 +108,7 @@ export class Proofs {
     return { isPublic, mediaType };
   }
 
-  async #claimed(
+  async #proveByHead(
     repo: Repo,
     digest: Digest,
     expected: number | undefined,
@@ -124,10 +124,10 @@ export class Proofs {
   }
 
   /** Compares bytes that the upstream sends with the stored bytes. Undefined: the blob is no longer readable here. */
-  async #shown(repo: Repo, digest: Digest, signal: AbortSignal): Promise<Provenance | undefined> {
+  async #proveByBytes(repo: Repo, digest: Digest, signal: AbortSignal): Promise<Provenance | undefined> {
     const what = `GET ${repo.key} blob ${digest}`;
-    const refused = this.#refused.get(what);
-    if (refused) throw refused;
+    const mismatch = this.#mismatches.get(what);
+    if (mismatch) throw mismatch;
     const held = this.#context.store.open(digest);
     if (!held) return undefined;
     try {
@@ -139,7 +139,7 @@ export class Proofs {
         'digest-mismatch',
         `${what}: the upstream's bytes differ from the stored bytes`,
       );
-      this.#refused.set(what, error);
+      this.#mismatches.set(what, error);
       throw error;
     } catch (error) {
       if (isFault(error, 'damaged')) return undefined;

@@ -5,7 +5,7 @@ import type { Claimant, Connections, Pool } from './connections.ts';
 import type { Demand } from './demand.ts';
 import { Pace } from './pace.ts';
 import { isAwaited } from './spans.ts';
-import { notNeeded, type Span } from './transfer.ts';
+import { preempted, type Span } from './transfer.ts';
 
 export interface ClaimContext {
   /** Operation and object, for error messages. */
@@ -32,7 +32,7 @@ export class Claim implements Claimant {
   readonly #pace: Pace;
   #held = 0;
   /** Aborts the first request, while it has no response. */
-  #asking: AbortController | undefined;
+  #firstRequest: AbortController | undefined;
 
   constructor(context: ClaimContext) {
     this.#context = context;
@@ -52,22 +52,22 @@ export class Claim implements Claimant {
   yield(): boolean {
     const { demand, ingest, takesRanges } = this.#context;
     this.#pace.yielding();
-    if (this.#asking) {
-      this.#asking.abort(notNeeded);
-      this.#asking = undefined;
+    if (this.#firstRequest) {
+      this.#firstRequest.abort(preempted);
+      this.#firstRequest = undefined;
       return true;
     }
     // Without range support, aborting loses the whole stream: keep it while it serves a reader at a useful rate.
     if (!takesRanges() && demand.hasReaders && !this.isSlow) return false;
     const spans = this.#connected.filter(({ stop }) => !stop.signal.aborted);
     const span = spans.findLast((each) => !isAwaited(each, ingest)) ?? spans.at(-1);
-    span?.stop.abort(notNeeded);
+    span?.stop.abort(preempted);
     return span !== undefined;
   }
 
   /** The first client now waits, so the rank has changed. */
-  awaited(): void {
-    this.#context.connections.changed(this);
+  onFirstReader(): void {
+    this.#context.connections.rankChanged(this);
   }
 
   /** Counts bytes received over this claim's connections. */
@@ -98,8 +98,8 @@ export class Claim implements Claimant {
    * the request is sent again on the next one. Throws `upstream-busy` if no connection is free before the deadline,
    * and the request's faults.
    */
-  async ask<T>(
-    question: (signal: AbortSignal) => Promise<T>,
+  async sendFirst<T>(
+    send: (signal: AbortSignal) => Promise<T>,
     deadline: AbortSignal,
   ): Promise<{ answer: T; done: () => void }> {
     for (;;) {
@@ -107,16 +107,16 @@ export class Claim implements Claimant {
         const what = `${this.#context.what}: no free connection before the deadline`;
         throw new MirrorError('upstream-busy', what, { cause, retryAfterMs: 5000 });
       });
-      const asking = new AbortController();
-      this.#asking = asking;
+      const firstRequest = new AbortController();
+      this.#firstRequest = firstRequest;
       try {
-        return { answer: await question(AbortSignal.any([deadline, asking.signal])), done };
+        return { answer: await send(AbortSignal.any([deadline, firstRequest.signal])), done };
       } catch (error) {
         done();
         // The connection was preempted: wait for another one.
-        if (!asking.signal.aborted || deadline.aborted) throw error;
+        if (!firstRequest.signal.aborted || deadline.aborted) throw error;
       } finally {
-        this.#asking = undefined;
+        this.#firstRequest = undefined;
       }
     }
   }

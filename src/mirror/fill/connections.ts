@@ -35,7 +35,7 @@ export class Pool {
   }
 }
 
-const lookAgainMs = 1000;
+const recheckMs = 1000;
 
 interface Waiter {
   readonly claimant: Claimant;
@@ -83,7 +83,7 @@ export class Connections {
       signal.addEventListener('abort', abandon, { once: true });
       this.#grant();
       if (this.#waiting.has(waiter)) this.#makeRoom(waiter);
-      this.#lookAgain();
+      this.#scheduleRecheck();
     });
     return () => {
       this.#count(claimant, pool, -1);
@@ -93,19 +93,19 @@ export class Connections {
   }
 
   /** The claimant's rank has fallen: reconsiders its waiters. */
-  changed(claimant: Claimant): void {
+  rankChanged(claimant: Claimant): void {
     this.#grant();
     for (const waiter of this.#waiting) if (waiter.claimant === claimant) this.#makeRoom(waiter);
   }
 
   /** Rechecks holders periodically: their ranks and rates change. */
-  #lookAgain(): void {
+  #scheduleRecheck(): void {
     if (this.#waiting.size === 0) return;
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined;
       this.#makeRoomForNext();
-      this.#lookAgain();
-    }, lookAgainMs).unref();
+      this.#scheduleRecheck();
+    }, recheckMs).unref();
   }
 
   #grant(): void {
@@ -140,13 +140,13 @@ export class Connections {
     const { parent } = pool;
     // Only a connection under the limit that is reached helps; any other would go to another waiter, and preempt
     // forever.
-    const isOfUse = (other: Pool): boolean => {
+    const helps = (other: Pool): boolean => {
       if (pool.used >= pool.limit) return other === pool;
       if (parent?.isFull) return other.parent === parent;
       return this.#used >= this.#limit();
     };
     const holders = [...this.#holding]
-      .filter(([, held]) => isOfUse(held.pool))
+      .filter(([, held]) => helps(held.pool))
       // A holder's rank counts one connection more than it holds.
       .filter(([holder, held]) => {
         const lead = holder.rank - 1 - claimant.rank;

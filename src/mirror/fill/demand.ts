@@ -51,7 +51,7 @@ export class FillDemand implements Demand {
   }
 
   /** A client waits for the first response. */
-  get isAwaited(): boolean {
+  get hasWaiting(): boolean {
     return this.#waiting.length > 0;
   }
 
@@ -61,18 +61,18 @@ export class FillDemand implements Demand {
   }
 
   /** Fetch the whole blob, with or without readers. */
-  askWhole(): void {
+  wantWhole(): void {
     this.#reservesWhole = true;
     this.#isWholeWanted = true;
   }
 
   /** Notes a client's want, before the client waits or reads. */
-  ask(want: Want): void {
-    if (isWholeWant(want)) this.askWhole();
+  noteWant(want: Want): void {
+    if (isWholeWant(want)) this.wantWhole();
   }
 
   /** Counts the bytes of a range that a client reads. */
-  askBytes(bytes: number): void {
+  addRangeBytes(bytes: number): void {
     this.#rangeBytes += bytes;
     if (this.#completeRanges && this.#rangeBytes > probeBytes) this.#isWholeWanted = true;
   }

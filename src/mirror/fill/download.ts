@@ -1,7 +1,7 @@
 import type { ByteRange } from '../../oci/range.ts';
 import { withMargin } from '../../store/ingest/growing-file.ts';
 import type { Ingest } from '../../store/ingest/ingest.ts';
-import type { UpstreamBlob } from '../../upstream/answers.ts';
+import type { UpstreamBlob } from '../../upstream/responses.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
 import type { Clock } from '../../util/clock.ts';
 import { toMirrorError, type MirrorError } from '../../util/errors.ts';
@@ -10,7 +10,7 @@ import type { Connections, Pool } from './connections.ts';
 import type { Demand } from './demand.ts';
 import { Retries } from './retries.ts';
 import { isAwaited, nextSpan } from './spans.ts';
-import { createSpan, notNeeded, Transfer, type Span } from './transfer.ts';
+import { createSpan, preempted, Transfer, type Span } from './transfer.ts';
 
 export interface DownloadOptions {
   /** Connections for one blob while a client waits for it. */
@@ -86,18 +86,18 @@ export class Download {
   }
 
   /** Sends the first request. Pass its response to `begin`; or discard it, then call `done`. */
-  async ask(
+  async sendFirst(
     range: ByteRange | undefined,
     deadline: AbortSignal,
   ): Promise<{ blob: UpstreamBlob; done: () => void }> {
     const { source } = this.#context;
-    const { answer, done } = await this.#claim.ask((signal) => source.fetch(range, signal), deadline);
+    const { answer, done } = await this.#claim.sendFirst((signal) => source.fetch(range, signal), deadline);
     return { blob: answer, done };
   }
 
   /** The first client now waits for a prefetched blob. */
-  awaited(): void {
-    this.#claim.awaited();
+  onFirstReader(): void {
+    this.#claim.onFirstReader();
   }
 
   /**
@@ -107,7 +107,7 @@ export class Download {
   async begin(blob: UpstreamBlob, done: () => void, signal: AbortSignal): Promise<void> {
     const span = createSpan({ start: blob.start, end: blob.end ?? Infinity }, true);
     await this.#ingest.begin(blob.size, this.#room(span, blob.size), signal);
-    this.#transfer.began(blob);
+    this.#transfer.learnFrom(blob);
     const release = (): void => {
       span.isConnected = false;
       done();
@@ -134,7 +134,7 @@ export class Download {
     if (this.#retryTimer) return;
     for (let next = this.#next(); next; next = this.#next()) {
       if (this.#spans.size >= this.#limit) {
-        if (next.urgent) this.#cutUnawaited();
+        if (next.urgent) this.#preemptUnawaited();
         return;
       }
       const { start, end } = next;
@@ -170,10 +170,10 @@ export class Download {
     return nextSpan({ size, present, running: [...this.#spans], readers, isWholeWanted, spanBytes });
   }
 
-  #cutUnawaited(): void {
+  #preemptUnawaited(): void {
     const spans = [...this.#spans];
     if (spans.some(({ stop }) => stop.signal.aborted)) return;
-    spans.findLast((span) => !isAwaited(span, this.#ingest))?.stop.abort(notNeeded);
+    spans.findLast((span) => !isAwaited(span, this.#ingest))?.stop.abort(preempted);
   }
 
   #run(span: Span, work: () => Promise<void>): void {
@@ -217,10 +217,10 @@ export class Download {
   }
 
   /** `hasBrought`: the failed try received bytes. */
-  #failed(error: MirrorError, hasBrought: boolean): void {
+  #failed(error: MirrorError, hasReceived: boolean): void {
     // Spans that break together count as one failure.
     if (this.#retryTimer || this.#end) return;
-    const delay = this.retries.after(error, hasBrought);
+    const delay = this.retries.after(error, hasReceived);
     if (delay === undefined) {
       this.fail(error);
       return;
@@ -235,7 +235,7 @@ export class Download {
     if (this.#end) return;
     this.#end = how;
     clearTimeout(this.#retryTimer);
-    for (const { stop } of this.#spans) stop.abort(notNeeded);
+    for (const { stop } of this.#spans) stop.abort(preempted);
     settle();
   }
 

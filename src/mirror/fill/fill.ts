@@ -8,19 +8,19 @@ import type { Logger } from '../../telemetry/log.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
 import type { Clock } from '../../util/clock.ts';
 import { isFault, MirrorError, toMirrorError } from '../../util/errors.ts';
-import type { Access } from '../access/links.ts';
+import type { Links } from '../access/links.ts';
 import type { Upstream } from '../upstreams.ts';
 import { ArrivingContent, type ArrivingContext } from './arriving.ts';
 import type { Connections } from './connections.ts';
 import { FillDemand } from './demand.ts';
 import { Download, type DownloadOptions } from './download.ts';
-import { Opening, type Give, type OpeningOptions } from './opening.ts';
+import { Opening, type LeaseFor, type OpeningOptions } from './opening.ts';
 
 export interface FillOptions extends DownloadOptions, OpeningOptions {}
 
 export interface FillContext {
   readonly store: BlobStore;
-  readonly access: Access;
+  readonly links: Links;
   readonly clock: Clock;
   readonly log: Logger;
   readonly onFault: (error: MirrorError) => void;
@@ -32,7 +32,7 @@ interface FillParts extends FillContext {
   /** The repo may read what an earlier fill has left. */
   readonly isProven: boolean;
   /** Removes the fill from the table of running fills. */
-  readonly leave: () => void;
+  readonly unregister: () => void;
 }
 
 /**
@@ -48,7 +48,7 @@ export class Fill {
   readonly #options: FillOptions;
   readonly #context: FillContext;
   readonly #upstream: Upstream;
-  readonly #leave: () => void;
+  readonly #unregister: () => void;
   readonly #what: string;
   readonly #source: BlobSource;
   readonly #ingest: Ingest;
@@ -58,17 +58,17 @@ export class Fill {
   #download: Download;
   readonly #settle: () => void;
   readonly #stop = new AbortController();
-  #give: Give | undefined;
+  #leaseFor: LeaseFor | undefined;
   #isOver = false;
 
   constructor(repo: Repo, digest: Digest, options: FillOptions, parts: FillParts) {
-    const { upstream, isProven, leave, ...context } = parts;
+    const { upstream, isProven, unregister, ...context } = parts;
     this.repo = repo;
     this.#digest = digest;
     this.#options = options;
     this.#context = context;
     this.#upstream = upstream;
-    this.#leave = leave;
+    this.#unregister = unregister;
     this.#what = `GET ${repo.key} blob ${digest}`;
     this.#source = upstream.client.blobSource(repo, digest);
     const onReadersChanged = (): void => this.#download.demandChanged();
@@ -82,14 +82,14 @@ export class Fill {
       digest,
       upstream,
       isProven,
-      leave,
+      unregister,
       what: this.#what,
       source: this.#source,
       ingest: this.#ingest,
       download: this.#download,
       demand: this.#demand,
       arriving: this.#arriving,
-      onOpen: (give) => this.#opened(give ?? ((want) => this.#lease(want))),
+      onOpen: (leaseFor) => this.#opened(leaseFor ?? ((want) => this.#lease(want))),
       onRelay: (why) => this.#warnOfRelay(why),
     });
     const { promise, resolve } = Promise.withResolvers<undefined>();
@@ -118,7 +118,7 @@ export class Fill {
   }
 
   get isOpen(): boolean {
-    return this.#give !== undefined;
+    return this.#leaseFor !== undefined;
   }
 
   /** No further request may join, though the fill may still be shutting down. */
@@ -139,20 +139,20 @@ export class Fill {
   }
 
   /** Fetch the whole blob, with or without readers. */
-  askWhole(): void {
-    this.#demand.askWhole();
+  wantWhole(): void {
+    this.#demand.wantWhole();
   }
 
   /** A lease on the content, taken synchronously once the upstream has responded. */
   lease(want: Want): Promise<Content> {
-    this.#demand.ask(want);
-    if (!this.#give) {
-      const wasAwaited = this.#demand.isAwaited;
+    this.#demand.noteWant(want);
+    if (!this.#leaseFor) {
+      const wasAwaited = this.#demand.hasWaiting;
       const content = this.#demand.wait(want);
-      if (!wasAwaited) this.#opening.awaited();
+      if (!wasAwaited) this.#opening.onFirstReader();
       return content;
     }
-    const content = this.#give(want);
+    const content = this.#leaseFor(want);
     this.#download.demandChanged();
     return Promise.resolve(content);
   }
@@ -169,15 +169,15 @@ export class Fill {
   }
 
   async #run(): Promise<void> {
-    const isComing = await this.#opening.run(this.#stop.signal);
-    if (!isComing) return;
+    const goesOn = await this.#opening.run(this.#stop.signal);
+    if (!goesOn) return;
     // The fill may have been stopped while it waited for space.
     if (this.#stop.signal.aborted) this.#download.fail(this.#stop.signal.reason as MirrorError);
     const outcome = await this.#download.outcome;
     if (outcome === 'idle') {
       await this.#download.settled();
       if (!this.#ingest.isComplete) {
-        this.#leave();
+        this.#unregister();
         await this.#ingest.suspend();
         return;
       }
@@ -185,7 +185,7 @@ export class Fill {
     await this.#verify();
     if (isFromPattern(this.repo)) this.#opening.confirm();
     await this.#context.store.commit(this.#ingest, blobMediaType);
-    this.#leave();
+    this.#unregister();
   }
 
   /** Verifies the digest. Bytes left by an earlier process may be damaged: then downloads everything again, once. */
@@ -203,7 +203,7 @@ export class Fill {
     await this.#ingest.startOver();
     this.#download = this.#newDownload();
     this.#download.retries.progress();
-    this.askWhole();
+    this.wantWhole();
     this.#download.demandChanged();
     await this.#download.outcome;
     await this.#ingest.verify();
@@ -213,22 +213,22 @@ export class Fill {
   #lease(want: Want): Content {
     const { size } = this.#ingest;
     const range = size === undefined ? undefined : resolveWant(want, size);
-    const none = want !== 'whole' && size !== undefined && range === undefined;
-    if (range) this.#demand.askBytes(range.end - range.start);
-    const lease = this.#ingest.lease(none ? { start: size, end: size } : range);
+    const isUnsatisfiable = want !== 'whole' && size !== undefined && range === undefined;
+    if (range) this.#demand.addRangeBytes(range.end - range.start);
+    const lease = this.#ingest.lease(isUnsatisfiable ? { start: size, end: size } : range);
     return new ArrivingContent(this.#arriving, { size: () => this.#ingest.size, lease });
   }
 
-  #opened(give: Give): void {
-    this.#give = give;
-    this.#demand.answer(give);
+  #opened(leaseFor: LeaseFor): void {
+    this.#leaseFor = leaseFor;
+    this.#demand.answer(leaseFor);
     this.#settle();
   }
 
   async #fail(error: MirrorError): Promise<void> {
     this.#isOver = true;
     await this.#download.settled();
-    this.#leave();
+    this.#unregister();
     if (this.isOpen) {
       // No client waits for a response any more, so the fault must be reported here.
       this.#context.onFault(error);

@@ -69,7 +69,7 @@ export class Fills {
       // the fault.
       return;
     }
-    fill.askWhole();
+    fill.wantWhole();
     fill.start();
     await fill.ended;
   }
@@ -90,7 +90,7 @@ export class Fills {
       ...this.#context,
       upstream: this.#upstreams.of(repo),
       isProven,
-      leave: () => {
+      unregister: () => {
         if (this.#running.get(key) === fill) this.#running.delete(key);
       },
     });

@@ -5,10 +5,10 @@ import { isWholeWant, resolveWant, type ByteRange, type Want } from '../../oci/r
 import { isFromPattern, type Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
 import type { Ingest } from '../../store/ingest/ingest.ts';
-import type { Provenance, UpstreamBlob } from '../../upstream/answers.ts';
+import type { Provenance, UpstreamBlob } from '../../upstream/responses.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
 import { isFault, MirrorError, toMirrorError } from '../../util/errors.ts';
-import type { Access } from '../access/links.ts';
+import type { Links } from '../access/links.ts';
 import type { Upstream } from '../upstreams.ts';
 import { ArrivingContent, type ArrivingContext } from './arriving.ts';
 import { probeBytes, type FillDemand } from './demand.ts';
@@ -21,7 +21,7 @@ export interface OpeningOptions extends Pick<DownloadOptions, 'spanBytes' | 'fir
 }
 
 /** Leases the content that a client wants. */
-export type Give = (want: Want) => Content;
+export type LeaseFor = (want: Want) => Content;
 
 export interface OpeningContext {
   readonly repo: Repo;
@@ -29,7 +29,7 @@ export interface OpeningContext {
   /** Operation and object, for error messages. */
   readonly what: string;
   readonly store: BlobStore;
-  readonly access: Access;
+  readonly links: Links;
   readonly upstream: Upstream;
   readonly source: BlobSource;
   readonly ingest: Ingest;
@@ -39,9 +39,9 @@ export interface OpeningContext {
   /** The repo may read what an earlier fill has left. */
   readonly isProven: boolean;
   /** Removes the fill from the table of running fills. */
-  readonly leave: () => void;
+  readonly unregister: () => void;
   /** Content can be leased from now on; without `give`, from the ingest. */
-  readonly onOpen: (give?: Give) => void;
+  readonly onOpen: (leaseFor?: LeaseFor) => void;
   /** The store cannot take the blob. */
   readonly onRelay: (why: MirrorError) => void;
 }
@@ -56,9 +56,9 @@ export class Opening {
   readonly #ingest: Ingest;
   readonly #download: Download;
   readonly #demand: FillDemand;
-  #asksPlainly = false;
+  #sendsPlainGet = false;
   /** Provenance of the first response. */
-  #given: Provenance | undefined;
+  #provenance: Provenance | undefined;
   #timer: NodeJS.Timeout | undefined;
 
   constructor(options: OpeningOptions, context: OpeningContext) {
@@ -70,17 +70,17 @@ export class Opening {
   }
 
   /** The first client now waits for a prefetched blob: restarts the deadline and raises the priority. */
-  awaited(): void {
+  onFirstReader(): void {
     this.#timer?.refresh();
-    this.#download.awaited();
+    this.#download.onFirstReader();
   }
 
   /**
    * Writes the link: the upstream serves the blob for this repo; under a pattern, only after the bytes are verified.
    */
   confirm(): void {
-    const { access, repo, digest } = this.#context;
-    if (this.#given) access.confirm(repo, digest, this.#given);
+    const { links, repo, digest } = this.#context;
+    if (this.#provenance) links.confirm(repo, digest, this.#provenance);
   }
 
   /**
@@ -95,13 +95,13 @@ export class Opening {
     );
     const deadline = AbortSignal.any([late.signal, stop]);
     try {
-      return await this.#before(deadline);
+      return await this.#untilOpen(deadline);
     } finally {
       clearTimeout(this.#timer);
     }
   }
 
-  async #before(deadline: AbortSignal): Promise<boolean> {
+  async #untilOpen(deadline: AbortSignal): Promise<boolean> {
     await this.#ingest.reopen();
     if (this.#hasAllWanted()) {
       this.#opened();
@@ -110,11 +110,11 @@ export class Opening {
     }
     for (;;) {
       try {
-        return await this.#first(deadline);
+        return await this.#openByResponse(deadline);
       } catch (error) {
-        if (isFault(error, 'upstream-invalid') && !this.#asksPlainly) {
+        if (isFault(error, 'upstream-invalid') && !this.#sendsPlainGet) {
           // The upstream may have mishandled the range: send a plain GET.
-          this.#asksPlainly = true;
+          this.#sendsPlainGet = true;
           continue;
         }
         const delay = deadline.aborted
@@ -142,12 +142,12 @@ export class Opening {
   }
 
   /** The first response shows whether the repo has the blob, its size, and whether ranges are supported. */
-  async #first(deadline: AbortSignal): Promise<boolean> {
+  async #openByResponse(deadline: AbortSignal): Promise<boolean> {
     const range = await this.#firstRange(deadline);
     const { repo } = this.#context;
-    const { blob, done } = await this.#download.ask(range, deadline);
+    const { blob, done } = await this.#download.sendFirst(range, deadline);
     try {
-      this.#given = blob;
+      this.#provenance = blob;
       if (!isFromPattern(repo)) this.confirm();
       if (blob.size !== undefined && blob.size <= smallSize) {
         await this.#takeSmall(blob, blob.size, deadline);
@@ -181,14 +181,14 @@ export class Opening {
     const want = this.#demand.waiting[0] ?? 'whole';
     let size = this.#ingest.size ?? store.sizeOfChild(digest);
     // A small blob is verified as a whole, so it is requested as a whole.
-    const isOne = size !== undefined && size <= (want === 'whole' ? spanBytes : smallSize);
-    if (this.#asksPlainly || (isOne && present.total === 0)) return undefined;
+    const isSmall = size !== undefined && size <= (want === 'whole' ? spanBytes : smallSize);
+    if (this.#sendsPlainGet || (isSmall && present.total === 0)) return undefined;
     if (want !== 'whole' && 'last' in want) {
       size ??= (await upstream.client.headBlob(repo, digest, deadline)).size;
     }
-    const open = { start: 0, end: Infinity };
-    const known = want !== 'whole' && 'start' in want ? want : open;
-    const range = (size === undefined ? undefined : resolveWant(want, size)) ?? known;
+    const everything = { start: 0, end: Infinity };
+    const fallback = want !== 'whole' && 'start' in want ? want : everything;
+    const range = (size === undefined ? undefined : resolveWant(want, size)) ?? fallback;
     const start = present.endOfRun(range.start);
     // The bytes after a range are likely wanted too.
     const follows = this.#options.completeRanges && range.end - range.start > probeBytes;
@@ -199,7 +199,7 @@ export class Opening {
 
   /** Takes a blob small enough to be verified before any byte is served. */
   async #takeSmall(blob: UpstreamBlob, size: number, deadline: AbortSignal): Promise<void> {
-    const { store, upstream, source, repo, digest, what, leave } = this.#context;
+    const { store, upstream, source, repo, digest, what, unregister } = this.#context;
     let { body } = blob;
     if (blob.start > 0 || blob.end !== size) {
       body.discard();
@@ -216,21 +216,21 @@ export class Opening {
       mediaType: blobMediaType,
       children: [],
     });
-    leave();
+    unregister();
     this.#opened(() => content);
     await this.#ingest.suspend();
   }
 
   /** The store cannot take the blob: its waiting clients get it relayed; later requests start over. */
   #relay(blob: UpstreamBlob, why: MirrorError): void {
-    const { upstream, arriving, leave, onRelay } = this.#context;
+    const { upstream, arriving, unregister, onRelay } = this.#context;
     onRelay(why);
     // The open response serves the first client that wants the whole, if a relay slot is free.
     const hasAll = blob.start === 0 && blob.end === blob.size;
     const done = hasAll ? upstream.relaySlots.tryTake() : undefined;
     const spare: OpenBlob[] = done ? [{ blob, done }] : [];
     if (!done) blob.body.discard();
-    leave();
+    unregister();
     this.#opened((want) => {
       const open = want === 'whole' ? spare.pop() : undefined;
       return new ArrivingContent(arriving, { size: () => blob.size, lease: undefined, open });
@@ -241,8 +241,8 @@ export class Opening {
     }
   }
 
-  #opened(give?: Give): void {
+  #opened(leaseFor?: LeaseFor): void {
     this.#download.retries.progress();
-    this.#context.onOpen(give);
+    this.#context.onOpen(leaseFor);
   }
 }

@@ -7,7 +7,7 @@ import type { Fills } from './fills.ts';
 
 export interface PrefetchContext {
   /** Whether prefetch is enabled. */
-  readonly isOn: () => boolean;
+  readonly isEnabled: () => boolean;
   readonly store: BlobStore;
   readonly fills: Fills;
   /** Total bytes received from upstreams. */
@@ -36,7 +36,7 @@ const maxChains = 10_000;
 const maxLayers = 1000;
 const maxLayersOfChains = 200_000;
 const maxQueued = 10_000;
-const maxAhead = 10_000;
+const maxPrefetched = 10_000;
 const stepMs = 100;
 const firstLimit = 2;
 /** The total rate must grow by this factor for the limit to rise by one. */
@@ -56,7 +56,7 @@ export class Prefetch {
     ttl: chainForMs,
   });
   /** Size of each layer prefetched and not requested yet. */
-  readonly #ahead: LRUCache<Digest, number>;
+  readonly #prefetched: LRUCache<Digest, number>;
   readonly #queue = new Map<Digest, Layer>();
   /** Layers being prefetched and not requested yet. */
   readonly #running = new Set<Digest>();
@@ -67,8 +67,8 @@ export class Prefetch {
 
   constructor(context: PrefetchContext) {
     this.#context = context;
-    this.#ahead = new LRUCache({
-      max: maxAhead,
+    this.#prefetched = new LRUCache({
+      max: maxPrefetched,
       ttl: chainForMs,
       dispose: (bytes, _digest, reason) => {
         if (reason !== 'set') context.onOutcome(bytes, reason === 'delete');
@@ -77,9 +77,9 @@ export class Prefetch {
   }
 
   /** A client was served a manifest. */
-  served(client: string, repo: Repo, manifest: Digest): void {
-    if (this.#ahead.size > 0) this.#ahead.purgeStale();
-    if (!this.#context.isOn()) return;
+  manifestServed(client: string, repo: Repo, manifest: Digest): void {
+    if (this.#prefetched.size > 0) this.#prefetched.purgeStale();
+    if (!this.#context.isEnabled()) return;
     const key = `${client} ${repo.key}`;
     if (this.#chains.get(key)?.manifest === manifest) return;
     const layers = this.#context.store.children(manifest).filter((child) => child.kind === 'layer');
@@ -88,9 +88,9 @@ export class Prefetch {
   }
 
   /** A client requested a whole blob; `missed`: it was neither stored nor being fetched. Never throws. */
-  asked(client: string, repo: Repo, digest: Digest, missed: boolean): void {
+  requested(client: string, repo: Repo, digest: Digest, missed: boolean): void {
     try {
-      this.#asked(client, repo, digest, missed);
+      this.#requested(client, repo, digest, missed);
     } catch {
       // The request itself reports an unreadable catalog.
     }
@@ -101,9 +101,9 @@ export class Prefetch {
     clearInterval(this.#timer);
   }
 
-  #asked(client: string, repo: Repo, digest: Digest, missed: boolean): void {
+  #requested(client: string, repo: Repo, digest: Digest, missed: boolean): void {
     this.#queue.delete(digest);
-    this.#ahead.delete(digest);
+    this.#prefetched.delete(digest);
     if (this.#running.delete(digest)) this.#start();
     if (!missed) return;
     const chain = this.#chains.get(`${client} ${repo.key}`)?.layers;
@@ -116,7 +116,7 @@ export class Prefetch {
     this.#start();
   }
 
-  #isKnown(repo: Repo, digest: Digest): boolean {
+  #isPresent(repo: Repo, digest: Digest): boolean {
     const { store, fills } = this.#context;
     return store.describe(digest) !== undefined || fills.of(repo, digest) !== undefined;
   }
@@ -131,27 +131,27 @@ export class Prefetch {
   }
 
   #startSome(): void {
-    if (!this.#context.isOn()) this.#queue.clear();
+    if (!this.#context.isEnabled()) this.#queue.clear();
     for (const [digest, { repo, size }] of this.#queue) {
       if (this.#running.size >= this.#limit) break;
       this.#queue.delete(digest);
-      if (this.#isKnown(repo, digest)) continue;
+      if (this.#isPresent(repo, digest)) continue;
       this.#running.add(digest);
-      this.#ahead.set(digest, size);
+      this.#prefetched.set(digest, size);
       void this.#context.fills.prefetch(repo, digest).then(() => {
         // A failed fetch counts neither as used nor as wasted.
-        if (this.#ahead.has(digest) && !this.#isKnown(repo, digest)) this.#ahead.set(digest, 0);
+        if (this.#prefetched.has(digest) && !this.#isPresent(repo, digest)) this.#prefetched.set(digest, 0);
         this.#running.delete(digest);
         this.#start();
       });
     }
     if (this.#queue.size > 0 && !this.#timer) {
       this.#receivedBytes = this.#context.receivedBytes();
-      this.#timer = setInterval(() => this.#step(), stepMs).unref();
-    } else if (this.#queue.size === 0 && this.#running.size === 0) this.#rest();
+      this.#timer = setInterval(() => this.#adjustLimit(), stepMs).unref();
+    } else if (this.#queue.size === 0 && this.#running.size === 0) this.#reset();
   }
 
-  #step(): void {
+  #adjustLimit(): void {
     const receivedBytes = this.#context.receivedBytes();
     const rate = receivedBytes - this.#receivedBytes;
     this.#receivedBytes = receivedBytes;
@@ -161,7 +161,7 @@ export class Prefetch {
     this.#start();
   }
 
-  #rest(): void {
+  #reset(): void {
     clearInterval(this.#timer);
     this.#timer = undefined;
     this.#limit = firstLimit;

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Digest } from '../../oci/digest.ts';
 import type { Verification } from '../../store/ingest/verifier.ts';
-import type { UpstreamBlob } from '../../upstream/answers.ts';
+import type { UpstreamBlob } from '../../upstream/responses.ts';
 import { toFault } from '../../upstream/http/transport.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
 import type { Clock } from '../../util/clock.ts';
@@ -76,7 +76,7 @@ export class Relay {
     for (;;) {
       const before = tail.offset;
       try {
-        await this.#once(tail, range, gone, retries);
+        await this.#copyOnce(tail, range, gone, retries);
         break;
       } catch (error) {
         const delay = retries.after(toMirrorError(error), tail.offset > before);
@@ -95,7 +95,7 @@ export class Relay {
     this.#done = undefined;
   }
 
-  async #once(tail: Tail, range: RelayRange, gone: AbortSignal, retries: Retries): Promise<void> {
+  async #copyOnce(tail: Tail, range: RelayRange, gone: AbortSignal, retries: Retries): Promise<void> {
     const what = `GET blob ${this.#digest}`;
     const end = range.end ?? Infinity;
     if (tail.offset >= end) return;

@@ -28,13 +28,13 @@ export class Retries {
   }
 
   /** Delay in ms before the next try; `hasBrought`: the failed try received bytes. Undefined: give up. */
-  after({ row, fault, retryAfterMs = 0, notAsked }: MirrorError, hasBrought: boolean): number | undefined {
-    this.#failures = hasBrought ? 1 : this.#failures + 1;
+  after({ row, fault, retryAfterMs = 0, notAsked }: MirrorError, hasReceived: boolean): number | undefined {
+    this.#failures = hasReceived ? 1 : this.#failures + 1;
     this.#failingSince ??= this.#clock.monotonic();
-    const again = this.#opened
+    const mayRetry = this.#opened
       ? row.resume && this.#clock.monotonic() - this.#failingSince <= this.#giveUpAfterMs
       : row.retry && !notAsked && this.#failures < triesAtOpening;
-    if (!again) return undefined;
+    if (!mayRetry) return undefined;
     const first = fault === 'upstream-limited' ? firstDelayWhenLimitedMs : firstDelayMs;
     const delay = Math.min(first * 2 ** (this.#failures - 1), longestDelayMs);
     // Jitter: other clients of the upstream were cut off at the same moment.

@@ -20,7 +20,7 @@ export interface NextSpan extends ByteRange {
 }
 
 /** A reader further than this ahead of a running span gets a span of its own. */
-const tooFarBytes = 4 * 1024 * 1024;
+const maxWaitBytes = 4 * 1024 * 1024;
 const largestFactor = 8;
 
 /** Span length in bytes: 1/32 of the blob, within bounds. */
@@ -72,12 +72,12 @@ function gapFrom(from: number, to: number, { present, running }: Situation): Byt
     const span = running.find((each) => each.start <= at && at < each.end);
     if (!span) break;
     // Split the running span where a reader would otherwise wait long.
-    if (at === from && at - span.start > tooFarBytes) return { start: at, end: Math.min(span.end, to) };
+    if (at === from && at - span.start > maxWaitBytes) return { start: at, end: Math.min(span.end, to) };
     start = span.end;
   }
-  const claimed = running.reduce(
+  const nextSpanAt = running.reduce(
     (least, span) => (span.start > start ? Math.min(least, span.start) : least),
     to,
   );
-  return { start, end: Math.min(claimed, present.next(start)) };
+  return { start, end: Math.min(nextSpanAt, present.next(start)) };
 }

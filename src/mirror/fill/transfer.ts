@@ -1,6 +1,6 @@
 import type { ByteRange } from '../../oci/range.ts';
 import type { Ingest } from '../../store/ingest/ingest.ts';
-import type { UpstreamBlob } from '../../upstream/answers.ts';
+import type { UpstreamBlob } from '../../upstream/responses.ts';
 import { toFault } from '../../upstream/http/transport.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
 import { MirrorError } from '../../util/errors.ts';
@@ -20,7 +20,7 @@ export function createSpan({ start, end }: ByteRange, isConnected = false): Span
 }
 
 /** The abort reason of a span that is stopped before its end. */
-export const notNeeded = new Error('span stopped: connection needed elsewhere');
+export const preempted = new Error('span stopped: connection needed elsewhere');
 
 export interface TransferContext {
   /** Operation and object, for error messages. */
@@ -54,7 +54,7 @@ export class Transfer {
   }
 
   /** Learns range support from the first response. */
-  began({ size, start, end }: UpstreamBlob): void {
+  learnFrom({ size, start, end }: UpstreamBlob): void {
     this.#takesRanges = size !== undefined && (start > 0 || end !== size);
   }
 

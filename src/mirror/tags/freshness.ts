@@ -27,7 +27,7 @@ export function isFresh(checkedAt: number, now: number, ttlMs: number): boolean 
 }
 
 /** Whether to serve now and revalidate in the background. */
-export function isFreshEnough(
+export function mayRevalidateBehind(
   checkedAt: number,
   now: number,
   ttlMs: number,

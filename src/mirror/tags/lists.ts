@@ -6,19 +6,19 @@ import type { BlobStore } from '../../store/blob-store.ts';
 import type { Catalog } from '../../store/catalog/catalog.ts';
 import type { ListRow } from '../../store/catalog/tables/lists.ts';
 import type { Logger } from '../../telemetry/log.ts';
-import type { ListOf } from '../../upstream/questions.ts';
+import type { ListOf } from '../../upstream/repo-requests.ts';
 import type { Clock } from '../../util/clock.ts';
 import { Deadline } from '../../util/deadline.ts';
 import { MirrorError, toMirrorError } from '../../util/errors.ts';
 import { Flight } from '../../util/flight.ts';
 import type { Answer, Method, Result } from '../answer.ts';
-import { late } from '../in-time.ts';
+import { deadlineExceeded } from '../in-time.ts';
 import type { Upstreams } from '../upstreams.ts';
 import { isFresh, isServableStale, type MirrorSettings } from './freshness.ts';
 import { Negatives } from './negatives.ts';
 
 /** Pages being sent to clients, which may be slow. */
-const maxHeldBytes = 64 * 1024 * 1024;
+const maxReservedBytes = 64 * 1024 * 1024;
 /** Cache of pages in use, shared by parallel requests. */
 const maxSharedBytes = 16 * 1024 * 1024;
 /** Some registries refuse larger pages; clients follow the next link. */
@@ -48,7 +48,7 @@ interface Page {
   /** The cache key within the repo. */
   readonly name: string;
   /** `n=0`: only the repo's existence is checked. */
-  readonly isNone: boolean;
+  readonly isExistenceCheck: boolean;
 }
 
 /**
@@ -60,12 +60,12 @@ export class Lists {
   readonly #context: ListsContext;
   readonly #catalog: Catalog;
   readonly #negatives: Negatives;
-  readonly #asking = new Flight<string, ListRow>();
+  readonly #flights = new Flight<string, ListRow>();
   readonly #bodies = new LRUCache<string, Buffer>({
     maxSize: maxSharedBytes,
     sizeCalculation: (body) => body.length + 1,
   });
-  #heldBytes = 0;
+  #reservedBytes = 0;
 
   constructor(settings: () => MirrorSettings, context: ListsContext) {
     this.#settings = settings;
@@ -81,10 +81,10 @@ export class Lists {
     const cached = this.#cached(repo, page);
     const respond = (row: ListRow, result: Result, reason?: string): ListAnswer =>
       this.#respond(repo, page, row, method, { result, ...(reason !== undefined && { reason }) });
-    if (cached && isFresh(cached.checkedAt, clock.now(), this.#lifeOf(repo, page, cached)))
+    if (cached && isFresh(cached.checkedAt, clock.now(), this.#effectiveTtlOf(repo, page, cached)))
       return respond(cached, 'hit');
     try {
-      const { value, joined } = await this.#ask(repo, page);
+      const { value, joined } = await this.#revalidate(repo, page);
       return respond(value, joined ? 'joined' : cached ? 'revalidated' : 'miss');
     } catch (error) {
       const { row, fault } = toMirrorError(error);
@@ -94,22 +94,22 @@ export class Lists {
     }
   }
 
-  #ask(repo: Repo, page: Page): Promise<{ value: ListRow; joined: boolean }> {
+  #revalidate(repo: Repo, page: Page): Promise<{ value: ListRow; joined: boolean }> {
     const key = `${repo.key}/${page.name}`;
     const deadline = new Deadline(this.#settings().firstByteTimeoutMs);
     const fetch = ({ signal }: Deadline): Promise<ListRow> => this.#fetch(repo, page, signal);
     return this.#negatives.remember(key, () =>
-      this.#asking.within(key, deadline, fetch, () => late(`GET ${key}`)),
+      this.#flights.within(key, deadline, fetch, () => deadlineExceeded(`GET ${key}`)),
     );
   }
 
   /** Reserves memory for a page; the returned function releases it and is called once. Throws `overloaded`. */
-  hold(size: number): () => void {
-    if (this.#heldBytes + size > maxHeldBytes)
+  reserveMemory(size: number): () => void {
+    if (this.#reservedBytes + size > maxReservedBytes)
       throw new MirrorError('overloaded', 'too many lists are being sent', { retryAfterMs: 1000 });
-    this.#heldBytes += size;
+    this.#reservedBytes += size;
     return () => {
-      this.#heldBytes -= size;
+      this.#reservedBytes -= size;
     };
   }
 
@@ -126,7 +126,7 @@ export class Lists {
         checkedAt: clock.now(),
       };
       this.#bodies.set(digest, bytes);
-      if (this.#isKept(of)) this.#write(repo, (catalog) => catalog.lists.set(repo, name, row, bytes));
+      if (this.#isPersisted(of)) this.#write(repo, (catalog) => catalog.lists.set(repo, name, row, bytes));
       return row;
     } catch (cause) {
       const error = toMirrorError(cause);
@@ -137,7 +137,7 @@ export class Lists {
       }
       // Remembered for stored subjects: clients of a registry without a referrers API then use the tag schema, also
       // while it is down.
-      const isSure = error.fault === 'manifest-unknown' && this.#isKept(of);
+      const isSure = error.fault === 'manifest-unknown' && this.#isPersisted(of);
       if (isSure) this.#write(repo, (catalog) => catalog.lists.setAbsent(repo, name, clock.now()));
       // On NAME_UNKNOWN some clients would not fall back to the tag schema.
       throw new MirrorError('manifest-unknown', error.message, { cause: error });
@@ -146,7 +146,7 @@ export class Lists {
 
   #respond(
     repo: Repo,
-    { of, name, isNone }: Page,
+    { of, name, isExistenceCheck }: Page,
     row: ListRow,
     method: Method,
     how: { result: Result; reason?: string },
@@ -159,10 +159,10 @@ export class Lists {
     const mediaType = of.kind === 'tags' ? 'application/json' : ociIndex;
     const ageMs = this.#context.clock.now() - row.checkedAt;
     const common = { ...how, mediaType, ageMs, filters: filters ?? undefined };
-    if (isNone) {
-      const none = Buffer.from(JSON.stringify({ name: repo.name, tags: [] }));
-      const content = method === 'GET' ? none : undefined;
-      return { ...common, digest: digestOf(none), size: none.length, content, next: undefined };
+    if (isExistenceCheck) {
+      const empty = Buffer.from(JSON.stringify({ name: repo.name, tags: [] }));
+      const content = method === 'GET' ? empty : undefined;
+      return { ...common, digest: digestOf(empty), size: empty.length, content, next: undefined };
     }
     const content = method === 'GET' ? this.#body(repo, name, row.digest) : undefined;
     return { ...common, digest: row.digest, size, content, next: row.next ?? undefined };
@@ -178,7 +178,7 @@ export class Lists {
   }
 
   /** Clients can name any digest, so only referrers of stored manifests are written to the catalog. */
-  #isKept(of: ListOf): boolean {
+  #isPersisted(of: ListOf): boolean {
     return of.kind === 'tags' || this.#context.store.describe(of.digest) !== undefined;
   }
 
@@ -200,10 +200,10 @@ export class Lists {
   }
 
   /** TTL in ms. An empty list lives no longer than a negative answer, so that a new push is soon visible. */
-  #lifeOf(repo: Repo, { of, name }: Page, row: ListRow): number {
+  #effectiveTtlOf(repo: Repo, { of, name }: Page, row: ListRow): number {
     const ttlMs = this.#ttlOf(repo, of);
     const isEmpty =
-      row.digest === null || (row.size <= mostOfEmpty && isEmptyList(this.#body(repo, name, row.digest)));
+      row.digest === null || (row.size <= maxEmptyBytes && isEmptyList(this.#body(repo, name, row.digest)));
     return isEmpty ? Math.min(ttlMs, this.#settings().tags.negativeTtlMs) : ttlMs;
   }
 
@@ -215,7 +215,7 @@ export class Lists {
 }
 
 /** Larger lists are never empty; bytes. */
-const mostOfEmpty = 1024;
+const maxEmptyBytes = 1024;
 
 function isEmptyList(body: Buffer): boolean {
   const { tags, manifests } = JSON.parse(body.toString()) as { tags?: unknown; manifests?: unknown };
@@ -227,25 +227,25 @@ function isEmptyList(body: Buffer): boolean {
 function pageOf(of: ListOf, query: URLSearchParams): Page {
   if (query.size > maxParameters)
     throw new MirrorError('page-invalid', `query: more than ${maxParameters} parameters`);
-  const asked = new URLSearchParams(query);
+  const normalized = new URLSearchParams(query);
   // The order of parameters does not matter.
-  asked.sort();
-  const [n, more] = asked.getAll('n');
+  normalized.sort();
+  const [n, more] = normalized.getAll('n');
   if (more !== undefined || (n !== undefined && !/^\d+$/.test(n)))
     throw new MirrorError(
       'page-invalid',
       `query: n=${JSON.stringify(n?.slice(0, 50))}: expected one whole number`,
     );
   // The upstream is asked for n=1 at least, to learn whether the repo exists.
-  if (n !== undefined) asked.set('n', String(Math.min(Math.max(Number(n), 1), maxPage)));
+  if (n !== undefined) normalized.set('n', String(Math.min(Math.max(Number(n), 1), maxPage)));
   const list = of.kind === 'tags' ? 'tags/list' : `referrers/${of.digest}`;
-  const isNone = of.kind === 'tags' && n !== undefined && Number(n) === 0;
-  return { of, query: asked, name: `${list}?${asked.toString()}`, isNone };
+  const isExistenceCheck = of.kind === 'tags' && n !== undefined && Number(n) === 0;
+  return { of, query: normalized, name: `${list}?${normalized.toString()}`, isExistenceCheck };
 }
 
 /** Keeps the client's page size in the query of the next page. */
-function withPageSize(next: string | null, asked: URLSearchParams): string | null {
-  const n = asked.get('n');
+function withPageSize(next: string | null, requested: URLSearchParams): string | null {
+  const n = requested.get('n');
   if (next === null || n === null) return next;
   const query = new URLSearchParams(next);
   if (!query.has('n')) query.set('n', n);

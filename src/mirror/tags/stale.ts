@@ -5,8 +5,8 @@ import type { BlobStore } from '../../store/blob-store.ts';
 import type { TagRow } from '../../store/catalog/tables/tags.ts';
 import type { Clock } from '../../util/clock.ts';
 import type { MirrorError } from '../../util/errors.ts';
-import type { Access } from '../access/links.ts';
-import { answerWith, type Answer, type Question } from '../answer.ts';
+import type { Links } from '../access/links.ts';
+import { answerWith, type Answer, type TimedRequest } from '../answer.ts';
 import type { Fills } from '../fill/fills.ts';
 import { isReadable } from '../in-time.ts';
 import type { Manifests } from '../manifests.ts';
@@ -16,7 +16,7 @@ import { isWhole } from './wholeness.ts';
 export interface StaleContext {
   readonly clock: Clock;
   readonly store: BlobStore;
-  readonly access: Access;
+  readonly links: Links;
   readonly fills: Fills;
   readonly manifests: Manifests;
   readonly policy: () => TagPolicy;
@@ -31,7 +31,12 @@ export class StaleTags {
   }
 
   /** The stale answer to serve in place of this fault; undefined: none. */
-  async answer(repo: Repo, row: TagRow, question: Question, error: MirrorError): Promise<Answer | undefined> {
+  async answer(
+    repo: Repo,
+    row: TagRow,
+    request: TimedRequest,
+    error: MirrorError,
+  ): Promise<Answer | undefined> {
     const { clock, manifests } = this.#context;
     const policy = this.#context.policy();
     const now = clock.now();
@@ -41,8 +46,8 @@ export class StaleTags {
     // `quota-spent` blocks manifests only: blobs can still be fetched.
     const needed = error.fault === 'quota-spent' ? 'manifests' : 'all';
     const digest = await this.#firstWhole(repo, [row.digest, row.previous], needed);
-    const held = digest && manifests.lease(digest, question);
-    if (!held || !(await isReadable(held, question.deadline))) return undefined;
+    const held = digest && manifests.lease(digest, request);
+    if (!held || !(await isReadable(held, request.deadline))) return undefined;
     const reason = isGone ? 'tag-gone' : error.fault;
     return { ...answerWith(held, 'stale'), reason, ageMs: now - row.saidAt };
   }
@@ -52,9 +57,9 @@ export class StaleTags {
     digests: readonly (Digest | null)[],
     needed: 'manifests' | 'all',
   ): Promise<Digest | undefined> {
-    const { access, store } = this.#context;
+    const { links, store } = this.#context;
     const parts = {
-      has: (part: Digest) => this.#has(repo, part) && access.grantedOnce(repo, part),
+      has: (part: Digest) => this.#has(repo, part) && links.grantsStale(repo, part),
       children: (manifest: Digest) => store.children(manifest),
       // Clients of some artifacts (cosign, oras) never request the config.
       isUnused: ({ kind, digest }: Child) => kind === 'config' && !store.catalog.children.wasHeld(digest),

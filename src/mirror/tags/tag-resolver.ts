@@ -7,22 +7,22 @@ import type { Clock } from '../../util/clock.ts';
 import { Deadline } from '../../util/deadline.ts';
 import { MirrorError, toMirrorError } from '../../util/errors.ts';
 import { Flight } from '../../util/flight.ts';
-import type { Access } from '../access/links.ts';
-import { answerWith, wantsNoBytes, type Answer, type Question } from '../answer.ts';
-import { isReadable, late } from '../in-time.ts';
+import type { Links } from '../access/links.ts';
+import { answerWith, wantsNoBytes, type Answer, type TimedRequest } from '../answer.ts';
+import { isReadable, deadlineExceeded } from '../in-time.ts';
 import type { Manifests } from '../manifests.ts';
 import type { Upstreams } from '../upstreams.ts';
-import { isFresh, isFreshEnough, isServableStale, type MirrorSettings } from './freshness.ts';
+import { isFresh, mayRevalidateBehind, isServableStale, type MirrorSettings } from './freshness.ts';
 import type { Negatives } from './negatives.ts';
 import type { StaleTags } from './stale.ts';
 import type { Tags } from './tags.ts';
 
-const maxUnrefreshed = 10_000;
+const maxFailedRefreshes = 10_000;
 
 export interface TagResolverContext {
   readonly clock: Clock;
   readonly store: BlobStore;
-  readonly access: Access;
+  readonly links: Links;
   readonly tags: Tags;
   readonly manifests: Manifests;
   readonly stale: StaleTags;
@@ -37,33 +37,33 @@ export interface TagResolverContext {
 export class TagResolver {
   readonly #settings: () => MirrorSettings;
   readonly #context: TagResolverContext;
-  readonly #asking = new Flight<string, TagRow>();
+  readonly #flights = new Flight<string, TagRow>();
   /** Tags being revalidated in the background. */
   readonly #refreshing = new Set<string>();
   /** Tags whose background revalidation failed: the next client waits for the upstream. */
-  readonly #unrefreshed = new LRUCache<string, true>({ max: maxUnrefreshed });
+  readonly #failedRefreshes = new LRUCache<string, true>({ max: maxFailedRefreshes });
 
   constructor(settings: () => MirrorSettings, context: TagResolverContext) {
     this.#settings = settings;
     this.#context = context;
   }
 
-  async answer(repo: Repo, tag: string, question: Question): Promise<Answer> {
+  async answer(repo: Repo, tag: string, request: TimedRequest): Promise<Answer> {
     const { clock, tags, upstreams, stale } = this.#context;
     const known = tags.get(repo, tag);
     const ttlMs = upstreams.of(repo).ttlOf(repo, tag);
     const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), ttlMs);
     try {
-      if (known && isFreshEnough(known.checkedAt, clock.now(), ttlMs, this.#settings().tags)) {
-        const early = await this.#answerBeforeAsking(repo, tag, known, fresh, question);
+      if (known && mayRevalidateBehind(known.checkedAt, clock.now(), ttlMs, this.#settings().tags)) {
+        const early = await this.#answerEarly(repo, tag, known, fresh, request);
         if (early) return early;
       }
-      const row = fresh ? known : await this.#ask(repo, tag, question.deadline);
-      return await this.#answerWith(repo, tag, row, fresh, question);
+      const row = fresh ? known : await this.#resolve(repo, tag, request.deadline);
+      return await this.#answerWith(repo, tag, row, fresh, request);
     } catch (error) {
       const row = tags.get(repo, tag);
       const fault = toMirrorError(error);
-      const served = row && (await stale.answer(repo, row, question, fault));
+      const served = row && (await stale.answer(repo, row, request, fault));
       if (served) return served;
       const absentSince = fault.row.stale ? tags.absentSince(repo, tag) : undefined;
       if (absentSince !== undefined && isServableStale(absentSince, clock.now(), this.#settings().tags))
@@ -80,14 +80,14 @@ export class TagResolver {
     tag: string,
     row: TagRow,
     fresh: boolean,
-    question: Question,
+    request: TimedRequest,
   ): Promise<Answer> {
     const { clock, manifests, stale } = this.#context;
     const ageMs = clock.now() - row.saidAt;
-    if (wantsNoBytes(question, row.digest) && !manifests.holds(row.digest)) {
+    if (wantsNoBytes(request, row.digest) && !manifests.holds(row.digest)) {
       // A client that is told a digest that cannot be pulled now would not use the cached one.
       const spent = this.#upstreamOf(repo).accounts.spent(repo, `${repo.key}:${tag}`);
-      const served = spent && (await stale.answer(repo, row, question, spent));
+      const served = spent && (await stale.answer(repo, row, request, spent));
       if (served) return served;
       // The row answers the HEAD; a pull is spent only on clients that want the bytes.
       const { digest, mediaType, size } = row;
@@ -95,8 +95,8 @@ export class TagResolver {
       return row.isUpstreamStale ? { ...stated, reason: 'upstream-stale' } : stated;
     }
     const found = await manifests
-      .answer(repo, row.digest, question)
-      .catch((error: unknown) => this.#fetchAgain(repo, tag, error, question));
+      .answer(repo, row.digest, request)
+      .catch((error: unknown) => this.#fetchAgain(repo, tag, error, request));
     if (found.result !== 'hit')
       return row.isUpstreamStale ? { ageMs, reason: 'upstream-stale', ...found } : { ageMs, ...found };
     const reason = row.isUpstreamStale ? 'upstream-stale' : fresh ? 'tag-fresh' : undefined;
@@ -105,21 +105,21 @@ export class TagResolver {
   }
 
   /** An answer before the upstream is asked, if allowed: the tag's current or previous digest. */
-  async #answerBeforeAsking(
+  async #answerEarly(
     repo: Repo,
     tag: string,
     known: TagRow,
     fresh: boolean,
-    question: Question,
+    request: TimedRequest,
   ): Promise<Answer | undefined> {
-    const { clock, access, manifests } = this.#context;
+    const { clock, links, manifests } = this.#context;
     const key = `${repo.key}:${tag}`;
     const isRunning = this.#refreshing.has(key);
-    if (!isRunning && (fresh || this.#unrefreshed.has(key))) return undefined;
+    if (!isRunning && (fresh || this.#failedRefreshes.has(key))) return undefined;
     const digest = [known.digest, known.previous].find((each) => each !== null && manifests.holds(each));
-    if (!digest || !access.grants(repo, digest)) return undefined;
-    const held = manifests.lease(digest, question);
-    if (!held || !(await isReadable(held, question.deadline))) return undefined;
+    if (!digest || !links.grants(repo, digest)) return undefined;
+    const held = manifests.lease(digest, request);
+    if (!held || !(await isReadable(held, request.deadline))) return undefined;
     if (!isRunning) void this.#refresh(repo, tag);
     const reason = fresh && digest === known.digest ? 'tag-fresh' : 'revalidated-behind';
     return { ...answerWith(held, 'hit'), reason, ageMs: clock.now() - known.saidAt };
@@ -132,48 +132,52 @@ export class TagResolver {
     const deadline = new Deadline(this.#settings().firstByteTimeoutMs);
     this.#refreshing.add(key);
     try {
-      const { digest } = await this.#ask(repo, tag, deadline);
-      this.#unrefreshed.delete(key);
+      const { digest } = await this.#resolve(repo, tag, deadline);
+      this.#failedRefreshes.delete(key);
       if (manifests.holds(digest) || !this.#upstreamOf(repo).accounts.mayPullAhead(repo)) return;
       const { value } = await manifests.fetch(repo, digest, deadline);
       value.release();
     } catch {
       // The next client waits for the upstream, and gets the fault.
-      this.#unrefreshed.set(key, true);
+      this.#failedRefreshes.set(key, true);
     } finally {
       this.#refreshing.delete(key);
     }
   }
 
-  #ask(repo: Repo, tag: string, deadline: Deadline): Promise<TagRow> {
+  #resolve(repo: Repo, tag: string, deadline: Deadline): Promise<TagRow> {
     const key = `${repo.key}:${tag}`;
     return this.#context.negatives.remember(key, () =>
-      this.#once(key, deadline, (shared) => this.#revalidate(repo, tag, shared)),
+      this.#shared(key, deadline, (shared) => this.#revalidate(repo, tag, shared)),
     );
   }
 
-  async #once(key: string, deadline: Deadline, work: (shared: Deadline) => Promise<TagRow>): Promise<TagRow> {
-    const { value } = await this.#asking.within(key, deadline, work, () => late(key));
+  async #shared(
+    key: string,
+    deadline: Deadline,
+    work: (shared: Deadline) => Promise<TagRow>,
+  ): Promise<TagRow> {
+    const { value } = await this.#flights.within(key, deadline, work, () => deadlineExceeded(key));
     return value;
   }
 
   /** Revalidates the tag by HEAD, which does not count as a pull. Falls back to GET if HEAD gives no usable answer. */
   async #revalidate(repo: Repo, tag: string, deadline: Deadline): Promise<TagRow> {
-    const { tags, access, store } = this.#context;
+    const { tags, links, store } = this.#context;
     try {
       const head = await this.#upstreamOf(repo).head(repo, tag, deadline.signal);
       // A size that differs from the stored manifest's is wrong: the GET decides.
       const stored = head && store.describe(head.digest);
       if (head && (!stored || stored.size === head.size)) {
         // Only stored manifests get a link: the GET writes the others', and no links pile up for manifests never pulled.
-        if (stored && !isFromPattern(repo)) access.confirm(repo, head.digest, head);
+        if (stored && !isFromPattern(repo)) links.confirm(repo, head.digest, head);
         return tags.set(repo, tag, head);
       }
       return await this.#fetch(repo, tag, deadline);
     } catch (error) {
       const { definite } = toMirrorError(error).row;
       if (definite && this.#settings().tags.whenGone === '404') tags.remove(repo, tag);
-      if (definite) tags.absent(repo, tag);
+      if (definite) tags.recordAbsent(repo, tag);
       throw error;
     }
   }
@@ -187,12 +191,12 @@ export class TagResolver {
   }
 
   /** The digest that the tag pointed to is not there: the tag has moved, or the HEAD was wrong. The GET decides. */
-  async #fetchAgain(repo: Repo, tag: string, error: unknown, question: Question): Promise<Answer> {
+  async #fetchAgain(repo: Repo, tag: string, error: unknown, request: TimedRequest): Promise<Answer> {
     const { row, fault } = toMirrorError(error);
     if (!row.definite && fault !== 'digest-mismatch' && fault !== 'upstream-invalid') throw error;
     const get = (shared: Deadline): Promise<TagRow> => this.#fetch(repo, tag, shared);
-    const { digest } = await this.#once(`GET ${repo.key}:${tag}`, question.deadline, get);
-    return { ...(await this.#context.manifests.answer(repo, digest, question)), result: 'miss', ageMs: 0 };
+    const { digest } = await this.#shared(`GET ${repo.key}:${tag}`, request.deadline, get);
+    return { ...(await this.#context.manifests.answer(repo, digest, request)), result: 'miss', ageMs: 0 };
   }
 
   #upstreamOf(repo: Repo): RegistryClient {

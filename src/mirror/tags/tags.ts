@@ -13,15 +13,15 @@ const maxRemembered = 20_000;
 /** Tag rows: what each tag points to, as the upstream last said. Those in use are in memory, all are in the catalog. */
 export class Tags {
   readonly #catalog: Catalog;
-  readonly #holds: (prefix: string) => boolean;
+  readonly #hasManifest: (prefix: string) => boolean;
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #rows = new LRUCache<string, TagRow>({ max: maxRemembered });
 
   /** `holds`: whether a manifest whose digest starts with the prefix can be served. */
-  constructor(catalog: Catalog, clock: Clock, log: Logger, holds: (prefix: string) => boolean) {
+  constructor(catalog: Catalog, clock: Clock, log: Logger, hasManifest: (prefix: string) => boolean) {
     this.#catalog = catalog;
-    this.#holds = holds;
+    this.#hasManifest = hasManifest;
     this.#clock = clock;
     this.#log = log;
   }
@@ -39,8 +39,8 @@ export class Tags {
   set(repo: Repo, tag: string, { digest, size, mediaType, ageMs, isStale }: Descriptor & Aged): TagRow {
     const before = this.get(repo, tag);
     // `previous` is the last digest that can be served, however often the tag has moved since.
-    const hasMoved = before !== undefined && before.digest !== digest && this.#isHeld(before.digest);
-    const previous = hasMoved ? before.digest : (before?.previous ?? null);
+    const isReplaced = before !== undefined && before.digest !== digest && this.#isStored(before.digest);
+    const previous = isReplaced ? before.digest : (before?.previous ?? null);
     const checkedAt = this.#clock.now();
     const row = {
       ...{ digest, size, mediaType, checkedAt, previous },
@@ -67,10 +67,10 @@ export class Tags {
    * Records that the upstream has no such tag. Persisted only for tags of the referrers tag schema and the like, if
    * their subject is stored: clients request these on every pull and need a definite 404.
    */
-  absent(repo: Repo, tag: string): void {
+  recordAbsent(repo: Repo, tag: string): void {
     const subject = subjectOf(tag);
-    if (subject === undefined || !this.#isHeld(subject)) return;
-    this.#write(repo, tag, () => this.#catalog.lists.setAbsent(repo, pageOf(tag), this.#clock.now()));
+    if (subject === undefined || !this.#isStored(subject)) return;
+    this.#write(repo, tag, () => this.#catalog.lists.setAbsent(repo, absenceKey(tag), this.#clock.now()));
   }
 
   /**
@@ -79,12 +79,12 @@ export class Tags {
    */
   absentSince(repo: Repo, tag: string): number | undefined {
     if (subjectOf(tag) === undefined || this.get(repo, tag)) return undefined;
-    return this.#catalog.lists.get(repo, pageOf(tag))?.checkedAt;
+    return this.#catalog.lists.get(repo, absenceKey(tag))?.checkedAt;
   }
 
-  #isHeld(prefix: string): boolean {
+  #isStored(prefix: string): boolean {
     try {
-      return this.#holds(prefix);
+      return this.#hasManifest(prefix);
     } catch {
       // The request itself reports an unreadable catalog.
       return false;
@@ -101,6 +101,6 @@ export class Tags {
 }
 
 /** Key among the catalog's lists, where absence is stored. */
-function pageOf(tag: string): string {
+function absenceKey(tag: string): string {
   return `manifests/${tag}`;
 }

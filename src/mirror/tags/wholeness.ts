@@ -22,14 +22,14 @@ const digestsAtOnce = 100;
  * to other work in between.
  */
 export async function isWhole(root: Digest, parts: Parts, what: 'all' | 'manifests'): Promise<boolean> {
-  const known = new Map<Digest, boolean>();
+  const results = new Map<Digest, boolean>();
   const has = async (digest: Digest): Promise<boolean> => {
-    const before = known.get(digest);
-    if (before !== undefined) return before;
-    if (known.size % digestsAtOnce === digestsAtOnce - 1) await yieldToOthers();
-    const isHere = known.size < maxDigests && parts.has(digest);
-    if (known.size < maxDigests) known.set(digest, isHere);
-    return isHere;
+    const result = results.get(digest);
+    if (result !== undefined) return result;
+    if (results.size % digestsAtOnce === digestsAtOnce - 1) await yieldToOthers();
+    const isPresent = results.size < maxDigests && parts.has(digest);
+    if (results.size < maxDigests) results.set(digest, isPresent);
+    return isPresent;
   };
   const visited = new Set<Digest>();
   const visit = async (digest: Digest): Promise<boolean> => {
@@ -39,7 +39,7 @@ export async function isWhole(root: Digest, parts: Parts, what: 'all' | 'manifes
     const children = parts.children(digest);
     const images = children.filter(({ kind }) => kind === 'manifest');
     for (const image of images) {
-      if (known.size >= maxDigests) return false;
+      if (results.size >= maxDigests) return false;
       if (await visit(image.digest)) return true;
     }
     if (images.length > 0) return false;

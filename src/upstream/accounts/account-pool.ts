@@ -18,7 +18,7 @@ export interface AccountPoolOptions {
   /** Pulls that background work must leave. */
   reserve: () => number;
   /** How many repos and hosts to remember. */
-  remembers: number;
+  maxRemembered: number;
 }
 
 export interface AccountPoolContext {
@@ -46,12 +46,12 @@ export class AccountPool {
   readonly #clock: Clock;
   readonly #reserve: () => number;
   /** The account that was last granted access to a repo. */
-  readonly #seers: LRUCache<string, Account>;
+  readonly #lastGranted: LRUCache<string, Account>;
   /** Accounts that were denied a repo that another account can read. */
-  readonly #blind: LRUCache<string, true>;
+  readonly #denied: LRUCache<string, true>;
 
   constructor(options: AccountPoolOptions, { clock, log, metrics, savedQuota }: AccountPoolContext) {
-    const { registry, name, credentials, reserve, remembers } = options;
+    const { registry, name, credentials, reserve, maxRemembered } = options;
     this.registry = registry;
     this.#name = name;
     this.#metrics = metrics;
@@ -62,9 +62,9 @@ export class AccountPool {
       const quota = new Quota(clock, savedQuota(source.name));
       return new Account(source, quota, { registry, clock, log });
     });
-    this.#seers = new LRUCache({ max: remembers });
-    this.#blind = new LRUCache({
-      max: remembers,
+    this.#lastGranted = new LRUCache({ max: maxRemembered });
+    this.#denied = new LRUCache({
+      max: maxRemembered,
       ttl: rememberedForMs,
       perf: { now: () => clock.monotonic() },
       ttlResolution: 0,
@@ -96,13 +96,13 @@ export class AccountPool {
   mayPullAhead(repo: Repo): boolean {
     const account = this.choose(true, repo, this.accounts);
     if (account && account.quota.left > this.#reserve()) return true;
-    this.notAsked('reserve');
+    this.countRefusal('reserve');
     return false;
   }
 
   /** Whether the chosen account's quota has been observed. */
-  isTold(repo: Repo): boolean {
-    return this.choose(true, repo, this.accounts)?.quota.isTold ?? true;
+  isQuotaKnown(repo: Repo): boolean {
+    return this.choose(true, repo, this.accounts)?.quota.isObserved ?? true;
   }
 
   /** The `quota-spent` fault that a pull would get now; undefined if an account has pulls left. */
@@ -112,51 +112,51 @@ export class AccountPool {
   }
 
   /** Accounts without pulls whose quota is to be checked again, at most once a minute each. */
-  dueForALook(repo: Repo): Account[] {
-    const due = this.#spent(repo).filter(({ quota }) => quota.isDueForALook);
-    for (const { quota } of due) quota.looks();
+  dueForProbe(repo: Repo): Account[] {
+    const due = this.#spent(repo).filter(({ quota }) => quota.isProbeDue);
+    for (const { quota } of due) quota.markProbed();
     return due;
   }
 
   /** Chooses one of these accounts; for a pull, one with pulls left. Undefined if there is none. */
   choose(isPull: boolean, repo: Repo, accounts: readonly Account[]): Account | undefined {
     for (const account of accounts) account.reconsider();
-    const seeing = this.#seeing(repo, accounts);
-    const open = seeing.filter(({ quota }) => quota.left > 0);
+    const permitted = this.#permitted(repo, accounts);
+    const withPulls = permitted.filter(({ quota }) => quota.left > 0);
     // Requests that are not pulls use the same account as the manifest, which saves a token.
-    const candidates = isPull || open.length > 0 ? open : seeing;
+    const candidates = isPull || withPulls.length > 0 ? withPulls : permitted;
     const best = candidates.reduce<Account | undefined>(
       (most, each) => (most && most.quota.left >= each.quota.left ? most : each),
       undefined,
     );
-    const seer = this.#seers.get(repo.key);
-    if (!best || !seer || !candidates.includes(seer)) return best;
-    return best.quota.isTold && best.quota.left > 2 * seer.quota.left ? best : seer;
+    const last = this.#lastGranted.get(repo.key);
+    if (!best || !last || !candidates.includes(last)) return best;
+    return best.quota.isObserved && best.quota.left > 2 * last.quota.left ? best : last;
   }
 
   /** Records that the account was granted access to the repo, and these others were not. */
-  saw(repo: Repo, account: Account, unseeing: Iterable<Account>): void {
+  recordAccess(repo: Repo, account: Account, denied: Iterable<Account>): void {
     if (this.accounts.length === 1) return;
-    this.#seers.set(repo.key, account);
-    this.#blind.delete(blindKey(repo, account));
-    for (const each of unseeing) this.#blind.set(blindKey(repo, each), true);
+    this.#lastGranted.set(repo.key, account);
+    this.#denied.delete(deniedKey(repo, account));
+    for (const each of denied) this.#denied.set(deniedKey(repo, each), true);
   }
 
-  notAsked(reason: string): void {
+  countRefusal(reason: string): void {
     this.#metrics.admissionsRefused.add(1, this.#name, reason);
   }
 
   /** The accounts with access to the repo, if none of them has pulls left; else none. */
   #spent(repo: Repo): Account[] {
-    const accounts = this.#seeing(repo, this.accounts);
+    const accounts = this.#permitted(repo, this.accounts);
     return accounts.some(({ quota }) => quota.left > 0) ? [] : accounts;
   }
 
   /** The usable accounts with access to the repo, as far as known; if none has, all usable accounts. */
-  #seeing(repo: Repo, accounts: readonly Account[]): Account[] {
+  #permitted(repo: Repo, accounts: readonly Account[]): Account[] {
     const usable = accounts.filter(({ disabled }) => !disabled);
-    const seeing = usable.filter((account) => !this.#blind.has(blindKey(repo, account)));
-    return seeing.length > 0 ? seeing : usable;
+    const permitted = usable.filter((account) => !this.#denied.has(deniedKey(repo, account)));
+    return permitted.length > 0 ? permitted : usable;
   }
 
   /**
@@ -165,7 +165,7 @@ export class AccountPool {
   save(write: (account: string, state: QuotaState | undefined) => void): void {
     for (const account of this.accounts) {
       const { name, quota } = account;
-      account.tellOfQuota();
+      account.logQuotaChange();
       if (!quota.dirty) continue;
       write(name, quota.state);
       quota.dirty = false;
@@ -173,6 +173,6 @@ export class AccountPool {
   }
 }
 
-function blindKey(repo: Repo, { name }: Account): string {
+function deniedKey(repo: Repo, { name }: Account): string {
   return `${name} ${repo.key}`;
 }

@@ -34,10 +34,10 @@ export class Account {
   #disabled: Disabled | undefined;
   #isProven = false;
   /** Rejected logins since one was last accepted. */
-  #inARow = 0;
+  #consecutiveRejections = 0;
   /** How often it was disabled since a login was last accepted. */
-  #times = 0;
-  #isSpentTold = false;
+  #timesDisabled = 0;
+  #isSpentLogged = false;
 
   constructor(source: CredentialSource, quota: Quota, context: AccountContext) {
     this.name = source.name;
@@ -72,16 +72,16 @@ export class Account {
   }
 
   /** The upstream rejected this login. Returns whether another one can be tried at once. */
-  async refused(login: Login, error: MirrorError): Promise<boolean> {
+  async rejected(login: Login, error: MirrorError): Promise<boolean> {
     this.#isProven = false;
-    this.#inARow += 1;
+    this.#consecutiveRejections += 1;
     // Only once in a row: a source may return a new login each time.
-    if (this.#inARow === 1) {
-      const next = await this.#source.renewed(login).catch(() => undefined);
+    if (this.#consecutiveRejections === 1) {
+      const next = await this.#source.renew(login).catch(() => undefined);
       if (next && !isSame(next, login)) return true;
     }
-    this.#disable(error, login, Math.min(firstDisabledMs * 2 ** this.#times, longestDisabledMs));
-    this.#times += 1;
+    this.#disable(error, login, Math.min(firstDisabledMs * 2 ** this.#timesDisabled, longestDisabledMs));
+    this.#timesDisabled += 1;
     return false;
   }
 
@@ -90,8 +90,8 @@ export class Account {
     // An older token proves nothing about the login rejected since.
     if (this.#isDisabled()) return;
     this.#isProven = true;
-    this.#inARow = 0;
-    this.#times = 0;
+    this.#consecutiveRejections = 0;
+    this.#timesDisabled = 0;
     if (!this.#disabled) return;
     this.#disabled = undefined;
     this.#context.log.info(
@@ -107,21 +107,21 @@ export class Account {
     if (!disabled?.login || !this.#isDisabled() || now - disabled.reconsideredAt < reconsiderEveryMs) return;
     disabled.reconsideredAt = now;
     const refused = disabled.login;
-    this.#source.renewed(refused).then(
+    this.#source.renew(refused).then(
       (login) => {
         if (this.#disabled !== disabled || (login && isSame(login, refused))) return;
         this.#disabled = { ...disabled, until: 0 };
-        this.#inARow = 0;
+        this.#consecutiveRejections = 0;
       },
       () => undefined,
     );
   }
 
   /** Logs once when the pulls are spent, and once when there are pulls again. */
-  tellOfQuota(): void {
+  logQuotaChange(): void {
     const { isSpent, limit, backInMs } = this.quota;
-    if (isSpent === this.#isSpentTold) return;
-    this.#isSpentTold = isSpent;
+    if (isSpent === this.#isSpentLogged) return;
+    this.#isSpentLogged = isSpent;
     const { registry, clock, log } = this.#context;
     const about = { registry, account: this.name, limit };
     if (!isSpent) {

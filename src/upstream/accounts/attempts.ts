@@ -21,26 +21,26 @@ const unsent = new Set([
  */
 export class Attempts {
   readonly #pool: AccountPool;
-  readonly #question: { readonly isPull: boolean; readonly repo: Repo; readonly what: string };
+  readonly #request: { readonly isPull: boolean; readonly repo: Repo; readonly what: string };
   readonly #accounts: readonly Account[];
   readonly #tried = new Set<Account>();
   /** Accounts that were denied the repo. */
-  readonly #unseeing = new Set<Account>();
+  readonly #denied = new Set<Account>();
   #last: MirrorError | undefined;
 
   constructor(
     pool: AccountPool,
-    question: { isPull: boolean; repo: Repo; what: string },
+    request: { isPull: boolean; repo: Repo; what: string },
     accounts = pool.accounts,
   ) {
     this.#pool = pool;
-    this.#question = question;
+    this.#request = request;
     this.#accounts = accounts;
   }
 
   /** The next attempt. Throws the most telling fault if no account is left. */
   next(): Attempt {
-    const { isPull, repo } = this.#question;
+    const { isPull, repo } = this.#request;
     const left = this.#accounts.filter((account) => !this.#tried.has(account));
     const account = this.#pool.choose(isPull, repo, left);
     if (!account) throw this.#fault();
@@ -49,29 +49,29 @@ export class Attempts {
   }
 
   /** Notes that the account's attempt failed. Returns whether another account may succeed. */
-  lost(account: Account, error: MirrorError): boolean {
+  failed(account: Account, error: MirrorError): boolean {
     this.#last = error;
-    if (error.fault === 'repo-unknown') this.#unseeing.add(account);
+    if (error.fault === 'repo-unknown') this.#denied.add(account);
     else if (error.fault !== 'quota-spent' && error.fault !== 'account-refused') return false;
     return true;
   }
 
-  won(account: Account): void {
-    this.#pool.saw(this.#question.repo, account, this.#unseeing);
+  succeeded(account: Account): void {
+    this.#pool.recordAccess(this.#request.repo, account, this.#denied);
   }
 
   #fault(): MirrorError {
-    const { isPull, what } = this.#question;
+    const { isPull, what } = this.#request;
     const spent = this.#accounts.filter(
-      (each) => !this.#unseeing.has(each) && !each.disabled && each.quota.left === 0,
+      (each) => !this.#denied.has(each) && !each.disabled && each.quota.left === 0,
     );
     if (isPull && spent.length > 0) {
-      this.#pool.notAsked('quota-spent');
+      this.#pool.countRefusal('quota-spent');
       return quotaSpent(what, spent);
     }
     const disabled = this.#accounts.map((each) => each.disabled).find((each) => each !== undefined);
     if (disabled) {
-      this.#pool.notAsked('account-refused');
+      this.#pool.countRefusal('account-refused');
       return new MirrorError('account-refused', disabled.message, { cause: this.#last, notAsked: true });
     }
     return this.#last ?? new MirrorError('internal', `${what}: no account left`);
@@ -101,27 +101,27 @@ export class Attempt {
    * reached.
    */
   answered(status: number, headers: Headers | undefined, isSpent: boolean): void {
-    if (headers) this.account.quota.isTold = true;
+    if (headers) this.account.quota.isObserved = true;
     this.account.quota.answered(this.#ticket, status, headers ?? {}, isSpent);
-    this.account.tellOfQuota();
+    this.account.logQuotaChange();
   }
 
   /** The request was not sent, or got no response. */
   unanswered(error: MirrorError): void {
     const { quota } = this.account;
     if (!this.#isSent || error.notAsked || unsent.has(errorCode(error.cause) ?? ''))
-      quota.returned(this.#ticket);
+      quota.unsent(this.#ticket);
     else quota.failed(this.#ticket);
   }
 
   /** The attempt failed. Returns whether another account may succeed. */
-  lost(error: MirrorError): boolean {
-    return this.#attempts.lost(this.account, error);
+  failed(error: MirrorError): boolean {
+    return this.#attempts.failed(this.account, error);
   }
 
   /** The attempt succeeded; `isPublic`: without credentials. */
-  won(isPublic: boolean): void {
+  succeeded(isPublic: boolean): void {
     if (!isPublic) this.account.accepted();
-    this.#attempts.won(this.account);
+    this.#attempts.succeeded(this.account);
   }
 }

@@ -16,7 +16,7 @@ export interface CredentialSource {
   /** Undefined: the source has no login for this registry. */
   login(): Promise<Login | undefined>;
   /** Asks for the login again, bypassing caches, after `refused` was rejected. */
-  renewed(refused: Login): Promise<Login | undefined>;
+  renew(refused: Login): Promise<Login | undefined>;
 }
 
 /** A configured secret: literal text, or a file, which is read on each use. */
@@ -28,7 +28,7 @@ const maxStderr = 500;
 /** How long "no login" is cached: a user may log in meanwhile. */
 const withoutLoginMs = 60_000;
 /** Life in ms of expiring cloud logins, by the user name that the helper returns; renewed before expiry. */
-const lifeMs: Readonly<Record<string, number>> = {
+const loginLifeMs: Readonly<Record<string, number>> = {
   AWS: 11 * 60 * 60_000,
   oauth2accesstoken: 45 * 60_000,
   _dcgcr_oauth_token: 45 * 60_000,
@@ -41,7 +41,7 @@ export const identityUser = '<token>';
 export const anonymous: CredentialSource = {
   name: 'anonymous',
   login: () => Promise.resolve(undefined),
-  renewed: () => Promise.resolve(undefined),
+  renew: () => Promise.resolve(undefined),
 };
 
 /** A reader of the secret; reads a file anew on each call, and falls back to its last content. */
@@ -66,7 +66,7 @@ export function secretReader(secret: Secret): () => Promise<string> {
 export function fixedCredentials(username: string, secret: Secret): CredentialSource {
   const read = secretReader(secret);
   const login = async (): Promise<Login> => ({ username, password: await read() });
-  return { name: username, login, renewed: login };
+  return { name: username, login, renew: login };
 }
 
 /**
@@ -76,22 +76,22 @@ export function fixedCredentials(username: string, secret: Secret): CredentialSo
 export function helperCredentials(helper: string, registry: string, clock: Clock): CredentialSource {
   let cached: { login: Login | undefined; until: number } | undefined;
   let running: Promise<Login | undefined> | undefined;
-  const ask = async (): Promise<Login | undefined> => {
+  const runAndCache = async (): Promise<Login | undefined> => {
     const login = await runHelper(helper, serverOf(registry));
-    const forMs = login ? (lifeMs[login.username] ?? Infinity) : withoutLoginMs;
+    const forMs = login ? (loginLifeMs[login.username] ?? Infinity) : withoutLoginMs;
     cached = { login, until: clock.monotonic() + forMs };
     return login;
   };
   const login = async (): Promise<Login | undefined> => {
     if (cached && clock.monotonic() < cached.until) return cached.login;
-    running ??= ask().finally(() => (running = undefined));
+    running ??= runAndCache().finally(() => (running = undefined));
     return running;
   };
-  const renewed = (refused: Login): Promise<Login | undefined> => {
+  const renew = (refused: Login): Promise<Login | undefined> => {
     if (cached?.login?.password === refused.password) cached = undefined;
     return login();
   };
-  return { name: helper, login, renewed };
+  return { name: helper, login, renew };
 }
 
 const configFile = z.looseObject({
@@ -139,9 +139,9 @@ export function dockerCredentials(file: string, registry: string, clock: Clock):
     if (helper !== undefined) return { helper: helperOf(helper) };
     const entry = Object.entries(auths).find(([server]) => isServer(server, registry))?.[1];
     const { auth, username, password, identitytoken } = entry ?? {};
-    const [, user, word] = /^([^:]*):(.*)$/s.exec(Buffer.from(auth ?? '', 'base64').toString()) ?? [];
+    const [, user, pass] = /^([^:]*):(.*)$/s.exec(Buffer.from(auth ?? '', 'base64').toString()) ?? [];
     if (identitytoken) return { login: { username: identityUser, password: identitytoken } };
-    if (user && word) return { login: { username: user, password: word.replace(/\0+$/, '') } };
+    if (user && pass) return { login: { username: user, password: pass.replace(/\0+$/, '') } };
     if (username && password) return { login: { username, password } };
     return credsStore === undefined ? { login: undefined } : { helper: helperOf(credsStore) };
   };
@@ -151,9 +151,9 @@ export function dockerCredentials(file: string, registry: string, clock: Clock):
       const found = await find();
       return 'helper' in found ? found.helper.login() : found.login;
     },
-    async renewed(refused) {
+    async renew(refused) {
       const found = await find();
-      return 'helper' in found ? found.helper.renewed(refused) : found.login;
+      return 'helper' in found ? found.helper.renew(refused) : found.login;
     },
   };
 }

@@ -1,13 +1,13 @@
 import type { Clock } from '../../util/clock.ts';
 import type { QuotaState } from '../../util/quota-state.ts';
-import { one, retryAfterOf, type Headers } from '../http/headers.ts';
+import { headerOf, retryAfterOf, type Headers } from '../http/headers.ts';
 
 /** A request to the upstream that is in progress. */
 export interface Ticket {
   readonly isPull: boolean;
   readonly startedAt: number;
   /** `#changes` at the start, to detect other pulls meanwhile; undefined if another pull was in progress already. */
-  readonly alone: number | undefined;
+  readonly changesIfAlone: number | undefined;
 }
 
 const defaultWindowMs = 6 * 60 * 60_000;
@@ -21,7 +21,7 @@ const firstDistrustMs = 60_000;
 const firstDistrustUncountedMs = 1000;
 const longestDistrustMs = 60 * 60_000;
 const longestUncountedMs = 60_000;
-const rateOverMs = 15 * 60_000;
+const rateWindowMs = 15 * 60_000;
 
 /**
  * Pulls that one account has left: the upstream's rate-limit headers less the pulls since. A pull is subtracted before
@@ -37,8 +37,8 @@ export class Quota {
   #source = '';
   #risenAt = 0;
   #observedAt = -Infinity;
-  #lookedAt = -Infinity;
-  #underWay = 0;
+  #probedAt = -Infinity;
+  #inProgress = 0;
   /** Number of pull starts and ends. */
   #changes = 0;
   /** The last refusal of a pull, until pulls are available again. */
@@ -54,10 +54,10 @@ export class Quota {
   /** Consecutive refusals. */
   #refusals = 0;
   /** Recent pulls, exponentially decayed. */
-  #recent = 0;
+  #recentPulls = 0;
   #recentAt = 0;
   /** The registry has answered a manifest request, in this run or a saved one. */
-  isTold = false;
+  isObserved = false;
   /** Has unsaved changes. */
   dirty = false;
 
@@ -67,7 +67,7 @@ export class Quota {
     // A window without an observation restores all pulls.
     if (!saved || age < 0 || age >= saved.windowMs) return;
     const toMonotonic = (then: number): number => clock.monotonic() - (clock.now() - then);
-    this.isTold = true;
+    this.isObserved = true;
     this.#limit = saved.limit;
     this.#remaining = saved.remaining;
     this.#windowMs = saved.windowMs;
@@ -106,7 +106,7 @@ export class Quota {
     // No figures, or none without a pull: one trial pull after `backAt`.
     const isTime = this.#clock.monotonic() >= refusal.backAt && this.#observedAt < refusal.backAt;
     if (this.#limit !== undefined && !refusal.hasRetryAfter) return remaining;
-    return isTime && this.#underWay === 0 ? 1 : 0;
+    return isTime && this.#inProgress === 0 ? 1 : 0;
   }
 
   /** No pulls left, or only a trial pull. */
@@ -126,21 +126,21 @@ export class Quota {
   }
 
   /** Pulls are spent, and the upstream's figure is a minute old or older than `backAt`: a HEAD should refresh it. */
-  get isDueForALook(): boolean {
+  get isProbeDue(): boolean {
     if (this.left > 0 || this.#limit === undefined) return false;
     const now = this.#clock.monotonic();
     if (now < (this.#refusal?.distrustUntil ?? -Infinity)) return false;
-    if (now - this.#lookedAt < probeRetryMs) return false;
+    if (now - this.#probedAt < probeRetryMs) return false;
     return now - this.#observedAt >= probeEveryMs || (this.#observedAt < this.#backAt && this.#backAt <= now);
   }
 
-  looks(): void {
-    this.#lookedAt = this.#clock.monotonic();
+  markProbed(): void {
+    this.#probedAt = this.#clock.monotonic();
   }
 
   /** Milliseconds until no pulls are left at the recent rate; Infinity if there are no recent pulls. */
   get exhaustedInMs(): number {
-    const rate = this.#decayed() / rateOverMs;
+    const rate = this.#decayed() / rateWindowMs;
     return this.left === 0 ? 0 : rate < 1e-9 ? Infinity : this.left / rate;
   }
 
@@ -161,21 +161,21 @@ export class Quota {
   }
 
   begin(isPull: boolean): Ticket {
-    const isAlone = this.#underWay === 0;
+    const isAlone = this.#inProgress === 0;
     const startedAt = this.#clock.monotonic();
     if (isPull) {
-      this.#underWay += 1;
+      this.#inProgress += 1;
       this.#changes += 1;
       if (this.#remaining !== undefined) this.#remaining -= 1;
-      this.#recent = this.#decayed() + 1;
+      this.#recentPulls = this.#decayed() + 1;
       this.#recentAt = startedAt;
       this.dirty = true;
     }
-    return { isPull, startedAt, alone: isAlone ? this.#changes : undefined };
+    return { isPull, startedAt, changesIfAlone: isAlone ? this.#changes : undefined };
   }
 
   /** The request never reached the upstream. */
-  returned(ticket: Ticket): void {
+  unsent(ticket: Ticket): void {
     this.#end(ticket);
     if (ticket.isPull) this.#giveBack();
   }
@@ -187,15 +187,15 @@ export class Quota {
 
   /** `isSpent`: the response says that the pull limit is reached. */
   answered(ticket: Ticket, status: number, headers: Headers, isSpent: boolean): void {
-    const isAlone = ticket.alone === this.#changes;
+    const isAlone = ticket.changesIfAlone === this.#changes;
     this.#end(ticket);
-    const remaining = parseFigure(one(headers, 'ratelimit-remaining'));
-    const limit = parseFigure(one(headers, 'ratelimit-limit'));
+    const remaining = parseFigure(headerOf(headers, 'ratelimit-remaining'));
+    const limit = parseFigure(headerOf(headers, 'ratelimit-limit'));
     if (remaining) {
       this.#observe(ticket, remaining.figure, isAlone);
       this.#limit = limit?.figure ?? this.#limit ?? remaining.figure;
       this.#windowMs = limit?.windowMs ?? remaining.windowMs ?? this.#windowMs;
-      this.#source = one(headers, 'docker-ratelimit-source') ?? '';
+      this.#source = headerOf(headers, 'docker-ratelimit-source') ?? '';
       this.#observedAt = this.#clock.monotonic();
       this.dirty = true;
     } else if (ticket.isPull && status < 500 && !isSpent) this.#giveBack();
@@ -208,7 +208,7 @@ export class Quota {
 
   #end({ isPull }: Ticket): void {
     if (!isPull) return;
-    this.#underWay -= 1;
+    this.#inProgress -= 1;
     this.#changes += 1;
   }
 
@@ -223,7 +223,7 @@ export class Quota {
     const now = this.#clock.monotonic();
     if (this.#remaining === undefined) {
       this.#risenAt = now;
-      this.#remaining = figure - this.#underWay;
+      this.#remaining = figure - this.#inProgress;
     } else if (figure <= this.#remaining) this.#remaining = figure;
     else if (isAlone && startedAt >= (this.#refusal?.distrustUntil ?? -Infinity)) {
       this.#risenAt = now;
@@ -241,8 +241,8 @@ export class Quota {
     const distrustMs = Math.min(firstMs * 2 ** this.#refusals, longestMs);
     this.#refusals += 1;
     // Without figures, the upstream may be a mirror that was refused once: allow one trial pull a minute.
-    const mostMs = this.#limit === undefined ? longestUncountedMs : this.#windowMs;
-    const retryAfterMs = retryAfterOf(headers, this.#clock.now(), mostMs);
+    const maxRetryAfterMs = this.#limit === undefined ? longestUncountedMs : this.#windowMs;
+    const retryAfterMs = retryAfterOf(headers, this.#clock.now(), maxRetryAfterMs);
     const windowEnd = this.#limit === undefined ? now : this.#risenAt + this.#windowMs;
     this.#refusal = {
       at: now,
@@ -264,7 +264,7 @@ export class Quota {
   }
 
   #decayed(): number {
-    return this.#recent * Math.exp((this.#recentAt - this.#clock.monotonic()) / rateOverMs);
+    return this.#recentPulls * Math.exp((this.#recentAt - this.#clock.monotonic()) / rateWindowMs);
   }
 }
 

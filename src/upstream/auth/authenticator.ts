@@ -8,7 +8,7 @@ import type { NetworkPolicy } from '../http/network-policy.ts';
 import { statusFault, toFault, urlBelow, type Response, type Transport } from '../http/transport.ts';
 import { basicHeader, noAuthorization, type Authorization } from './authorization.ts';
 import { parseChallenges, schemeOf, type Scheme } from './challenge.ts';
-import { NotCurrent, TokenServer } from './token-server.ts';
+import { RealmNotCurrent, TokenServer } from './token-server.ts';
 import { Tokens } from './tokens.ts';
 
 export interface AuthenticatorContext {
@@ -18,7 +18,7 @@ export interface AuthenticatorContext {
   readonly policy: NetworkPolicy;
   readonly clock: Clock;
   /** How many repos to keep tokens for. */
-  readonly remembers: number;
+  readonly maxRemembered: number;
 }
 
 const confirmedForMs = 10_000;
@@ -40,14 +40,14 @@ export class Authenticator {
   #confirmed: { readonly scheme: Scheme; readonly until: number } | undefined;
 
   constructor(registry: string, base: URL, context: AuthenticatorContext) {
-    const { transport, policy, clock, sharedTimeoutMs, remembers } = context;
+    const { transport, policy, clock, sharedTimeoutMs, maxRemembered } = context;
     this.#registry = registry;
     this.#base = base;
     this.#transport = transport;
     this.#clock = clock;
     this.#sharedTimeoutMs = sharedTimeoutMs;
     const server = new TokenServer(registry, { transport, policy, clock });
-    this.#tokens = new Tokens({ server, clock, sharedTimeoutMs, remembers });
+    this.#tokens = new Tokens({ server, clock, sharedTimeoutMs, maxRemembered });
   }
 
   /** The authorization to send before any challenge. Throws the token server's faults. */
@@ -61,14 +61,20 @@ export class Authenticator {
     if (cached) return cached;
     const learnt = this.#scheme;
     try {
-      return await this.#answer(learnt, undefined, account, repo, signal, () => this.#isCurrent(learnt));
+      return await this.#authorizationFor(learnt, undefined, account, repo, signal, () =>
+        this.#isCurrent(learnt),
+      );
     } catch (error) {
       const { notAsked, fault } = toMirrorError(error);
-      if (notAsked || (fault === 'repo-unknown' && !(error instanceof NotCurrent)) || isOwnAffair(fault))
+      if (
+        notAsked ||
+        (fault === 'repo-unknown' && !(error instanceof RealmNotCurrent)) ||
+        isAccountFault(fault)
+      )
         throw error;
       // The learnt scheme may be wrong or outdated: send the request without it and let its challenge decide.
       this.#scheme = undefined;
-      if (error instanceof NotCurrent || fault === 'upstream-invalid') return noAuthorization;
+      if (error instanceof RealmNotCurrent || fault === 'upstream-invalid') return noAuthorization;
       throw error;
     }
   }
@@ -94,7 +100,7 @@ export class Authenticator {
     const challenges = parseChallenges(response.headers['www-authenticate']);
     const scheme = schemeOf(challenges);
     const scope = challenges.find(({ scheme: name }) => name === 'bearer')?.params['scope'];
-    const answer = await this.#answer(scheme, scope, account, repo, signal);
+    const answer = await this.#authorizationFor(scheme, scope, account, repo, signal);
     if (answer.header === undefined) return undefined;
     // Kept only if it worked: a bad challenge for one repo must not affect the others.
     this.#scheme = scheme;
@@ -112,21 +118,21 @@ export class Authenticator {
   async checkBasic(account: Account, signal: AbortSignal): Promise<void> {
     const login = await within(signal, account.login());
     if (!login) return;
-    const response = await this.#askPing({ authorization: basicHeader(login) }, signal);
+    const response = await this.#sendPing({ authorization: basicHeader(login) }, signal);
     if (response.status !== 401) return;
     const error = accountRefused(`GET ${this.#registry} /v2/: ${this.#base.host} answered 401`, account);
-    await account.refused(login, error);
+    await account.rejected(login, error);
     throw error;
   }
 
   /** Pings the registry to update its circuit breaker. */
-  async look(signal: AbortSignal): Promise<void> {
-    await this.#askPing({}, signal);
+  async probe(signal: AbortSignal): Promise<void> {
+    await this.#sendPing({}, signal);
   }
 
   /** The scheme from `/v2/`; undefined on 5xx. Throws `upstream-limited` and the faults of a call. */
   async #ping(signal: AbortSignal): Promise<Scheme | undefined> {
-    const response = await this.#askPing({}, signal);
+    const response = await this.#sendPing({}, signal);
     const { status } = response;
     if (status === 429) {
       const message = `GET ${this.#registry} /v2/: ${this.#base.host} answered 429`;
@@ -138,7 +144,7 @@ export class Authenticator {
       : { bearer: undefined, basic: false };
   }
 
-  async #askPing(headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Response> {
+  async #sendPing(headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Response> {
     const url = urlBelow(this.#base, '/v2/');
     const what = `GET ${this.#registry} /v2/`;
     const call = { method: 'GET', kind: 'ping', url, what, repo: undefined, headers, signal } as const;
@@ -147,7 +153,7 @@ export class Authenticator {
     return response;
   }
 
-  async #answer(
+  async #authorizationFor(
     scheme: Scheme,
     scope: string | undefined,
     account: Account,
@@ -166,13 +172,13 @@ export class Authenticator {
     const challenge = [bearer.realm, bearer.service, wanted].join(' ');
     const cached = this.#tokens.cached(account, repo);
     if (cached?.challenge === challenge) return cached;
-    const question = { ...bearer, scope: wanted, isCurrent };
-    return within(signal, this.#tokens.fetch(challenge, question, account, repo));
+    const request = { ...bearer, scope: wanted, isCurrent };
+    return within(signal, this.#tokens.fetch(challenge, request, account, repo));
   }
 }
 
 /** Faults of the token server or of the login, independent of the realm. */
-function isOwnAffair(fault: Fault): boolean {
+function isAccountFault(fault: Fault): boolean {
   return fault === 'account-refused' || fault === 'upstream-limited';
 }
 

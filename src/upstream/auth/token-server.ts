@@ -10,7 +10,7 @@ import { statusFault, toFault, type Call, type Response, type Transport } from '
 import { basicHeader } from './authorization.ts';
 
 /** A request for a token. */
-export interface TokenQuestion {
+export interface TokenRequest {
   readonly realm: string;
   readonly service: string | undefined;
   readonly scope: string;
@@ -19,7 +19,7 @@ export interface TokenQuestion {
 }
 
 /** A token as issued. */
-export interface GivenToken {
+export interface IssuedToken {
   readonly token: string;
   /** Issued without credentials. */
   readonly isPublic: boolean;
@@ -45,7 +45,7 @@ const tokenAnswer = z.object({
 });
 
 /** Refused by a realm that the upstream does not name (any more), so the refusal says nothing about the repo. */
-export class NotCurrent extends MirrorError {}
+export class RealmNotCurrent extends MirrorError {}
 
 /**
  * Fetches tokens from the token servers that an upstream names (CNCF Distribution, "Token Authentication
@@ -70,33 +70,38 @@ export class TokenServer {
    * Fetches one token. Throws `account-refused` if the login is rejected altogether, `repo-unknown` if only this scope
    * is refused, NotCurrent if the upstream does not name that realm, and the faults of a call.
    */
-  async ask(question: TokenQuestion, account: Account, repo: Repo, signal: AbortSignal): Promise<GivenToken> {
-    const { realm, service, scope } = question;
+  async fetch(
+    request: TokenRequest,
+    account: Account,
+    repo: Repo,
+    signal: AbortSignal,
+  ): Promise<IssuedToken> {
+    const { realm, service, scope } = request;
     const url = this.#policy.checkRealm(realm);
     const what = `GET ${this.#registry} token for ${scope}`;
     if (this.#unreadable && this.#clock.monotonic() < this.#unreadable.until) throw this.#unreadable.error;
     for (let tries = 1; ; tries++) {
       const login = await account.login();
-      const asked = this.#clock.monotonic();
+      const sentAt = this.#clock.monotonic();
       const response = await this.#send(url, { service, scope }, login, what, repo, signal);
       if (response.status === 200) {
         const { token, lifeMs } = await this.#read(response, what, signal);
         account.accepted();
         // Leaves a margin for the time in transit.
-        const expiresAt = asked + lifeMs * 0.9;
+        const expiresAt = sentAt + lifeMs * 0.9;
         return { token, isPublic: login === undefined, expiresAt };
       }
       response.body.discard();
       const { status } = response;
       const message = `${what}: ${url.host} answered ${status}`;
       if (status !== 401 && status !== 403) throw statusFault(response, message, this.#clock.now());
-      if (!(await question.isCurrent()))
-        throw new NotCurrent('repo-unknown', `${message}: the upstream no longer names this realm`);
+      if (!(await request.isCurrent()))
+        throw new RealmNotCurrent('repo-unknown', `${message}: the upstream no longer names this realm`);
       // ghcr.io and others send 401 for a repo that is unknown or private.
-      const isRefused = login && status === 401 && (await this.#refuses(url, service, login, repo, signal));
-      if (!isRefused) throw new MirrorError('repo-unknown', `${message}: not found, or not permitted`);
+      const isRejected = login && status === 401 && (await this.#rejects(url, service, login, repo, signal));
+      if (!isRejected) throw new MirrorError('repo-unknown', `${message}: not found, or not permitted`);
       const error = accountRefused(message, account);
-      const hasAnother = await account.refused(login, error);
+      const hasAnother = await account.rejected(login, error);
       if (!hasAnother || tries === 2) throw error;
     }
   }
@@ -117,7 +122,7 @@ export class TokenServer {
   }
 
   /** Whether the token server rejects the login altogether: asks for a token without a scope. */
-  async #refuses(
+  async #rejects(
     url: URL,
     service: string | undefined,
     login: Login,
@@ -138,22 +143,22 @@ export class TokenServer {
     repo: Repo,
     signal: AbortSignal,
   ): Promise<Response> {
-    const question = { ...(service !== undefined && { service }), ...(scope !== undefined && { scope }) };
-    const ask = (call: Pick<Call, 'method' | 'url' | 'headers' | 'form'>): Promise<Response> =>
+    const params = { ...(service !== undefined && { service }), ...(scope !== undefined && { scope }) };
+    const send = (call: Pick<Call, 'method' | 'url' | 'headers' | 'form'>): Promise<Response> =>
       this.#transport.send({ ...call, kind: 'token', what, repo, signal });
     const post = (form: Record<string, string>): Promise<Response> =>
-      ask({
+      send({
         method: 'POST',
         url: realm,
         headers: { 'content-type': 'application/x-www-form-urlencoded' },
-        form: new URLSearchParams({ ...form, client_id: 'layercache', ...question }).toString(),
+        form: new URLSearchParams({ ...form, client_id: 'layercache', ...params }).toString(),
       });
     if (login?.username === identityUser)
       return post({ grant_type: 'refresh_token', refresh_token: login.password });
     const url = new URL(realm);
-    for (const [name, value] of Object.entries(question)) url.searchParams.set(name, value);
+    for (const [name, value] of Object.entries(params)) url.searchParams.set(name, value);
     if (login) url.searchParams.set('account', login.username);
-    const response = await ask({
+    const response = await send({
       method: 'GET',
       url,
       headers: login ? { authorization: basicHeader(login) } : {},

@@ -4,7 +4,7 @@ import type { Clock } from '../../util/clock.ts';
 import { Flight } from '../../util/flight.ts';
 import type { Account } from '../accounts/account.ts';
 import type { Authorization } from './authorization.ts';
-import type { TokenQuestion, TokenServer } from './token-server.ts';
+import type { TokenRequest, TokenServer } from './token-server.ts';
 
 interface Token {
   readonly header: string;
@@ -21,7 +21,7 @@ export interface TokensContext {
   /** Timeout in ms of a call shared by several callers with deadlines of their own. */
   readonly sharedTimeoutMs: number;
   /** How many repos to keep tokens for. */
-  readonly remembers: number;
+  readonly maxRemembered: number;
 }
 
 /**
@@ -38,11 +38,11 @@ export class Tokens {
   /** The first try of each account's login: a wrong login is sent once, not once per repo. */
   readonly #trials = new Map<Account, Promise<unknown>>();
 
-  constructor({ server, clock, sharedTimeoutMs, remembers }: TokensContext) {
+  constructor({ server, clock, sharedTimeoutMs, maxRemembered }: TokensContext) {
     this.#server = server;
     this.#clock = clock;
     this.#sharedTimeoutMs = sharedTimeoutMs;
-    this.#tokens = new LRUCache({ max: remembers });
+    this.#tokens = new LRUCache({ max: maxRemembered });
   }
 
   /** The unexpired token, whatever its scope: the upstream asked for that scope. */
@@ -55,14 +55,16 @@ export class Tokens {
   /** A new token for the challenge, shared with parallel callers. Throws as `TokenServer.ask` does. */
   async fetch(
     challenge: string,
-    question: TokenQuestion,
+    request: TokenRequest,
     account: Account,
     repo: Repo,
   ): Promise<Authorization> {
     const key = keyOf(account, repo);
     const fetch = async (): Promise<Token> => {
       const shared = AbortSignal.timeout(this.#sharedTimeoutMs);
-      const issued = await this.#oneFirst(account, () => this.#server.ask(question, account, repo, shared));
+      const issued = await this.#withProvenLogin(account, () =>
+        this.#server.fetch(request, account, repo, shared),
+      );
       const { token: text, isPublic, expiresAt } = issued;
       const token = { header: `Bearer ${text}`, challenge, isPublic, expiresAt };
       this.#tokens.set(key, token);
@@ -78,15 +80,15 @@ export class Tokens {
   }
 
   /** Until an account's login is proven, one caller tries it while the others wait. */
-  async #oneFirst<T>(account: Account, ask: () => Promise<T>): Promise<T> {
+  async #withProvenLogin<T>(account: Account, work: () => Promise<T>): Promise<T> {
     for (;;) {
       if (account.disabled) throw account.disabled;
-      if (account.isProven) return ask();
+      if (account.isProven) return work();
       const trial = this.#trials.get(account);
       if (!trial) break;
       await trial.catch(() => undefined);
     }
-    const trial = ask().finally(() => this.#trials.delete(account));
+    const trial = work().finally(() => this.#trials.delete(account));
     this.#trials.set(account, trial);
     return trial;
   }

@@ -16,7 +16,7 @@ export class Body {
   #chunks: Buffer[] = [];
   #held = 0;
   /** Hand on the held bytes, though they are less than a batch. */
-  #due = false;
+  #flushDue = false;
   #timer: NodeJS.Timeout | undefined;
   #ended = false;
   #piped = false;
@@ -42,7 +42,7 @@ export class Body {
     this.#controller.resume();
     try {
       for (;;) {
-        await this.#gathered();
+        await this.#nextBatch();
         if (this.#held > 0) {
           if ((await take(this.#takeHeld())) === false) {
             this.discard();
@@ -91,15 +91,15 @@ export class Body {
     this.#chunks.push(chunk);
     this.#held += chunk.length;
     noteGarbage(chunk.length);
-    if (this.#held >= batchBytes) this.#handOn();
-    else this.#timer ??= setTimeout(() => this.#handOn(), flushAfterMs);
+    if (this.#held >= batchBytes) this.#flush();
+    else this.#timer ??= setTimeout(() => this.#flush(), flushAfterMs);
     if (this.#held >= 2 * batchBytes) this.#controller.pause();
   }
 
   end(error?: Error): void {
     this.#ended = true;
     this.#error = error;
-    this.#handOn();
+    this.#flush();
   }
 
   #cut(reason: Error): void {
@@ -109,21 +109,21 @@ export class Body {
     this.end(reason);
   }
 
-  #handOn(): void {
+  #flush(): void {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    this.#due = true;
+    this.#flushDue = true;
     this.#wake?.();
   }
 
-  async #gathered(): Promise<void> {
-    if (!this.#due) {
+  async #nextBatch(): Promise<void> {
+    if (!this.#flushDue) {
       await new Promise<void>((resolve) => {
         this.#wake = resolve;
       });
       this.#wake = undefined;
     }
-    this.#due = this.#ended;
+    this.#flushDue = this.#ended;
   }
 
   #takeHeld(): Buffer[] {

@@ -28,9 +28,9 @@ const probePatienceMs = 500;
 /** A probe that takes longer no longer blocks the next one. */
 const probeMs = 5000;
 /** A request whose probe failed lets others probe first: the failure may be its own. */
-const courtesyMs = 1000;
+const probeYieldMs = 1000;
 /** How long after its hold the circuit still counts as open in metrics, if no call was made. */
-const shownMs = 30_000;
+const metricsHoldMs = 30_000;
 /** A missed deadline counts as the host's silence if the call took this long, and this many times the usual latency. */
 const leastSilenceMs = 250;
 const silenceFactor = 5;
@@ -69,14 +69,14 @@ export class Gate {
   /** Calls that got 5xx since the last good response: a call that fails repeatedly counts once. */
   readonly #serverErrors = new Set<string>();
   /** How often the circuit opened since the last response. */
-  #times = 0;
+  #timesShut = 0;
   /** Incremented on each change: calls started before it do not count. */
   #era = 0;
   #answeredAt = -Infinity;
   /** Moving average of response times, in ms. */
-  #usualMs = 0;
+  #averageMs = 0;
   #probe: Probe | undefined;
-  #probedInVain = '';
+  #failedProbe = '';
 
   constructor(host: string, clock: Clock, onChange: (host: string, fault: GateFault | undefined) => void) {
     this.#host = host;
@@ -85,11 +85,11 @@ export class Gate {
   }
 
   get isShut(): boolean {
-    return this.#shut !== undefined && this.#clock.monotonic() < this.#shut.until + shownMs;
+    return this.#shut !== undefined && this.#clock.monotonic() < this.#shut.until + metricsHoldMs;
   }
 
   /** The fault that calls to this host get, if the last calls had no good response. */
-  get unanswered(): GateFault | undefined {
+  get lastFault(): GateFault | undefined {
     return this.#shut?.fault ?? (this.#failures + this.#serverErrors.size > 0 ? 'upstream-down' : undefined);
   }
 
@@ -102,7 +102,7 @@ export class Gate {
       const shut = this.#shut;
       if (this.#mayProbe(what, shut)) return this.#enter(what, this.#newProbe());
       if (bypassesBreaker && shut.fault !== 'upstream-limited') return this.#enter(what, 'bypassing');
-      if (!this.#probe || waited) throw this.#notNow(what, shut);
+      if (!this.#probe || waited) throw this.#refusal(what, shut);
       await this.#probe.soon;
     }
     return this.#enter(what, 'usual');
@@ -110,7 +110,7 @@ export class Gate {
 
   #mayProbe(what: string, { until }: Shut): boolean {
     const now = this.#clock.monotonic();
-    if (now < until || (what === this.#probedInVain && now < until + courtesyMs)) return false;
+    if (now < until || (what === this.#failedProbe && now < until + probeYieldMs)) return false;
     return !this.#probe || now - this.#probe.startedAt >= probeMs;
   }
 
@@ -125,7 +125,7 @@ export class Gate {
     return this.#probe;
   }
 
-  #notNow(what: string, { fault, until }: Shut): MirrorError {
+  #refusal(what: string, { fault, until }: Shut): MirrorError {
     const waitMs = Math.max(1000, until - this.#clock.monotonic());
     const why = {
       'upstream-down': 'has been failing',
@@ -158,19 +158,19 @@ export class Gate {
     // Calls started before the last change prove nothing.
     if (outcome === 'unknown' || era !== this.#era) return;
     if (outcome === 'answered') {
-      this.#usualMs += (tookMs - this.#usualMs) / 8;
+      this.#averageMs += (tookMs - this.#averageMs) / 8;
       this.#open();
       return;
     }
     const isSilent =
       outcome === 'silent' ||
-      (outcome === 'late' && tookMs >= Math.max(leastSilenceMs, silenceFactor * this.#usualMs));
+      (outcome === 'late' && tookMs >= Math.max(leastSilenceMs, silenceFactor * this.#averageMs));
     if (outcome === 'late' && !isSilent) return;
     // Others got a response meanwhile, so the host is not silent.
     if (isSilent && this.#answeredAt > startedAt) return;
     if (role === 'usual') this.#failed(what, outcome, isSilent);
     else if (role !== 'bypassing') {
-      this.#probedInVain = what;
+      this.#failedProbe = what;
       this.#close(isSilent ? 'upstream-timeout' : 'upstream-down');
     }
   }
@@ -197,12 +197,12 @@ export class Gate {
   #close(fault: GateFault, retryAfterMs?: number): void {
     const before = this.#shut?.fault;
     const isLimit = fault === 'upstream-limited';
-    if (before !== undefined && (before === 'upstream-limited') !== isLimit) this.#times = 0;
+    if (before !== undefined && (before === 'upstream-limited') !== isLimit) this.#timesShut = 0;
     const hold = isLimit
       ? // Jitter: other mirrors were limited at the same moment.
-        Math.min(firstLimitedHoldMs * 2 ** this.#times, longestLimitedHoldMs) * (1 + Math.random() / 4)
-      : Math.min(firstHoldMs * 2 ** this.#times, longestHoldMs);
-    this.#times += 1;
+        Math.min(firstLimitedHoldMs * 2 ** this.#timesShut, longestLimitedHoldMs) * (1 + Math.random() / 4)
+      : Math.min(firstHoldMs * 2 ** this.#timesShut, longestHoldMs);
+    this.#timesShut += 1;
     this.#era += 1;
     this.#shut = { fault, until: this.#clock.monotonic() + (retryAfterMs ?? hold) };
     if (before !== fault) this.#onChange(this.#host, fault);
@@ -214,9 +214,9 @@ export class Gate {
     this.#answeredAt = this.#clock.monotonic();
     if (!this.#shut) return;
     this.#shut = undefined;
-    this.#times = 0;
+    this.#timesShut = 0;
     this.#era += 1;
-    this.#probedInVain = '';
+    this.#failedProbe = '';
     this.#onChange(this.#host, undefined);
   }
 }
@@ -247,12 +247,12 @@ export class Gates {
   }
 
   /** The fault that calls to this host get, if it has no good response. */
-  unanswered(origin: string): GateFault | undefined {
-    return this.#gates.peek(origin)?.unanswered;
+  lastFault(origin: string): GateFault | undefined {
+    return this.#gates.peek(origin)?.lastFault;
   }
 
   /** The number of open circuits among the matching origins. */
-  shut(match: (origin: string) => boolean): number {
+  countShut(match: (origin: string) => boolean): number {
     let count = 0;
     for (const [origin, gate] of this.#gates.entries()) if (gate.isShut && match(origin)) count += 1;
     return count;

@@ -201,8 +201,8 @@ export class NetworkPolicy {
     if (isIP(proxy.hostname) && reachOf(proxy.hostname) === 'forbidden')
       throw refused(`proxy ${proxy.hostname}: forbidden address`);
     if (!isIP(host)) {
-      const nothing = sleep(proxiedLookupMs, [], { ref: false });
-      const addresses = await Promise.race([this.#tryResolve(host), nothing]);
+      const timeout = sleep(proxiedLookupMs, [], { ref: false });
+      const addresses = await Promise.race([this.#tryResolve(host), timeout]);
       // The proxy may choose any of them.
       for (const { address } of addresses) this.#checkAddress(address, host);
     }

@@ -9,7 +9,7 @@ import { errorCode, MirrorError } from '../../util/errors.ts';
 import { Slots } from '../../util/slots.ts';
 import { Body } from './body.ts';
 import type { Gates, Outcome, Pass } from './gate.ts';
-import { one, retryAfterOf, type Headers } from './headers.ts';
+import { headerOf, retryAfterOf, type Headers } from './headers.ts';
 import type { NetworkPolicy } from './network-policy.ts';
 
 export interface TransportOptions {
@@ -19,7 +19,7 @@ export interface TransportOptions {
   /** Timeout without a byte of the body. */
   idleTimeoutMs: number;
   /** How many repos and hosts to remember. */
-  remembers: number;
+  maxRemembered: number;
   /** Parallel blob bodies for the store, and as many relayed past it: limits connections to each host. */
   maxConnections: number;
 }
@@ -59,9 +59,9 @@ export interface Response {
   readonly body: Body;
 }
 
-const callConnections = 32;
+const maxCallsPerHost = 32;
 /** Limit for one repo, so that a repo whose calls hang leaves connections to the others. */
-const callsOfRepo = 8;
+const maxCallsPerRepo = 8;
 const userAgent = 'layercache';
 const maxHeaderBytes = 64 * 1024;
 
@@ -79,13 +79,13 @@ export class Transport {
    * Slots for parallel calls, by host and by repo. A call that waits here rather than for a connection fails at once
    * if the circuit opens.
    */
-  readonly #lines: LRUCache<string, Slots>;
+  readonly #callSlots: LRUCache<string, Slots>;
 
   constructor(name: string, options: TransportOptions, context: TransportContext) {
     this.#name = name;
     this.#options = options;
     this.#context = context;
-    this.#lines = new LRUCache({ max: 2 * options.remembers });
+    this.#callSlots = new LRUCache({ max: 2 * options.maxRemembered });
     const agent = (connections: number): Agent =>
       new Agent({
         connect: context.policy.connector(options.connectTimeoutMs),
@@ -95,7 +95,7 @@ export class Transport {
         maxHeaderSize: maxHeaderBytes,
         keepAliveTimeout: 15_000,
       });
-    this.#calls = agent(callConnections);
+    this.#calls = agent(maxCallsPerHost);
     this.#blobs = agent(2 * options.maxConnections);
   }
 
@@ -105,7 +105,7 @@ export class Transport {
    */
   async send(call: Call): Promise<Response> {
     if (call.signal.aborted) throw toFault(call.what, call.signal.reason, call.signal);
-    const done = isBody(call) ? undefined : await this.#line(call);
+    const done = isBlobBody(call) ? undefined : await this.#takeSlot(call);
     try {
       const pass = await this.#enter(call);
       return await this.#send(call, pass);
@@ -125,8 +125,8 @@ export class Transport {
   }
 
   async #send(call: Call, pass: Pass): Promise<Response> {
-    const spent = trace.getStore();
-    if (spent) spent.upstreamCalls += 1;
+    const traced = trace.getStore();
+    if (traced) traced.upstreamCalls += 1;
     const { clock, metrics, ledger } = this.#context;
     let status = 'error';
     let outcome: Outcome = 'unknown';
@@ -150,14 +150,14 @@ export class Transport {
   }
 
   /** Takes a slot for a call to this host. Throws `upstream-busy`. */
-  async #line({ url, repo, what, signal }: Call): Promise<() => void> {
-    const places: (() => void)[] = [];
+  async #takeSlot({ url, repo, what, signal }: Call): Promise<() => void> {
+    const slots: (() => void)[] = [];
     const done = (): void => {
-      for (const give of places) give();
+      for (const release of slots) release();
     };
     try {
-      if (repo) places.push(await this.#slots(`${url.origin} ${repo.key}`, callsOfRepo).take(signal));
-      places.push(await this.#slots(url.origin, callConnections).take(signal));
+      if (repo) slots.push(await this.#slots(`${url.origin} ${repo.key}`, maxCallsPerRepo).take(signal));
+      slots.push(await this.#slots(url.origin, maxCallsPerHost).take(signal));
       return done;
     } catch (cause) {
       done();
@@ -170,8 +170,8 @@ export class Transport {
   }
 
   #slots(key: string, count: number): Slots {
-    const known = this.#lines.get(key) ?? new Slots(count);
-    this.#lines.set(key, known);
+    const known = this.#callSlots.get(key) ?? new Slots(count);
+    this.#callSlots.set(key, known);
     return known;
   }
 
@@ -182,7 +182,7 @@ export class Transport {
   #dispatch(call: Call): Promise<Response> {
     const { method, url, kind, form, headers, signal } = call;
     signal.throwIfAborted();
-    const agent = isBody(call) ? this.#blobs : this.#calls;
+    const agent = isBlobBody(call) ? this.#blobs : this.#calls;
     return new Promise((resolve, reject) => {
       let controller: Dispatcher.DispatchController | undefined;
       let body: Body | undefined;
@@ -212,7 +212,7 @@ export class Transport {
             if (status < 200) return;
             isContent = (status === 200 || status === 206) && (kind === 'blob' || kind === 'manifest');
             signal.removeEventListener('abort', abort);
-            const length = method === 'HEAD' ? 0 : Number(one(responseHeaders, 'content-length') ?? NaN);
+            const length = method === 'HEAD' ? 0 : Number(headerOf(responseHeaders, 'content-length') ?? NaN);
             body = new Body(started, Number.isNaN(length) ? undefined : length);
             resolve({ status, headers: responseHeaders, body });
           },
@@ -246,7 +246,7 @@ export class Transport {
 }
 
 /** A blob body, which may take hours. */
-function isBody({ kind, method }: Call): boolean {
+function isBlobBody({ kind, method }: Call): boolean {
   return kind === 'blob' && method === 'GET';
 }
 
@@ -261,7 +261,9 @@ export function isPull({ kind, method }: Pick<Call, 'kind' | 'method'>): boolean
  */
 export function isPullLimit(call: Pick<Call, 'kind' | 'method'>, { status, headers }: Response): boolean {
   return (
-    status === 429 && isPull(call) && /^application\/(.+\+)?json\b/i.test(one(headers, 'content-type') ?? '')
+    status === 429 &&
+    isPull(call) &&
+    /^application\/(.+\+)?json\b/i.test(headerOf(headers, 'content-type') ?? '')
   );
 }
 

@@ -54,7 +54,7 @@ describe('connections', () => {
     await turn();
     assert.equal(well.held, 0, 'of equals nobody gives way');
     slow[1]!.isSlow = true;
-    connections.changed(well);
+    connections.rankChanged(well);
     await turn();
     await turn();
     assert.deepEqual([well.held, slow[0]!.yielded, slow[1]!.yielded], [1, 0, 1]);

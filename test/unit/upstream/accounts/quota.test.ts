@@ -51,7 +51,7 @@ describe('the pulls of an account', () => {
 
   test('what has not been sent costs nothing; what has failed may have been counted', () => {
     head(5);
-    quota.returned(quota.begin(true));
+    quota.unsent(quota.begin(true));
     assert.equal(quota.left, 5);
     quota.failed(quota.begin(true));
     assert.equal(quota.left, 4);
@@ -115,15 +115,15 @@ describe('the pulls of an account', () => {
 
   test('it is looked at once a minute, and when pulls may be back', () => {
     head(0);
-    assert.equal(quota.isDueForALook, false);
+    assert.equal(quota.isProbeDue, false);
     clock.advance(minute);
-    assert.equal(quota.isDueForALook, true);
-    quota.looks();
-    assert.equal(quota.isDueForALook, false);
+    assert.equal(quota.isProbeDue, true);
+    quota.markProbed();
+    assert.equal(quota.isProbeDue, false);
     clock.advance(minute);
-    assert.equal(quota.isDueForALook, true);
+    assert.equal(quota.isProbeDue, true);
     head(3);
-    assert.equal(quota.isDueForALook, false);
+    assert.equal(quota.isProbeDue, false);
   });
 
   test('a window in which nobody told is over', () => {

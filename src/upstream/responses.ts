@@ -3,9 +3,9 @@ import { parseContentRange, parseUnsatisfied, type ByteRange } from '../oci/rang
 import { MirrorError } from '../util/errors.ts';
 import { parseChallenges } from './auth/challenge.ts';
 import type { Body } from './http/body.ts';
-import { one } from './http/headers.ts';
+import { headerOf } from './http/headers.ts';
 import { toFault, type Response } from './http/transport.ts';
-import type { Ask } from './questions.ts';
+import type { RepoRequest } from './repo-requests.ts';
 
 /**
  * Whether the upstream serves the content to everyone: the request carried no credentials, and the upstream is not
@@ -33,15 +33,15 @@ export function tooLarge(what: string, limit: number): MirrorError {
 
 /** Size of the whole content in bytes, if the response has it. */
 export function sizeOf({ status, headers }: Response): number | undefined {
-  const range = one(headers, 'content-range');
+  const range = headerOf(headers, 'content-range');
   if (status === 206) return parseContentRange(range)?.total;
   if (status === 416) return parseUnsatisfied(range);
-  const length = Number(one(headers, 'content-length') ?? NaN);
+  const length = Number(headerOf(headers, 'content-length') ?? NaN);
   return Number.isSafeInteger(length) ? length : undefined;
 }
 
 /** The token is valid but lacks the scope; a new one would too. */
-export function isNotEnough({ headers }: Response): boolean {
+export function lacksScope({ headers }: Response): boolean {
   return parseChallenges(headers['www-authenticate']).some(
     ({ params }) => params['error'] === 'insufficient_scope',
   );
@@ -49,12 +49,12 @@ export function isNotEnough({ headers }: Response): boolean {
 
 /** An HTML page, as from a captive portal, in place of content. */
 export function isWebPage({ headers }: Response): boolean {
-  return bareMediaType(one(headers, 'content-type')) === 'text/html';
+  return bareMediaType(headerOf(headers, 'content-type')) === 'text/html';
 }
 
 /** Reads a body; undefined if it is longer than `limit` bytes. Throws the upstream's fault if the body breaks off. */
 export function readAtMost(
-  { what, signal }: Pick<Ask, 'what' | 'signal'>,
+  { what, signal }: Pick<RepoRequest, 'what' | 'signal'>,
   body: Body,
   limit: number,
 ): Promise<Buffer | undefined> {
@@ -63,7 +63,11 @@ export function readAtMost(
   });
 }
 
-export function readBlob({ what }: Ask, response: FinalResponse, range: ByteRange | undefined): UpstreamBlob {
+export function readBlob(
+  { what }: RepoRequest,
+  response: FinalResponse,
+  range: ByteRange | undefined,
+): UpstreamBlob {
   const { status, headers, body, isPublic } = response;
   const size = sizeOf(response);
   const invalid = (sent: string): MirrorError => {
@@ -78,7 +82,7 @@ export function readBlob({ what }: Ask, response: FinalResponse, range: ByteRang
     body.discard();
     return { size, start: size, end: size, body, isPublic };
   }
-  const part = parseContentRange(one(headers, 'content-range'));
+  const part = parseContentRange(headerOf(headers, 'content-range'));
   if (!range || part?.range.start !== range.start || part.range.end > range.end)
     throw invalid('a range that was not requested');
   return { size, ...part.range, body, isPublic };

@@ -5,12 +5,17 @@ import type { Repo } from '../oci/repo.ts';
 import type { Call } from './http/transport.ts';
 
 /** A request about a repo, before account and URL are chosen. */
-export type Ask = Omit<Call, 'url' | 'redirected'> & { readonly repo: Repo; readonly path: string };
+export type RepoRequest = Omit<Call, 'url' | 'redirected'> & { readonly repo: Repo; readonly path: string };
 
 /** The subject of a list: the tags of a repo, or the referrers of a manifest. */
 export type ListOf = { readonly kind: 'tags' } | { readonly kind: 'referrers'; readonly digest: Digest };
 
-export function askManifest(method: 'GET' | 'HEAD', repo: Repo, reference: string, signal: AbortSignal): Ask {
+export function manifestRequest(
+  method: 'GET' | 'HEAD',
+  repo: Repo,
+  reference: string,
+  signal: AbortSignal,
+): RepoRequest {
   return {
     method,
     repo,
@@ -22,7 +27,12 @@ export function askManifest(method: 'GET' | 'HEAD', repo: Repo, reference: strin
   };
 }
 
-export function askList(repo: Repo, of: ListOf, query: URLSearchParams, signal: AbortSignal): Ask {
+export function listRequest(
+  repo: Repo,
+  of: ListOf,
+  query: URLSearchParams,
+  signal: AbortSignal,
+): RepoRequest {
   const page = of.kind === 'tags' ? 'tags/list' : `referrers/${of.digest}`;
   const search = query.size > 0 ? `?${query.toString()}` : '';
   return {
@@ -36,13 +46,13 @@ export function askList(repo: Repo, of: ListOf, query: URLSearchParams, signal: 
   };
 }
 
-export function askBlob(
+export function blobRequest(
   method: 'GET' | 'HEAD',
   repo: Repo,
   digest: Digest,
   signal: AbortSignal,
   range?: ByteRange,
-): Ask {
+): RepoRequest {
   return {
     method,
     repo,
