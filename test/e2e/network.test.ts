@@ -366,6 +366,6 @@ describe('how an upstream is connected to', () => {
     });
     const reply = await mirror.get('/v2/x/manifests/1');
     assert.equal(reply.status, 503);
-    assert.match(errorOf(reply).message, /keeps silent/);
+    assert.match(errorOf(reply).message, /timed out/);
   });
 });

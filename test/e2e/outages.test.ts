@@ -55,7 +55,7 @@ describe('an ill upstream', () => {
     }
     assert.equal(await shut('registry'), 1);
     const refused = await get('missing-20');
-    assert.match(errorOf(refused).message, /not asked, since 127\.0\.0\.1:\d+ has not been answering/);
+    assert.match(errorOf(refused).message, /not sent, since 127\.0\.0\.1:\d+ has been failing/);
     assert.equal(refused.headers['retry-after'], '1');
     assert.equal((await blob()).headers['x-cache'], 'hit');
     mirror.clock.advance(6 * 60_000);

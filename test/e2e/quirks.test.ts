@@ -269,6 +269,6 @@ describe('ways of registries', () => {
     upstream.addManifest('org/app', large(5_000_000), 'huge');
     const huge = await mirror.get('/v2/org/app/manifests/huge');
     assert.equal(huge.status, 502);
-    assert.match(errorOf(huge).message, /more than 5000000 bytes/);
+    assert.match(errorOf(huge).message, /larger than 5000000 bytes/);
   });
 });

@@ -402,10 +402,10 @@ describe('pulls', () => {
         for (let i = 0; i < 5; i++) {
           const reply = await get(i);
           assert.equal(reply.status, 503);
-          assert.match(errorOf(reply).message, /account test of docker\.io: its credentials cannot be had/);
+          assert.match(errorOf(reply).message, /account test of docker\.io: credentials unavailable/);
         }
         assert.equal(upstream.count('token'), 0);
-        await until(() => mirror.log.includes('docker-credential-test ended with 3'), 'the log tells why');
+        await until(() => mirror.log.includes('docker-credential-test exited with 3'), 'the log tells why');
         assert.doesNotMatch(mirror.log, /s3cr3t-output/);
       }));
 

@@ -37,14 +37,14 @@ describe('/readyz says what does not work', () => {
     assert.equal((await mirror.get('/v2/x/manifests/1')).status, 503);
     assert.deepEqual(await readyz(), {
       status: 200,
-      text: 'degraded: docker.io cannot be reached or fails',
+      text: 'degraded: docker.io is unreachable or failing',
     });
     await upstream.resume();
     mirror.clock.advance(10_000);
     await until(async () => (await readyz()).text === 'ok', 'it is asked whether it is back');
     upstream.script('manifest', (_call, _req, res) => void res.writeHead(503).end());
     assert.equal((await mirror.get('/v2/x/manifests/1')).status, 503);
-    assert.match((await readyz()).text, /^degraded: docker\.io cannot be reached or fails$/);
+    assert.match((await readyz()).text, /^degraded: docker\.io is unreachable or failing$/);
   });
 
   test('a refused account, without its name', async () => {
@@ -56,7 +56,7 @@ describe('/readyz says what does not work', () => {
     assert.equal((await mirror.get('/v2/x/manifests/1')).status, 503);
     const { status, text } = await readyz();
     assert.equal(status, 200);
-    assert.equal(text, 'degraded: docker.io refuses the configured credentials, or they cannot be had');
+    assert.equal(text, 'degraded: docker.io: configured credentials rejected or unavailable');
     for (let i = 0; i < 3; i++) await mirror.get(`/v2/x/manifests/${i}`);
     assert.equal(await lines('account disabled'), 1);
   });
@@ -69,15 +69,15 @@ describe('/readyz says what does not work', () => {
     const { status, text } = await readyz();
     assert.equal(status, 200);
     const [, at] =
-      /^degraded: the pulls of docker\.io are spent, more may be back at (\S+Z)$/.exec(text) ?? [];
+      /^degraded: docker\.io: all pulls are spent; more may be available at (\S+Z)$/.exec(text) ?? [];
     assert.ok(Date.parse(at ?? '') > mirror.clock.now(), text);
-    assert.equal(await lines('"msg":"pulls are spent'), 1);
+    assert.equal(await lines('"msg":"pulls spent'), 1);
     assert.match(mirror.log, /"level":40[^\n]+"backAt":"2026-\S+?Z"/);
     upstream.spent.clear();
     mirror.clock.advance(6 * 60 * 60_000 + 1000);
     assert.equal((await mirror.get('/v2/x/manifests/2')).status, 200);
     upstream.spent.clear();
-    assert.equal(await lines('"msg":"pulls are back"'), 1);
+    assert.equal(await lines('"msg":"pulls available again"'), 1);
   });
 
   test('503 when the store is gone and the upstream too', async () => {

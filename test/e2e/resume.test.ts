@@ -217,7 +217,7 @@ describe('resumed fills', () => {
     assert.ok(reply.broken && reply.body.length < blob.bytes.length);
     await until(async () => (await mirror.files('ingest')).length === 0, 'the ingest is gone');
     assert.ok((await mirror.metric('layercache_faults_total{fault="digest-mismatch"}')) > 0);
-    await until(() => /digest-mismatch.*a fill failed/.test(mirror.log), 'the log tells');
+    await until(() => /digest-mismatch.*fill failed/.test(mirror.log), 'the log tells');
     upstream.behave();
     sameBytes((await mirror.get(path)).body, blob.bytes);
   });

@@ -216,7 +216,7 @@ export class Download {
     if (this.#ingest.isComplete && this.#spans.size > 1) this.#proceed();
   }
 
-  /** `hasBrought`: the failed try received bytes. */
+  /** `hasReceived`: the failed try received bytes. */
   #failed(error: MirrorError, hasReceived: boolean): void {
     // Spans that break together count as one failure.
     if (this.#retryTimer || this.#end) return;

@@ -40,7 +40,7 @@ export interface OpeningContext {
   readonly isProven: boolean;
   /** Removes the fill from the table of running fills. */
   readonly unregister: () => void;
-  /** Content can be leased from now on; without `give`, from the ingest. */
+  /** Content can be leased from now on; without `leaseFor`, from the ingest. */
   readonly onOpen: (leaseFor?: LeaseFor) => void;
   /** The store cannot take the blob. */
   readonly onRelay: (why: MirrorError) => void;

@@ -27,7 +27,7 @@ export class Retries {
     this.#failingSince = undefined;
   }
 
-  /** Delay in ms before the next try; `hasBrought`: the failed try received bytes. Undefined: give up. */
+  /** Delay in ms before the next try; `hasReceived`: the failed try received bytes. Undefined: give up. */
   after({ row, fault, retryAfterMs = 0, notAsked }: MirrorError, hasReceived: boolean): number | undefined {
     this.#failures = hasReceived ? 1 : this.#failures + 1;
     this.#failingSince ??= this.#clock.monotonic();

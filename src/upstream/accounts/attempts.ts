@@ -78,7 +78,7 @@ export class Attempts {
   }
 }
 
-/** One account's attempt. Call exactly one of `answered` and `unanswered`, and one of `lost` and `won`. */
+/** One account's attempt. Call exactly one of `answered` and `unanswered`, and one of `failed` and `succeeded`. */
 export class Attempt {
   readonly account: Account;
   readonly #ticket: Ticket;

@@ -52,7 +52,7 @@ export class Tokens {
     return { header: token.header, challenge: token.challenge, fresh: false, isPublic: token.isPublic };
   }
 
-  /** A new token for the challenge, shared with parallel callers. Throws as `TokenServer.ask` does. */
+  /** A new token for the challenge, shared with parallel callers. Throws as `TokenServer.fetch` does. */
   async fetch(
     challenge: string,
     request: TokenRequest,
