@@ -9,7 +9,7 @@ import { Flight } from '../util/flight.ts';
 import type { Authorizer, Proven } from './access/authorize.ts';
 import type { Links } from './access/links.ts';
 import { answerWith, wantsNoBytes, type Answer, type TimedRequest } from './answer.ts';
-import { inTime, isReadable, deadlineExceeded } from './in-time.ts';
+import { deadlineExceeded, inTime, isReadable } from './in-time.ts';
 import type { Negatives } from './tags/negatives.ts';
 import type { Upstreams } from './upstreams.ts';
 

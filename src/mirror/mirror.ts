@@ -15,8 +15,8 @@ import {
   wantsNoBytes,
   type Answer,
   type ClientRequest,
-  type TimedRequest,
   type Result,
+  type TimedRequest,
 } from './answer.ts';
 import type { Fills } from './fill/fills.ts';
 import type { Prefetch } from './fill/prefetch.ts';

@@ -7,6 +7,11 @@ import type { Repo } from '../oci/repo.ts';
 import type { Budget } from '../util/budget.ts';
 import { MirrorError } from '../util/errors.ts';
 import type { AccountPool } from './accounts/account-pool.ts';
+import type { Body } from './http/body.ts';
+import { headerOf } from './http/headers.ts';
+import { type Response } from './http/transport.ts';
+import { blobRequest, listRequest, manifestRequest, type ListOf, type RepoRequest } from './repo-requests.ts';
+import { Requests, type UpstreamContext, type UpstreamOptions } from './requests.ts';
 import {
   isWebPage,
   readAtMost,
@@ -17,11 +22,6 @@ import {
   type Provenance,
   type UpstreamBlob,
 } from './responses.ts';
-import type { Body } from './http/body.ts';
-import { headerOf } from './http/headers.ts';
-import { type Response } from './http/transport.ts';
-import { blobRequest, listRequest, manifestRequest, type RepoRequest, type ListOf } from './repo-requests.ts';
-import { Requests, type UpstreamContext, type UpstreamOptions } from './requests.ts';
 import { tryTwice } from './try-twice.ts';
 
 /** The age of an answer about a tag: the upstream may itself be a cache. */

@@ -10,10 +10,9 @@ import { Flight } from '../util/flight.ts';
 import type { AccountPool } from './accounts/account-pool.ts';
 import { quotaSpent, type Account } from './accounts/account.ts';
 import { Attempts, type Attempt } from './accounts/attempts.ts';
-import { lacksScope, isWebPage, type FinalResponse, type Provenance } from './responses.ts';
 import { Authenticator } from './auth/authenticator.ts';
 import { noAuthorization, type Authorization } from './auth/authorization.ts';
-import { Gates } from './http/gate.ts';
+import { Breakers } from './http/breaker.ts';
 import { headerOf } from './http/headers.ts';
 import { NetworkPolicy, type NetworkPolicyOptions } from './http/network-policy.ts';
 import {
@@ -26,6 +25,7 @@ import {
   type TransportOptions,
 } from './http/transport.ts';
 import { manifestRequest, type RepoRequest } from './repo-requests.ts';
+import { isWebPage, lacksScope, type FinalResponse, type Provenance } from './responses.ts';
 import { tryTwice } from './try-twice.ts';
 
 export interface UpstreamOptions extends NetworkPolicyOptions, TransportOptions {
@@ -79,7 +79,7 @@ export class Requests {
   readonly #clock: Clock;
   readonly #accounts: AccountPool;
   readonly #policy: NetworkPolicy;
-  readonly #gates: Gates;
+  readonly #breakers: Breakers;
   readonly #transport: Transport;
   readonly #authenticator: Authenticator;
   #pingedAt = -Infinity;
@@ -94,12 +94,12 @@ export class Requests {
     this.#accounts = context.accounts;
     const policy = new NetworkPolicy(options);
     this.#policy = policy;
-    const gates = new Gates(clock, maxRemembered, (host, fault) => {
+    const breakers = new Breakers(clock, maxRemembered, (host, fault) => {
       if (fault) log.warn({ registry, host, fault }, 'circuit open: host not called');
       else log.info({ registry, host }, 'circuit closed: host answers again');
     });
-    this.#gates = gates;
-    const transport = new Transport(options.name, options, { ...context, gates, policy });
+    this.#breakers = breakers;
+    const transport = new Transport(options.name, options, { ...context, breakers, policy });
     this.#transport = transport;
     const sharedTimeoutMs = Math.min(options.headersTimeoutMs, options.firstByteTimeoutMs);
     const auth = { transport, policy, clock, maxRemembered, sharedTimeoutMs };
@@ -109,8 +109,8 @@ export class Requests {
   /** Number of open circuits: the registry itself, and other hosts it leads to. */
   get openCircuits(): { own: number; others: number } {
     return {
-      own: this.#gates.countShut((origin) => origin === this.#base.origin),
-      others: this.#gates.countShut((origin) => origin !== this.#base.origin),
+      own: this.#breakers.countOpen((origin) => origin === this.#base.origin),
+      others: this.#breakers.countOpen((origin) => origin !== this.#base.origin),
     };
   }
 
@@ -120,7 +120,7 @@ export class Requests {
    */
   get obstacle(): string | undefined {
     const { registry } = this.#accounts;
-    const fault = this.#gates.lastFault(this.#base.origin);
+    const fault = this.#breakers.lastFault(this.#base.origin);
     const now = this.#clock.monotonic();
     if (fault && now - this.#pingedAt >= pingEveryMs) {
       this.#pingedAt = now;

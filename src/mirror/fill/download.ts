@@ -1,8 +1,8 @@
 import type { ByteRange } from '../../oci/range.ts';
 import { withMargin } from '../../store/ingest/growing-file.ts';
 import type { Ingest } from '../../store/ingest/ingest.ts';
-import type { UpstreamBlob } from '../../upstream/responses.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
+import type { UpstreamBlob } from '../../upstream/responses.ts';
 import type { Clock } from '../../util/clock.ts';
 import { toMirrorError, type MirrorError } from '../../util/errors.ts';
 import { Claim } from './claim.ts';

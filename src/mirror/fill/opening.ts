@@ -5,8 +5,8 @@ import { isWholeWant, resolveWant, type ByteRange, type Want } from '../../oci/r
 import { isFromPattern, type Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
 import type { Ingest } from '../../store/ingest/ingest.ts';
-import type { Provenance, UpstreamBlob } from '../../upstream/responses.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
+import type { Provenance, UpstreamBlob } from '../../upstream/responses.ts';
 import { isFault, MirrorError, toMirrorError } from '../../util/errors.ts';
 import type { Links } from '../access/links.ts';
 import type { Upstream } from '../upstreams.ts';

@@ -1,9 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Digest } from '../../oci/digest.ts';
 import type { Verification } from '../../store/ingest/verifier.ts';
-import type { UpstreamBlob } from '../../upstream/responses.ts';
 import { toFault } from '../../upstream/http/transport.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
+import type { UpstreamBlob } from '../../upstream/responses.ts';
 import type { Clock } from '../../util/clock.ts';
 import { MirrorError, toMirrorError } from '../../util/errors.ts';
 import type { Outlet } from '../../util/outlet.ts';

@@ -1,8 +1,8 @@
 import type { ByteRange } from '../../oci/range.ts';
 import type { Ingest } from '../../store/ingest/ingest.ts';
-import type { UpstreamBlob } from '../../upstream/responses.ts';
 import { toFault } from '../../upstream/http/transport.ts';
 import type { BlobSource } from '../../upstream/registry-client.ts';
+import type { UpstreamBlob } from '../../upstream/responses.ts';
 import { MirrorError } from '../../util/errors.ts';
 
 /** A byte range that one upstream connection is fetching. */

@@ -31,7 +31,7 @@ const rateWindowMs = 15 * 60_000;
 export class Quota {
   readonly #clock: Clock;
   #limit: number | undefined;
-  /** Excludes pulls in progress; undefined: no rate-limit headers seen. */
+  /** Pulls in progress are subtracted already; undefined: no rate-limit headers seen. */
   #remaining: number | undefined;
   #windowMs = defaultWindowMs;
   #source = '';

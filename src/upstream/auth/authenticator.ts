@@ -36,7 +36,7 @@ export class Authenticator {
   readonly #pings = new Flight<'ping', Scheme | undefined>();
   readonly #sharedTimeoutMs: number;
   #scheme: Scheme | undefined;
-  /** When the upstream last confirmed the realm of the learnt scheme. */
+  /** The scheme whose realm the upstream last confirmed, and until when the confirmation counts. */
   #confirmed: { readonly scheme: Scheme; readonly until: number } | undefined;
 
   constructor(registry: string, base: URL, context: AuthenticatorContext) {

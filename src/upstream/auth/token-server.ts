@@ -68,7 +68,7 @@ export class TokenServer {
 
   /**
    * Fetches one token. Throws `account-refused` if the login is rejected altogether, `repo-unknown` if only this scope
-   * is refused, NotCurrent if the upstream does not name that realm, and the faults of a call.
+   * is refused, RealmNotCurrent if the upstream does not name that realm, and the faults of a call.
    */
   async fetch(
     request: TokenRequest,

@@ -8,7 +8,7 @@ import type { Clock } from '../../util/clock.ts';
 import { errorCode, MirrorError } from '../../util/errors.ts';
 import { Slots } from '../../util/slots.ts';
 import { Body } from './body.ts';
-import type { Gates, Outcome, Pass } from './gate.ts';
+import type { Breakers, Outcome, ReportOutcome } from './breaker.ts';
 import { headerOf, retryAfterOf, type Headers } from './headers.ts';
 import type { NetworkPolicy } from './network-policy.ts';
 
@@ -26,7 +26,7 @@ export interface TransportOptions {
 
 export interface TransportContext {
   readonly clock: Clock;
-  readonly gates: Gates;
+  readonly breakers: Breakers;
   readonly policy: NetworkPolicy;
   /** The mirror's name in `Via`. */
   readonly pseudonym: string;
@@ -107,24 +107,24 @@ export class Transport {
     if (call.signal.aborted) throw toFault(call.what, call.signal.reason, call.signal);
     const done = isBlobBody(call) ? undefined : await this.#takeSlot(call);
     try {
-      const pass = await this.#enter(call);
-      return await this.#send(call, pass);
+      const report = await this.#admit(call);
+      return await this.#send(call, report);
     } finally {
       done?.();
     }
   }
 
-  async #enter({ url, what, bypassesBreaker = false }: Call): Promise<Pass> {
-    const { gates, metrics } = this.#context;
+  async #admit({ url, what, bypassesBreaker = false }: Call): Promise<ReportOutcome> {
+    const { breakers, metrics } = this.#context;
     try {
-      return await gates.of(url).enter(what, bypassesBreaker);
+      return await breakers.of(url).admit(what, bypassesBreaker);
     } catch (error) {
       metrics.admissionsRefused.add(1, this.#name, (error as MirrorError).fault);
       throw error;
     }
   }
 
-  async #send(call: Call, pass: Pass): Promise<Response> {
+  async #send(call: Call, report: ReportOutcome): Promise<Response> {
     const traced = trace.getStore();
     if (traced) traced.upstreamCalls += 1;
     const { clock, metrics, ledger } = this.#context;
@@ -144,7 +144,7 @@ export class Transport {
       outcome = failureOf(fault, cause, call.signal);
       throw fault;
     } finally {
-      pass(outcome);
+      report(outcome);
       metrics.upstreamRequests.add(1, this.#name, call.redirected ? 'redirect' : call.kind, status);
     }
   }

@@ -14,11 +14,11 @@ export interface Limited {
 }
 
 /** Reports the call's outcome, once. */
-export type Pass = (outcome: Outcome) => void;
+export type ReportOutcome = (outcome: Outcome) => void;
 
-export type GateFault = Extract<Fault, 'upstream-down' | 'upstream-timeout' | 'upstream-limited'>;
+export type BreakerFault = Extract<Fault, 'upstream-down' | 'upstream-timeout' | 'upstream-limited'>;
 
-const failuresToShut = 5;
+const failuresToOpen = 5;
 const firstHoldMs = 500;
 const longestHoldMs = 5000;
 const firstLimitedHoldMs = 1000;
@@ -35,8 +35,8 @@ const metricsHoldMs = 30_000;
 const leastSilenceMs = 250;
 const silenceFactor = 5;
 
-interface Shut {
-  readonly fault: GateFault;
+interface OpenState {
+  readonly fault: BreakerFault;
   /** By the monotonic clock. */
   until: number;
 }
@@ -48,7 +48,7 @@ interface Probe {
   readonly end: () => void;
 }
 
-interface Entered {
+interface AdmittedCall {
   readonly what: string;
   readonly era: number;
   readonly startedAt: number;
@@ -59,17 +59,17 @@ interface Entered {
  * The circuit breaker of one host. Five consecutive failures, silence or a rate limit on all requests open the
  * circuit. After a hold that grows with each failure, it lets one probe at a time through; a response closes it.
  */
-export class Gate {
+export class Breaker {
   readonly #host: string;
   readonly #clock: Clock;
-  readonly #onChange: (host: string, fault: GateFault | undefined) => void;
-  #shut: Shut | undefined;
+  readonly #onChange: (host: string, fault: BreakerFault | undefined) => void;
+  #openState: OpenState | undefined;
   /** Consecutive calls without a response. */
   #failures = 0;
   /** Calls that got 5xx since the last good response: a call that fails repeatedly counts once. */
   readonly #serverErrors = new Set<string>();
   /** How often the circuit opened since the last response. */
-  #timesShut = 0;
+  #timesOpened = 0;
   /** Incremented on each change: calls started before it do not count. */
   #era = 0;
   #answeredAt = -Infinity;
@@ -78,37 +78,39 @@ export class Gate {
   #probe: Probe | undefined;
   #failedProbe = '';
 
-  constructor(host: string, clock: Clock, onChange: (host: string, fault: GateFault | undefined) => void) {
+  constructor(host: string, clock: Clock, onChange: (host: string, fault: BreakerFault | undefined) => void) {
     this.#host = host;
     this.#clock = clock;
     this.#onChange = onChange;
   }
 
-  get isShut(): boolean {
-    return this.#shut !== undefined && this.#clock.monotonic() < this.#shut.until + metricsHoldMs;
+  get isOpen(): boolean {
+    return this.#openState !== undefined && this.#clock.monotonic() < this.#openState.until + metricsHoldMs;
   }
 
   /** The fault that calls to this host get, if the last calls had no good response. */
-  get lastFault(): GateFault | undefined {
-    return this.#shut?.fault ?? (this.#failures + this.#serverErrors.size > 0 ? 'upstream-down' : undefined);
+  get lastFault(): BreakerFault | undefined {
+    return (
+      this.#openState?.fault ?? (this.#failures + this.#serverErrors.size > 0 ? 'upstream-down' : undefined)
+    );
   }
 
   /**
    * Admits a call. Throws the fault of an open circuit. `bypassesBreaker`: resumed downloads pace their own retries,
    * so only a rate limit stops them.
    */
-  async enter(what: string, bypassesBreaker: boolean): Promise<Pass> {
-    for (let waited = false; this.#shut; waited = true) {
-      const shut = this.#shut;
-      if (this.#mayProbe(what, shut)) return this.#enter(what, this.#newProbe());
-      if (bypassesBreaker && shut.fault !== 'upstream-limited') return this.#enter(what, 'bypassing');
-      if (!this.#probe || waited) throw this.#refusal(what, shut);
+  async admit(what: string, bypassesBreaker: boolean): Promise<ReportOutcome> {
+    for (let waited = false; this.#openState; waited = true) {
+      const openState = this.#openState;
+      if (this.#mayProbe(what, openState)) return this.#admit(what, this.#newProbe());
+      if (bypassesBreaker && openState.fault !== 'upstream-limited') return this.#admit(what, 'bypassing');
+      if (!this.#probe || waited) throw this.#refusal(what, openState);
       await this.#probe.soon;
     }
-    return this.#enter(what, 'usual');
+    return this.#admit(what, 'usual');
   }
 
-  #mayProbe(what: string, { until }: Shut): boolean {
+  #mayProbe(what: string, { until }: OpenState): boolean {
     const now = this.#clock.monotonic();
     if (now < until || (what === this.#failedProbe && now < until + probeYieldMs)) return false;
     return !this.#probe || now - this.#probe.startedAt >= probeMs;
@@ -125,7 +127,7 @@ export class Gate {
     return this.#probe;
   }
 
-  #refusal(what: string, { fault, until }: Shut): MirrorError {
+  #refusal(what: string, { fault, until }: OpenState): MirrorError {
     const waitMs = Math.max(1000, until - this.#clock.monotonic());
     const why = {
       'upstream-down': 'has been failing',
@@ -139,17 +141,17 @@ export class Gate {
     );
   }
 
-  #enter(what: string, role: Entered['role']): Pass {
-    const entered = { what, role, era: this.#era, startedAt: this.#clock.monotonic() };
+  #admit(what: string, role: AdmittedCall['role']): ReportOutcome {
+    const call = { what, role, era: this.#era, startedAt: this.#clock.monotonic() };
     return (outcome) => {
-      this.#settle(outcome, entered);
+      this.#settle(outcome, call);
       if (typeof role === 'string') return;
       if (this.#probe === role) this.#probe = undefined;
       role.end();
     };
   }
 
-  #settle(outcome: Outcome, { what, role, era, startedAt }: Entered): void {
+  #settle(outcome: Outcome, { what, role, era, startedAt }: AdmittedCall): void {
     const tookMs = this.#clock.monotonic() - startedAt;
     if (typeof outcome === 'object') {
       this.#limit(outcome, era);
@@ -159,7 +161,7 @@ export class Gate {
     if (outcome === 'unknown' || era !== this.#era) return;
     if (outcome === 'answered') {
       this.#averageMs += (tookMs - this.#averageMs) / 8;
-      this.#open();
+      this.#reset();
       return;
     }
     const isSilent =
@@ -171,50 +173,50 @@ export class Gate {
     if (role === 'usual') this.#failed(what, outcome, isSilent);
     else if (role !== 'bypassing') {
       this.#failedProbe = what;
-      this.#close(isSilent ? 'upstream-timeout' : 'upstream-down');
+      this.#trip(isSilent ? 'upstream-timeout' : 'upstream-down');
     }
   }
 
   #failed(what: string, outcome: Outcome, isSilent: boolean): void {
     if (isSilent) {
-      this.#close('upstream-timeout');
+      this.#trip('upstream-timeout');
       return;
     }
     if (outcome === 'server-error') this.#serverErrors.add(what);
     else this.#failures += 1;
-    if (this.#failures + this.#serverErrors.size >= failuresToShut) this.#close('upstream-down');
+    if (this.#failures + this.#serverErrors.size >= failuresToOpen) this.#trip('upstream-down');
   }
 
   #limit({ retryAfterMs }: Limited, era: number): void {
-    if (era === this.#era || this.#shut?.fault !== 'upstream-limited') {
-      this.#close('upstream-limited', retryAfterMs);
+    if (era === this.#era || this.#openState?.fault !== 'upstream-limited') {
+      this.#trip('upstream-limited', retryAfterMs);
     } else if (retryAfterMs !== undefined) {
       // Parallel 429s count once; the longest wait applies.
-      this.#shut.until = Math.max(this.#shut.until, this.#clock.monotonic() + retryAfterMs);
+      this.#openState.until = Math.max(this.#openState.until, this.#clock.monotonic() + retryAfterMs);
     }
   }
 
-  #close(fault: GateFault, retryAfterMs?: number): void {
-    const before = this.#shut?.fault;
+  #trip(fault: BreakerFault, retryAfterMs?: number): void {
+    const before = this.#openState?.fault;
     const isLimit = fault === 'upstream-limited';
-    if (before !== undefined && (before === 'upstream-limited') !== isLimit) this.#timesShut = 0;
+    if (before !== undefined && (before === 'upstream-limited') !== isLimit) this.#timesOpened = 0;
     const hold = isLimit
       ? // Jitter: other mirrors were limited at the same moment.
-        Math.min(firstLimitedHoldMs * 2 ** this.#timesShut, longestLimitedHoldMs) * (1 + Math.random() / 4)
-      : Math.min(firstHoldMs * 2 ** this.#timesShut, longestHoldMs);
-    this.#timesShut += 1;
+        Math.min(firstLimitedHoldMs * 2 ** this.#timesOpened, longestLimitedHoldMs) * (1 + Math.random() / 4)
+      : Math.min(firstHoldMs * 2 ** this.#timesOpened, longestHoldMs);
+    this.#timesOpened += 1;
     this.#era += 1;
-    this.#shut = { fault, until: this.#clock.monotonic() + (retryAfterMs ?? hold) };
+    this.#openState = { fault, until: this.#clock.monotonic() + (retryAfterMs ?? hold) };
     if (before !== fault) this.#onChange(this.#host, fault);
   }
 
-  #open(): void {
+  #reset(): void {
     this.#failures = 0;
     this.#serverErrors.clear();
     this.#answeredAt = this.#clock.monotonic();
-    if (!this.#shut) return;
-    this.#shut = undefined;
-    this.#timesShut = 0;
+    if (!this.#openState) return;
+    this.#openState = undefined;
+    this.#timesOpened = 0;
     this.#era += 1;
     this.#failedProbe = '';
     this.#onChange(this.#host, undefined);
@@ -222,39 +224,39 @@ export class Gate {
 }
 
 /** The circuit breakers of all hosts that one upstream leads to: the registry, its token server, its CDNs. */
-export class Gates {
+export class Breakers {
   readonly #clock: Clock;
-  readonly #onChange: (host: string, fault: GateFault | undefined) => void;
-  readonly #gates: LRUCache<string, Gate>;
+  readonly #onChange: (host: string, fault: BreakerFault | undefined) => void;
+  readonly #breakers: LRUCache<string, Breaker>;
 
   constructor(
     clock: Clock,
     maxHosts: number,
-    onChange: (host: string, fault: GateFault | undefined) => void,
+    onChange: (host: string, fault: BreakerFault | undefined) => void,
   ) {
     this.#clock = clock;
     this.#onChange = onChange;
-    this.#gates = new LRUCache({ max: maxHosts });
+    this.#breakers = new LRUCache({ max: maxHosts });
   }
 
-  of({ origin, host }: URL): Gate {
-    let gate = this.#gates.get(origin);
-    if (!gate) {
-      gate = new Gate(host, this.#clock, this.#onChange);
-      this.#gates.set(origin, gate);
+  of({ origin, host }: URL): Breaker {
+    let breaker = this.#breakers.get(origin);
+    if (!breaker) {
+      breaker = new Breaker(host, this.#clock, this.#onChange);
+      this.#breakers.set(origin, breaker);
     }
-    return gate;
+    return breaker;
   }
 
   /** The fault that calls to this host get, if it has no good response. */
-  lastFault(origin: string): GateFault | undefined {
-    return this.#gates.peek(origin)?.lastFault;
+  lastFault(origin: string): BreakerFault | undefined {
+    return this.#breakers.peek(origin)?.lastFault;
   }
 
   /** The number of open circuits among the matching origins. */
-  countShut(match: (origin: string) => boolean): number {
+  countOpen(match: (origin: string) => boolean): number {
     let count = 0;
-    for (const [origin, gate] of this.#gates.entries()) if (gate.isShut && match(origin)) count += 1;
+    for (const [origin, breaker] of this.#breakers.entries()) if (breaker.isOpen && match(origin)) count += 1;
     return count;
   }
 }
