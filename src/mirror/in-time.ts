@@ -4,26 +4,26 @@ import type { Deadline } from '../util/deadline.ts';
 import { isFault, MirrorError } from '../util/errors.ts';
 
 /** Minimum time in ms to read stale content from disk after the upstream used up the deadline. */
-const leastReadMs = 1000;
+const minReadMs = 1000;
 
 /** The fault of a request whose deadline passed. */
 export function deadlineExceeded(what: string): MirrorError {
   return new MirrorError('upstream-timeout', `${what}: deadline exceeded (fetch.firstByteTimeout)`);
 }
 
-export function inTime<T>(work: Promise<T>, deadline: Deadline, what: string): Promise<T> {
+export function beforeDeadline<T>(work: Promise<T>, deadline: Deadline, what: string): Promise<T> {
   return deadline.before(work, () => deadlineExceeded(what));
 }
 
 /** Content ready to be sent. Content that arrives after the deadline is released. */
-export async function readyInTime(
+export async function readyBeforeDeadline(
   coming: Promise<Content>,
   deadline: Deadline,
   what: string,
 ): Promise<Content> {
   const ready = coming.then(prepared);
   try {
-    return await inTime(ready, deadline, what);
+    return await beforeDeadline(ready, deadline, what);
   } catch (error) {
     coming.then(
       (content) => content.release(),
@@ -44,7 +44,7 @@ export async function isReadable(held: Content | Descriptor, deadline: Deadline)
     // Memory needs no deadline; a hung disk does.
     await (held instanceof MemoryContent
       ? ready
-      : inTime(ready, deadline.atLeast(leastReadMs), `${held.digest} from the store's disk`));
+      : beforeDeadline(ready, deadline.atLeast(minReadMs), `${held.digest} from the store's disk`));
     return true;
   } catch (error) {
     if (isFault(error, 'damaged')) return false;

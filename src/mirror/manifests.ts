@@ -9,7 +9,7 @@ import { Flight } from '../util/flight.ts';
 import type { Authorizer, Proven } from './access/authorize.ts';
 import type { Links } from './access/links.ts';
 import { answerWith, wantsNoBytes, type Answer, type TimedRequest } from './answer.ts';
-import { deadlineExceeded, inTime, isReadable } from './in-time.ts';
+import { beforeDeadline, deadlineExceeded, isReadable } from './in-time.ts';
 import type { Negatives } from './tags/negatives.ts';
 import type { Upstreams } from './upstreams.ts';
 
@@ -73,20 +73,20 @@ export class Manifests {
   fetch(repo: Repo, digest: Digest, deadline: Deadline): Promise<{ value: Content; joined: boolean }> {
     const key = `${repo.key}@${digest}`;
     const fetch = async ({ signal }: Deadline): Promise<Content> =>
-      this.keep(repo, await this.#context.upstreams.of(repo).client.manifest(repo, digest, signal));
+      this.put(repo, await this.#context.upstreams.of(repo).client.manifest(repo, digest, signal));
     return this.#fetching.within(key, deadline, fetch, () => deadlineExceeded(`GET ${key}`));
   }
 
   /** Stores a manifest that the upstream served for the repo. Throws `upstream-invalid` if it is not a manifest. */
-  keep(repo: Repo, manifest: UpstreamManifest): Content {
+  put(repo: Repo, manifest: UpstreamManifest): Content {
     const { links, store } = this.#context;
     const { digest, bytes } = manifest;
     try {
       const content = parseManifest(bytes, manifest.mediaType, `${repo.key} manifest ${digest}`);
       links.confirm(repo, digest, manifest);
-      const kept = store.put(bytes, { digest, ...content });
+      const stored = store.put(bytes, { digest, ...content });
       void store.settled(digest).then(manifest.done);
-      return kept;
+      return stored;
     } catch (error) {
       manifest.done();
       throw error;
@@ -116,7 +116,7 @@ export class Manifests {
     const { store } = this.#context;
     const { digest, size = 0 } = fetched;
     if (size <= largeManifestBytes) return fetched;
-    await inTime(store.settled(digest), deadline, `manifest ${digest}`);
+    await beforeDeadline(store.settled(digest), deadline, `manifest ${digest}`);
     const stored = store.open(digest);
     return stored && (await isReadable(stored, deadline)) ? stored : fetched;
   }

@@ -20,7 +20,7 @@ import {
 } from './answer.ts';
 import type { Fills } from './fill/fills.ts';
 import type { Prefetch } from './fill/prefetch.ts';
-import { inTime, isReadable, readyInTime } from './in-time.ts';
+import { beforeDeadline, isReadable, readyBeforeDeadline } from './in-time.ts';
 import { Manifests } from './manifests.ts';
 import type { MirrorSettings, TagPolicy } from './tags/freshness.ts';
 import { Negatives } from './tags/negatives.ts';
@@ -86,7 +86,7 @@ export class Mirror {
       for (let proven: Proven; ;) {
         const source = this.#authorizer.sourceOf(repo, digest, proven, deadline);
         if (source instanceof Promise) {
-          proven = await inTime(source, deadline, what);
+          proven = await beforeDeadline(source, deadline, what);
           continue;
         }
         // From the look-up to the lease nothing awaits, so the content is in the store, in a fill, or in neither.
@@ -100,7 +100,7 @@ export class Mirror {
         else {
           const { content, result } = fills.join(repo, digest, want);
           this.#noteBlobRequest(repo, digest, request, want, result);
-          return answerWith(await readyInTime(content, deadline, `GET ${what}`), result);
+          return answerWith(await readyBeforeDeadline(content, deadline, `GET ${what}`), result);
         }
       }
     });

@@ -97,10 +97,10 @@ export class Upstreams {
     const { registry, upstream } = chosen ?? first ?? this.#ofHost(hint.host);
     // Some clients name the registry twice: BuildKit by `ns` and in the mirror's path. An alias without a dot may also
     // be a namespace.
-    const isTwice = chosen === undefined || /[.:]/.test(component);
+    const isNamedTwice = chosen === undefined || /[.:]/.test(component);
     return createRepo(
       registry,
-      first?.registry === registry && isTwice ? name.slice(slash + 1) : name,
+      first?.registry === registry && isNamedTwice ? name.slice(slash + 1) : name,
       upstream,
     );
   }

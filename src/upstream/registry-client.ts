@@ -25,13 +25,13 @@ import {
 import { tryTwice } from './try-twice.ts';
 
 /** The age of an answer about a tag: the upstream may itself be a cache. */
-export interface Aged {
+export interface AnswerAge {
   readonly ageMs: number;
   /** Served stale, since the upstream's own upstream could not be asked. */
   readonly isStale: boolean;
 }
 
-export interface UpstreamManifest extends Descriptor, Provenance, Aged {
+export interface UpstreamManifest extends Descriptor, Provenance, AnswerAge {
   readonly bytes: Buffer;
   /** Releases the memory reserved for the bytes. */
   readonly done: () => void;
@@ -98,7 +98,7 @@ export class RegistryClient {
     repo: Repo,
     reference: string,
     signal: AbortSignal,
-  ): Promise<(Descriptor & Provenance & Aged) | undefined> {
+  ): Promise<(Descriptor & Provenance & AnswerAge) | undefined> {
     const response = await this.#requests.sendWithRetry(manifestRequest('HEAD', repo, reference, signal));
     response.body.discard();
     if (response.status !== 200) return undefined;
@@ -217,9 +217,9 @@ export class RegistryClient {
         const direct =
           oldLink &&
           (await this.#requests.sendToLink(request, oldLink).catch((error: unknown) => error as Error));
-        const isGood = direct !== undefined && !(direct instanceof Error);
+        const isUsable = direct !== undefined && !(direct instanceof Error);
         // An aborted request says nothing about the link.
-        if (!isGood && link === oldLink && !signal.aborted) link = undefined;
+        if (!isUsable && link === oldLink && !signal.aborted) link = undefined;
         if (direct instanceof Error) throw direct;
         const response = direct ?? (await this.#requests.send(request));
         const blob = readBlob(request, response, range);
@@ -256,7 +256,7 @@ export class RegistryClient {
 
 const longestAgeMs = 365 * 24 * 60 * 60_000;
 
-function ageOf({ headers }: Response): Aged {
+function ageOf({ headers }: Response): AnswerAge {
   const seconds = /^\d{1,12}$/.exec(headerOf(headers, 'age') ?? '')?.[0] ?? '0';
   return {
     ageMs: Math.min(Number(seconds) * 1000, longestAgeMs),

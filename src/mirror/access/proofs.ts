@@ -81,9 +81,9 @@ export class Proofs {
     deadline: Deadline,
     prove: (deadline: Deadline) => Promise<boolean>,
   ): Promise<boolean> {
-    const late = (): MirrorError =>
+    const timedOut = (): MirrorError =>
       new MirrorError('upstream-timeout', `${key}: not confirmed before the deadline`);
-    const { value } = await this.#running.within(key, deadline, prove, late);
+    const { value } = await this.#running.within(key, deadline, prove, timedOut);
     return value;
   }
 

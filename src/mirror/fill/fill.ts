@@ -147,9 +147,9 @@ export class Fill {
   lease(want: Want): Promise<Content> {
     this.#demand.noteWant(want);
     if (!this.#leaseFor) {
-      const wasAwaited = this.#demand.hasWaiting;
+      const hadWaiting = this.#demand.hasWaiting;
       const content = this.#demand.wait(want);
-      if (!wasAwaited) this.#opening.onFirstReader();
+      if (!hadWaiting) this.#opening.onFirstReader();
       return content;
     }
     const content = this.#leaseFor(want);

@@ -88,12 +88,12 @@ export class Opening {
    * `stop`.
    */
   async run(stop: AbortSignal): Promise<boolean> {
-    const late = new AbortController();
+    const timeout = new AbortController();
     this.#timer = setTimeout(
-      () => late.abort(new DOMException('deadline exceeded', 'TimeoutError')),
+      () => timeout.abort(new DOMException('deadline exceeded', 'TimeoutError')),
       this.#options.firstByteTimeoutMs,
     );
-    const deadline = AbortSignal.any([late.signal, stop]);
+    const deadline = AbortSignal.any([timeout.signal, stop]);
     try {
       return await this.#untilOpen(deadline);
     } finally {

@@ -30,7 +30,7 @@ interface Chain {
 }
 
 /** A client requests the layers soon after the manifest, or not at all. */
-const chainForMs = 5 * 60_000;
+const chainTtlMs = 5 * 60_000;
 const maxChains = 10_000;
 /** Layers remembered for one manifest; below, for all. */
 const maxLayers = 1000;
@@ -40,7 +40,7 @@ const maxPrefetched = 10_000;
 const stepMs = 100;
 const firstLimit = 2;
 /** The total rate must grow by this factor for the limit to rise by one. */
-const growth = 1.05;
+const minGrowth = 1.05;
 
 /**
  * Prefetches layers. A client that misses one layer needs all layers after it in the manifest, but requests only a few
@@ -53,7 +53,7 @@ export class Prefetch {
     max: maxChains,
     maxSize: maxLayersOfChains,
     sizeCalculation: ({ layers }) => layers.length,
-    ttl: chainForMs,
+    ttl: chainTtlMs,
   });
   /** Size of each layer prefetched and not requested yet. */
   readonly #prefetched: LRUCache<Digest, number>;
@@ -69,7 +69,7 @@ export class Prefetch {
     this.#context = context;
     this.#prefetched = new LRUCache({
       max: maxPrefetched,
-      ttl: chainForMs,
+      ttl: chainTtlMs,
       dispose: (bytes, _digest, reason) => {
         if (reason !== 'set') context.onOutcome(bytes, reason === 'delete');
       },
@@ -155,7 +155,7 @@ export class Prefetch {
     const receivedBytes = this.#context.receivedBytes();
     const rate = receivedBytes - this.#receivedBytes;
     this.#receivedBytes = receivedBytes;
-    if (rate <= this.#bestRate * growth) return;
+    if (rate <= this.#bestRate * minGrowth) return;
     this.#bestRate = rate;
     this.#limit += 1;
     this.#start();

@@ -3,7 +3,7 @@ import type { Reader } from '../../store/ingest/ingest.ts';
 import type { Intervals } from '../../store/ingest/intervals.ts';
 
 /** Input for choosing the next span. */
-export interface Situation {
+export interface SpanInput {
   readonly size: number;
   readonly present: Intervals;
   /** Remaining ranges of running spans. */
@@ -32,20 +32,20 @@ export function spanLength(size: number, spanBytes: number): number {
  * The next span: the gap nearest to a reader, else, if the whole is wanted, the first gap. Undefined if all that is
  * wanted is stored or being fetched. A span may start within a running one, which then ends there.
  */
-export function nextSpan(situation: Situation): NextSpan | undefined {
-  const { size, readers, present, isWholeWanted } = situation;
+export function nextSpan(input: SpanInput): NextSpan | undefined {
+  const { size, readers, present, isWholeWanted } = input;
   let best: (NextSpan & { distance: number }) | undefined;
   for (const reader of readers) {
     const blockedAt = present.endOfRun(reader.offset);
     // If the whole is wanted, so are the bytes after the range.
-    const gap = gapFrom(blockedAt, isWholeWanted ? size : (reader.end ?? size), situation);
+    const gap = gapFrom(blockedAt, isWholeWanted ? size : (reader.end ?? size), input);
     if (!gap || gap.start >= (reader.end ?? size)) continue;
     const distance = gap.start - reader.offset;
     if (!best || distance < best.distance) best = { ...gap, urgent: gap.start === blockedAt, distance };
   }
-  const gap = best ?? (isWholeWanted ? gapFrom(0, size, situation) : undefined);
+  const gap = best ?? (isWholeWanted ? gapFrom(0, size, input) : undefined);
   if (!gap) return undefined;
-  const length = spanLength(size, situation.spanBytes);
+  const length = spanLength(size, input.spanBytes);
   // A slightly longer span avoids a tiny one after it.
   const end = gap.end - gap.start > 1.5 * length ? gap.start + length : gap.end;
   return { start: gap.start, end, urgent: best?.urgent ?? false };
@@ -54,7 +54,7 @@ export function nextSpan(situation: Situation): NextSpan | undefined {
 /** Whether a reader is blocked on the next bytes of this span. */
 export function isAwaited(
   { start, end }: ByteRange,
-  { readers, present }: Pick<Situation, 'readers' | 'present'>,
+  { readers, present }: Pick<SpanInput, 'readers' | 'present'>,
 ): boolean {
   for (const { offset } of readers) {
     const blockedAt = present.endOfRun(offset);
@@ -63,7 +63,7 @@ export function isAwaited(
   return false;
 }
 
-function gapFrom(from: number, to: number, { present, running }: Situation): ByteRange | undefined {
+function gapFrom(from: number, to: number, { present, running }: SpanInput): ByteRange | undefined {
   let start = from;
   for (;;) {
     start = present.endOfRun(start);

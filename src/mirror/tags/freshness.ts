@@ -19,7 +19,7 @@ export interface MirrorSettings {
 }
 
 /** How long after expiry a tag may be served before it is revalidated. */
-const behindForMs = 24 * 60 * 60_000;
+const maxBehindMs = 24 * 60 * 60_000;
 
 /** Times in ms since the epoch. If the clock was set back, nothing is fresh. */
 export function isFresh(checkedAt: number, now: number, ttlMs: number): boolean {
@@ -33,7 +33,7 @@ export function mayRevalidateBehind(
   ttlMs: number,
   { revalidate }: TagPolicy,
 ): boolean {
-  return revalidate === 'behind' && isFresh(checkedAt, now, ttlMs + behindForMs);
+  return revalidate === 'behind' && isFresh(checkedAt, now, ttlMs + maxBehindMs);
 }
 
 /** Whether to serve while the upstream cannot be asked. */

@@ -137,8 +137,8 @@ export class Lists {
       }
       // Remembered for stored subjects: clients of a registry without a referrers API then use the tag schema, also
       // while it is down.
-      const isSure = error.fault === 'manifest-unknown' && this.#isPersisted(of);
-      if (isSure) this.#write(repo, (catalog) => catalog.lists.setAbsent(repo, name, clock.now()));
+      const isAbsenceCertain = error.fault === 'manifest-unknown' && this.#isPersisted(of);
+      if (isAbsenceCertain) this.#write(repo, (catalog) => catalog.lists.setAbsent(repo, name, clock.now()));
       // On NAME_UNKNOWN some clients would not fall back to the tag schema.
       throw new MirrorError('manifest-unknown', error.message, { cause: error });
     }

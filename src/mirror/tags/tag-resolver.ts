@@ -186,7 +186,7 @@ export class TagResolver {
   async #fetch(repo: Repo, tag: string, { signal }: Deadline): Promise<TagRow> {
     const { tags, manifests } = this.#context;
     const manifest = await this.#upstreamOf(repo).manifest(repo, tag, signal);
-    const { mediaType } = manifests.keep(repo, manifest);
+    const { mediaType } = manifests.put(repo, manifest);
     return tags.set(repo, tag, { ...manifest, mediaType: mediaType || manifest.mediaType });
   }
 

@@ -5,7 +5,7 @@ import { subjectOf } from '../../oci/signatures.ts';
 import type { Catalog } from '../../store/catalog/catalog.ts';
 import type { TagRow } from '../../store/catalog/tables/tags.ts';
 import type { Logger } from '../../telemetry/log.ts';
-import type { Aged } from '../../upstream/registry-client.ts';
+import type { AnswerAge } from '../../upstream/registry-client.ts';
 import type { Clock } from '../../util/clock.ts';
 
 const maxRemembered = 20_000;
@@ -36,7 +36,7 @@ export class Tags {
   }
 
   /** Records the upstream's answer that the tag points to this manifest. */
-  set(repo: Repo, tag: string, { digest, size, mediaType, ageMs, isStale }: Descriptor & Aged): TagRow {
+  set(repo: Repo, tag: string, { digest, size, mediaType, ageMs, isStale }: Descriptor & AnswerAge): TagRow {
     const before = this.get(repo, tag);
     // `previous` is the last digest that can be served, however often the tag has moved since.
     const isReplaced = before !== undefined && before.digest !== digest && this.#isStored(before.digest);

@@ -35,7 +35,7 @@ export interface PullFigures {
   readonly windowMs: number;
 }
 
-const rememberedForMs = 60 * 60_000;
+const deniedTtlMs = 60 * 60_000;
 
 /** The accounts of one upstream. Chooses the next account by pulls left, working credentials and access to the repo. */
 export class AccountPool {
@@ -65,7 +65,7 @@ export class AccountPool {
     this.#lastGranted = new LRUCache({ max: maxRemembered });
     this.#denied = new LRUCache({
       max: maxRemembered,
-      ttl: rememberedForMs,
+      ttl: deniedTtlMs,
       perf: { now: () => clock.monotonic() },
       ttlResolution: 0,
     });

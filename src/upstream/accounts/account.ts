@@ -13,7 +13,7 @@ export interface AccountContext {
 /** Registries lock accounts after repeated failed logins, so a rejected password is retried rarely. */
 const firstDisabledMs = 15 * 60_000;
 const longestDisabledMs = 2 * 60 * 60_000;
-const withoutLoginMs = 60_000;
+const unavailableMs = 60_000;
 const reconsiderEveryMs = 10_000;
 
 interface Disabled {
@@ -66,7 +66,7 @@ export class Account {
       // Clients must not learn which file or program it is: the log has it as the cause.
       const message = `account ${this.name} of ${this.#context.registry}: credentials unavailable`;
       const error = new MirrorError('account-refused', message, { cause });
-      this.#disable(error, undefined, withoutLoginMs);
+      this.#disable(error, undefined, unavailableMs);
       throw error;
     }
   }
@@ -123,14 +123,14 @@ export class Account {
     if (isSpent === this.#isSpentLogged) return;
     this.#isSpentLogged = isSpent;
     const { registry, clock, log } = this.#context;
-    const about = { registry, account: this.name, limit };
+    const fields = { registry, account: this.name, limit };
     if (!isSpent) {
-      log.info(about, 'pulls available again');
+      log.info(fields, 'pulls available again');
       return;
     }
     const backAt = new Date(clock.now() + (backInMs ?? 0)).toISOString();
     log.warn(
-      { ...about, backAt },
+      { ...fields, backAt },
       `pulls spent: cached content is served, more pulls may be available at ${backAt}`,
     );
   }

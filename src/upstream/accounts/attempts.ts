@@ -41,8 +41,8 @@ export class Attempts {
   /** The next attempt. Throws the most telling fault if no account is left. */
   next(): Attempt {
     const { isPull, repo } = this.#request;
-    const left = this.#accounts.filter((account) => !this.#tried.has(account));
-    const account = this.#pool.choose(isPull, repo, left);
+    const untried = this.#accounts.filter((account) => !this.#tried.has(account));
+    const account = this.#pool.choose(isPull, repo, untried);
     if (!account) throw this.#fault();
     this.#tried.add(account);
     return new Attempt(account, isPull, this);

@@ -26,7 +26,7 @@ const helperTimeoutMs = 10_000;
 const maxHelperOutput = 64 * 1024;
 const maxStderr = 500;
 /** How long "no login" is cached: a user may log in meanwhile. */
-const withoutLoginMs = 60_000;
+const noLoginTtlMs = 60_000;
 /** Life in ms of expiring cloud logins, by the user name that the helper returns; renewed before expiry. */
 const loginLifeMs: Readonly<Record<string, number>> = {
   AWS: 11 * 60 * 60_000,
@@ -78,7 +78,7 @@ export function helperCredentials(helper: string, registry: string, clock: Clock
   let running: Promise<Login | undefined> | undefined;
   const runAndCache = async (): Promise<Login | undefined> => {
     const login = await runHelper(helper, serverOf(registry));
-    const forMs = login ? (loginLifeMs[login.username] ?? Infinity) : withoutLoginMs;
+    const forMs = login ? (loginLifeMs[login.username] ?? Infinity) : noLoginTtlMs;
     cached = { login, until: clock.monotonic() + forMs };
     return login;
   };

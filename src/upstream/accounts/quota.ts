@@ -104,9 +104,9 @@ export class Quota {
     const refusal = this.#refusal;
     if (!refusal || (this.#limit !== undefined && remaining > 0)) return remaining;
     // No figures, or none without a pull: one trial pull after `backAt`.
-    const isTime = this.#clock.monotonic() >= refusal.backAt && this.#observedAt < refusal.backAt;
+    const isTrialDue = this.#clock.monotonic() >= refusal.backAt && this.#observedAt < refusal.backAt;
     if (this.#limit !== undefined && !refusal.hasRetryAfter) return remaining;
-    return isTime && this.#inProgress === 0 ? 1 : 0;
+    return isTrialDue && this.#inProgress === 0 ? 1 : 0;
   }
 
   /** No pulls left, or only a trial pull. */

@@ -21,7 +21,7 @@ export interface AuthenticatorContext {
   readonly maxRemembered: number;
 }
 
-const confirmedForMs = 10_000;
+const confirmationTtlMs = 10_000;
 
 /**
  * The authorizations for one upstream, by its challenges. Learns the scheme once from `/v2/`; after that fetches
@@ -86,7 +86,7 @@ export class Authenticator {
     const ping = (): Promise<Scheme | undefined> => this.#ping(AbortSignal.timeout(this.#sharedTimeoutMs));
     const current = await this.#pings.run('ping', ping).outcome.catch(() => undefined);
     if (current && current.bearer?.realm !== learnt.bearer?.realm) return false;
-    this.#confirmed = { scheme: learnt, until: this.#clock.monotonic() + confirmedForMs };
+    this.#confirmed = { scheme: learnt, until: this.#clock.monotonic() + confirmationTtlMs };
     return true;
   }
 

@@ -36,7 +36,7 @@ export interface TokenServerContext {
 const maxTokenBytes = 1024 * 1024;
 const defaultLifeMs = 60_000;
 const longestLifeMs = 24 * 60 * 60 * 1000;
-const unreadableForMs = 1000;
+const unreadableHoldMs = 1000;
 
 const tokenAnswer = z.object({
   token: z.string().min(1).optional(),
@@ -115,8 +115,8 @@ export class TokenServer {
       return await readToken(response, what, signal);
     } catch (error) {
       const { fault, message } = toMirrorError(error);
-      const again = new MirrorError(fault, message, { retryAfterMs: unreadableForMs, notAsked: true });
-      this.#unreadable = { error: again, until: this.#clock.monotonic() + unreadableForMs };
+      const again = new MirrorError(fault, message, { retryAfterMs: unreadableHoldMs, notAsked: true });
+      this.#unreadable = { error: again, until: this.#clock.monotonic() + unreadableHoldMs };
       throw error;
     }
   }

@@ -32,7 +32,7 @@ const probeYieldMs = 1000;
 /** How long after its hold the circuit still counts as open in metrics, if no call was made. */
 const metricsHoldMs = 30_000;
 /** A missed deadline counts as the host's silence if the call took this long, and this many times the usual latency. */
-const leastSilenceMs = 250;
+const minSilenceMs = 250;
 const silenceFactor = 5;
 
 interface OpenState {
@@ -44,7 +44,7 @@ interface OpenState {
 interface Probe {
   readonly startedAt: number;
   /** Resolves when the probe ends, or others should wait no longer. */
-  readonly soon: Promise<void>;
+  readonly waitable: Promise<void>;
   readonly end: () => void;
 }
 
@@ -105,7 +105,7 @@ export class Breaker {
       if (this.#mayProbe(what, openState)) return this.#admit(what, this.#newProbe());
       if (bypassesBreaker && openState.fault !== 'upstream-limited') return this.#admit(what, 'bypassing');
       if (!this.#probe || waited) throw this.#refusal(what, openState);
-      await this.#probe.soon;
+      await this.#probe.waitable;
     }
     return this.#admit(what, 'usual');
   }
@@ -123,7 +123,7 @@ export class Breaker {
       clearTimeout(timer);
       resolve(undefined);
     };
-    this.#probe = { startedAt: this.#clock.monotonic(), soon: promise, end };
+    this.#probe = { startedAt: this.#clock.monotonic(), waitable: promise, end };
     return this.#probe;
   }
 
@@ -166,7 +166,7 @@ export class Breaker {
     }
     const isSilent =
       outcome === 'silent' ||
-      (outcome === 'late' && tookMs >= Math.max(leastSilenceMs, silenceFactor * this.#averageMs));
+      (outcome === 'late' && tookMs >= Math.max(minSilenceMs, silenceFactor * this.#averageMs));
     if (outcome === 'late' && !isSilent) return;
     // Others got a response meanwhile, so the host is not silent.
     if (isSilent && this.#answeredAt > startedAt) return;
