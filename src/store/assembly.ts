@@ -21,7 +21,7 @@ import { Space } from './room/space.ts';
 import { Background } from './upkeep/background.ts';
 import { CatalogJobs } from './upkeep/catalog-jobs.ts';
 import { CatalogLog } from './upkeep/catalog-log.ts';
-import { CatalogSize } from './upkeep/catalog-size.ts';
+import { CatalogSize, sharesOf } from './upkeep/catalog-size.ts';
 import { DataDirectory } from './upkeep/data-directory.ts';
 import { Recheck } from './upkeep/recheck.ts';
 import { Scrubber } from './upkeep/scrubber.ts';
@@ -81,7 +81,15 @@ export function assemble(
   const buffers = new Buffers();
   const background = new Background(catalog, log);
   const { signal } = background;
-  const catalogLog = new CatalogLog({ root, catalog, health, worker: workers.catalog, log });
+  const mostLogBytes = (): number => sharesOf(limits()).log;
+  const catalogLog = new CatalogLog({
+    root,
+    catalog,
+    health,
+    worker: workers.catalog,
+    mostBytes: mostLogBytes,
+    log,
+  });
   const shared = { root, limits, context, clock, log, health, catalog, catalogLog, pins, background };
   const catalogJobs = new CatalogJobs({ ...shared, workers });
   const ingests = new Ingests({ ...shared, verifier, buffers, worker: workers.files });
@@ -154,7 +162,7 @@ export function assemble(
 }
 
 function openCatalog(
-  { path, upkeep = true }: StoreOptions,
+  { path, limits, upkeep = true }: StoreOptions,
   { log }: StoreContext,
   health: Health,
   onTagMoved: OnTagMoved,
@@ -162,6 +170,7 @@ function openCatalog(
   return new Catalog(catalogPath(path), {
     inMemory: health.isOnCopy,
     onTagMoved,
+    maxListBytes: () => sharesOf(limits()).lists,
     // Operators are told by what they do that it failed.
     ...(upkeep && { onDamaged: (error: unknown) => health.catalogDamaged(error) }),
     onLostWrite: (error) => log.warn({ err: error }, 'something could not be written to the catalog'),

@@ -5,6 +5,7 @@ import type { Child } from '../oci/manifest.ts';
 import { assemble, type StoreParts } from './assembly.ts';
 import type { Catalog } from './catalog/catalog.ts';
 import { explain } from './catalog/damage.ts';
+import type { ListTable } from './catalog/tables/lists.ts';
 import type { StoreContext, StoreOptions } from './context.ts';
 import type { Deletion } from './deletion.ts';
 import type { Health } from './disk/health.ts';
@@ -200,6 +201,16 @@ export class BlobStore {
     const written = this.#memory.put(held, () => publishing.persist(held));
     if (written) void background.track(written);
     return new MemoryContent(held);
+  }
+
+  /**
+   * Writes to the lists of tags and referrers, in the order of the calls: at once, or behind the answer while much is written to the
+   * catalog. `bytes`: what of it waits in memory; what would be too much is not written. Rejects with what the database says.
+   */
+  async writeLists(write: (lists: ListTable) => void, bytes = 0): Promise<void> {
+    const { background, catalogLog } = this.#parts;
+    const written = catalogLog.writeIfRoom(bytes, () => write(this.catalog.lists));
+    if (written) await background.track(written);
   }
 
   /** Resolves when what was put is on disk, or could not be written. */

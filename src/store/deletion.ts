@@ -32,6 +32,9 @@ export interface DeletionParts {
   readonly context: StoreContext;
 }
 
+/** Removing so many rows writes some hundred kilobytes. */
+const manyRows = 50;
+
 /** What leaves the store: what may, how it goes, and what is on its way out. */
 export class Deletion implements Victims {
   readonly #parts: DeletionParts;
@@ -134,6 +137,7 @@ export class Deletion implements Victims {
     }
     const { queue } = this.#catalog.connection;
     try {
+      if (this.#catalog.children.hasMoreThan(digest, manyRows)) await catalogLog.pace();
       let isMore = await queue.write(() => this.#catalog.blobs.remove(digest));
       this.#lost.delete(digest);
       while (isMore) {

@@ -13,6 +13,11 @@ const memoryBytes = 64 * 1024 * 1024;
 const entryBytes = 512;
 const childBytes = 250;
 
+/** What content takes in memory with its children, in bytes, about. */
+export function memoryOf({ bytes, children }: Held): number {
+  return bytes.length + entryBytes + children.length * childBytes;
+}
+
 /** Verified content in memory: what is small and was used last, and what is on its way to disk. */
 export class Memory {
   readonly #catalog: Catalog;
@@ -20,7 +25,7 @@ export class Memory {
   readonly #recent = new LRUCache<Digest, Held>({
     maxSize: memoryBytes,
     maxEntrySize: 4 * memoryEntryBytes,
-    sizeCalculation: ({ bytes, children }) => bytes.length + entryBytes + children.length * childBytes,
+    sizeCalculation: memoryOf,
   });
   /** On the way to disk: findable until the catalog has them. */
   readonly #settling = new Map<Digest, Held>();

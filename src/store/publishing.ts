@@ -1,9 +1,9 @@
 import { unlink, writeFile } from 'node:fs/promises';
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import type { Child } from '../oci/manifest.ts';
 import { isFault, MirrorError } from '../util/errors.ts';
+import { Slots } from '../util/slots.ts';
 import type { WorkerThread } from '../util/worker.ts';
 import type { Catalog } from './catalog/catalog.ts';
 import type { StoreContext } from './context.ts';
@@ -12,12 +12,13 @@ import type { Health } from './disk/health.ts';
 import { blobPath } from './disk/layout.ts';
 import type { Ingest } from './ingest/ingest.ts';
 import type { Ingests } from './ingest/ingests.ts';
+import { memoryOf } from './memory.ts';
 import type { Held } from './reading/stored-content.ts';
 import type { Evictor } from './room/evictor.ts';
 import type { Pins } from './room/pins.ts';
 import type { Background } from './upkeep/background.ts';
 import type { CatalogLog } from './upkeep/catalog-log.ts';
-import type { CatalogSize } from './upkeep/catalog-size.ts';
+import { manyChildren, type CatalogSize } from './upkeep/catalog-size.ts';
 
 export interface PublishingParts {
   /** The data directory. */
@@ -36,15 +37,17 @@ export interface PublishingParts {
   readonly context: StoreContext;
 }
 
-/** Writing so many rows takes some milliseconds. */
-const manyChildren = 500;
+/** So many manifests are written at a time: the others wait in memory, not as files that others have to make room for. */
+const manifestsAtOnce = 16;
+/** Manifests that wait in memory to be written are at most so large: what comes beyond that is not kept. */
+const mostWaitingBytes = 32 * 1024 * 1024;
 
 /** How what is verified becomes part of the store. */
 export class Publishing {
   readonly #parts: PublishingParts;
   readonly #catalog: Catalog;
-  /** Of the large manifests: resolves when the next may be written. */
-  #turn: Promise<unknown> = Promise.resolve();
+  readonly #manifests = new Slots(manifestsAtOnce);
+  #waitingBytes = 0;
 
   constructor(parts: PublishingParts) {
     this.#parts = parts;
@@ -75,9 +78,10 @@ export class Publishing {
     const { digest } = held;
     const { health, context } = this.#parts;
     try {
-      await this.#persist(held);
+      await (held.children.length > 0 ? this.#persistManifest(held) : this.#persist(held));
     } catch (error) {
-      if (this.#catalog.connection.isDamaged) return;
+      const { signal } = this.#parts.background;
+      if (this.#catalog.connection.isDamaged || (signal.aborted && error === signal.reason)) return;
       if (!isFault(error, 'store-full')) health.failed(error);
       context.log.warn({ err: error, digest }, 'content is not kept: it could not be written');
     }
@@ -108,12 +112,28 @@ export class Publishing {
     return background.track(work());
   }
 
+  /** When it is its turn: wide ones that still wait when the store closes are not kept. */
+  async #persistManifest(held: Held): Promise<void> {
+    const bytes = memoryOf(held);
+    if (this.#waitingBytes > 0 && this.#waitingBytes + bytes > mostWaitingBytes)
+      throw new MirrorError('store-full', 'too many manifests wait to be written');
+    this.#waitingBytes += bytes;
+    const isWide = held.children.length > manyChildren;
+    const { signal } = this.#parts.background;
+    try {
+      const done = await this.#manifests.take(isWide ? signal : undefined);
+      await this.#persist(held).finally(done);
+    } finally {
+      this.#waitingBytes -= bytes;
+    }
+  }
+
   async #persist(held: Held): Promise<void> {
     const { digest, size, bytes } = held;
     const { deletion, ingests, evictor, context } = this.#parts;
     if (deletion.stored(digest)) {
       const add = (): boolean => this.#catalog.blobs.add(held, held.children, context.clock.now());
-      await this.#catalog.connection.queue.write(add);
+      await this.#write(add, held.children.length);
       return;
     }
     const reservation = evictor.reservation();
@@ -144,15 +164,14 @@ export class Publishing {
       try {
         await worker.call('publish', { from: path, to });
         catalogLog.isDirty = true;
-        if (children.length > manyChildren) await this.#inTurn(children.length);
         let wasLost = false;
-        const isNew = await this.#catalog.connection.queue.write(() => {
+        const add = (): boolean => {
           const isNew = this.#catalog.blobs.add(descriptor, children, context.clock.now());
           if (deletion.restored(digest)) wasLost = true;
           pins.stored(digest);
           return isNew;
-        });
-        return isNew || wasLost;
+        };
+        return (await this.#write(add, children.length)) || wasLost;
       } catch (error) {
         // Without a row the file would be on nobody's account.
         if (!this.#catalog.connection.isDamaged && !this.#catalog.blobs.get(digest))
@@ -163,20 +182,11 @@ export class Publishing {
     return background.track(work());
   }
 
-  /** Large manifests are written one at a time, and others are answered in between; the catalog has room for them first. */
-  async #inTurn(children: number): Promise<void> {
+  /** Each child is a row: they are written when the log is short, and those of wide manifests when the catalog has room for them. */
+  #write(add: () => boolean, children: number): Promise<boolean> {
     const { catalogLog, catalogSize } = this.#parts;
-    const before = this.#turn;
-    const prepare = async (): Promise<void> => {
-      await before;
-      await catalogSize.makeRoom(children);
-      await catalogLog.pace();
-    };
-    const prepared = prepare();
-    this.#turn = prepared
-      .catch(() => undefined)
-      .then(() => nextTurn())
-      .then(() => nextTurn());
-    await prepared;
+    if (children === 0) return this.#catalog.connection.queue.write(add);
+    const makeRoom = (): Promise<void> => catalogSize.makeRoom(children);
+    return catalogLog.write(add, children > manyChildren ? makeRoom : undefined);
   }
 }

@@ -1,7 +1,15 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { ask, type Reply } from '../support/http.ts';
-import { blobOf, imageOf, largeBlob, ociIndex, randomBlob, type Blob } from '../support/images.ts';
+import {
+  blobOf,
+  imageOf,
+  largeBlob,
+  ociIndex,
+  ociManifest,
+  randomBlob,
+  type Blob,
+} from '../support/images.ts';
 import { TestMirror, until } from '../support/mirror.ts';
 import { Upstream } from '../support/upstream.ts';
 
@@ -195,4 +203,66 @@ test('indexes of very many parts do not make the catalog large, and what they to
   await watching;
   t.diagnostic(`directory at most ${largest} bytes`);
   assert.ok(largest < cap + 32e6, `${largest}`);
+});
+
+test('the whole directory keeps to the cap and what stands beside it, also under manifests of many layers and long lists', async (t) => {
+  const upstream = await Upstream.start();
+  const cap = 40e6;
+  const mirror = await TestMirror.start({
+    upstream: upstream.url,
+    config: { store: { maxBytes: cap }, log: { level: 'error' }, fetch: { prefetch: 'off' } },
+  });
+  let isOver = false;
+  t.after(() => {
+    isOver = true;
+    return Promise.all([mirror.close(), upstream.stop()]);
+  });
+  const held = imageOf([randomBlob(1000)]);
+  for (let k = 0; k < 6; k++) {
+    upstream.addImage(`lists/${k}`, held, 'latest');
+    for (let i = 0; i < 3000; i++)
+      upstream.addManifest(`lists/${k}`, held.manifest, `${i}-${'x'.repeat(100)}`);
+  }
+  let largest = 0;
+  let largestLog = 0;
+  const watch = async (): Promise<void> => {
+    for (; !isOver; await new Promise((resolve) => setTimeout(resolve, 50))) {
+      const files = await mirror.files();
+      const sum = files.reduce((sum, { size }) => sum + size, 0);
+      largest = Math.max(largest, sum);
+      largestLog = Math.max(largestLog, files.find(({ path }) => path === 'catalog.db-wal')?.size ?? 0);
+    }
+  };
+  const watching = watch();
+  for (let i = 0; i < 22; i++) {
+    const blob = randomBlob(2e6);
+    upstream.addBlob('library/x', blob);
+    assert.equal((await mirror.get(`/v2/library/x/blobs/${blob.digest}`)).status, 200);
+  }
+  const end = performance.now() + 9000;
+  let pulled = 0;
+  const client = async (k: number): Promise<void> => {
+    for (let i = 0; performance.now() < end; i++) {
+      const layers = Array.from({ length: 150 }, (_, n) => {
+        return { mediaType: 'a/b', digest: blobOf(`${k} ${i} ${n}`).digest, size: 500 };
+      });
+      const json = { schemaVersion: 2, mediaType: ociManifest, config: layers[0], layers };
+      const manifest = { ...blobOf(JSON.stringify(json)), mediaType: ociManifest };
+      upstream.addManifest('library/x', manifest);
+      const path =
+        i % 8 > 0
+          ? `/v2/library/x/manifests/${manifest.digest}`
+          : `/v2/lists/${k}/tags/list?n=${800 + (i % 200)}`;
+      assert.equal((await mirror.get(path)).status, 200);
+      pulled += 1;
+    }
+  };
+  await Promise.all(Array.from({ length: 6 }, (_, k) => client(k)));
+  isOver = true;
+  await watching;
+  t.diagnostic(`${pulled} misses, directory at most ${largest} bytes, log ${largestLog}`);
+  assert.ok(pulled > 300);
+  assert.ok(largest < cap + 32 * 1024 * 1024, `${largest}`);
+  assert.ok(largestLog < 16e6, `${largestLog}`);
+  assert.match(await mirror.metrics(), /layercache_store_bytes [1-9]/);
 });

@@ -4,7 +4,7 @@ import { ociIndex } from '../../oci/manifest.ts';
 import type { Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
 import type { Catalog } from '../../store/catalog/catalog.ts';
-import type { ListRow } from '../../store/catalog/tables/lists.ts';
+import type { ListRow, ListTable } from '../../store/catalog/tables/lists.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { ListOf } from '../../upstream/repo-requests.ts';
 import type { Clock } from '../../util/clock.ts';
@@ -126,19 +126,20 @@ export class Lists {
         checkedAt: clock.now(),
       };
       this.#bodies.set(digest, bytes);
-      if (this.#isPersisted(of)) this.#write(repo, (catalog) => catalog.lists.set(repo, name, row, bytes));
+      if (this.#isPersisted(of))
+        this.#write(repo, (lists) => lists.set(repo, name, row, bytes), bytes.length);
       return row;
     } catch (cause) {
       const error = toMirrorError(cause);
       if (!error.row.definite) throw error;
       if (of.kind === 'tags') {
-        this.#write(repo, (catalog) => catalog.lists.removeWithPrefix(repo, 'tags/'));
+        this.#write(repo, (lists) => lists.removeWithPrefix(repo, 'tags/'));
         throw error;
       }
       // Remembered for stored subjects: clients of a registry without a referrers API then use the tag schema, also
       // while it is down.
       const isAbsenceCertain = error.fault === 'manifest-unknown' && this.#isPersisted(of);
-      if (isAbsenceCertain) this.#write(repo, (catalog) => catalog.lists.setAbsent(repo, name, clock.now()));
+      if (isAbsenceCertain) this.#write(repo, (lists) => lists.setAbsent(repo, name, clock.now()));
       // On NAME_UNKNOWN some clients would not fall back to the tag schema.
       throw new MirrorError('manifest-unknown', error.message, { cause: error });
     }
@@ -191,12 +192,10 @@ export class Lists {
     }
   }
 
-  #write(repo: Repo, write: (catalog: Catalog) => void): void {
-    try {
-      write(this.#catalog);
-    } catch (error) {
+  #write(repo: Repo, write: (lists: ListTable) => void, bytes = 0): void {
+    this.#context.store.writeLists(write, bytes).catch((error: unknown) => {
       this.#context.log.warn({ err: error, repo: repo.key }, 'list not written');
-    }
+    });
   }
 
   /** TTL in ms. An empty list lives no longer than a negative answer, so that a new push is soon visible. */

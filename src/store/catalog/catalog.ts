@@ -15,6 +15,8 @@ import { Uses } from './tables/uses.ts';
 
 export interface CatalogOptions extends ConnectionOptions {
   readonly onTagMoved?: OnTagMoved;
+  /** What lists of tags and referrers may take, as it is now; default: no limit. */
+  readonly maxListBytes?: () => number;
 }
 
 /**
@@ -38,7 +40,7 @@ export class Catalog {
 
   /** Throws when the file is damaged, locked by another program, or of another version. */
   constructor(file: string, options: CatalogOptions = {}) {
-    const { onTagMoved = (): void => undefined } = options;
+    const { onTagMoved = (): void => undefined, maxListBytes = (): number => Infinity } = options;
     const connection = new Connection(file, options);
     this.connection = connection;
     try {
@@ -48,7 +50,7 @@ export class Catalog {
       this.links = new LinkTable(connection);
       this.tags = new TagTable(connection, onTagMoved);
       this.roots = new Roots(connection);
-      this.lists = new ListTable(connection);
+      this.lists = new ListTable(connection, maxListBytes);
       this.partials = new PartialTable(connection);
       this.pins = new PinTable(connection);
       this.quotas = new QuotaTable(connection);

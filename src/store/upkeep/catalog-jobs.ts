@@ -53,11 +53,8 @@ export class CatalogJobs {
   checkIfLarge(): void {
     if (!isLarge(this.#file)) return;
     const { background, catalogLog } = this.#parts;
-    catalogLog.isHeld = true;
-    this.checking = background.track(this.#check()).finally(() => {
-      this.checking = undefined;
-      catalogLog.isHeld = false;
-    });
+    const check = catalogLog.hold(this.#check());
+    this.checking = background.track(check).finally(() => (this.checking = undefined));
   }
 
   async #check(): Promise<void> {
@@ -82,9 +79,9 @@ export class CatalogJobs {
 
   /** Never rejects. */
   async backup(): Promise<void> {
-    const { root, catalog, workers, context } = this.#parts;
-    await workers
-      .apart('backup', { file: this.#file, to: backupPath(root) })
+    const { root, catalog, catalogLog, workers, context } = this.#parts;
+    await catalogLog
+      .hold(workers.apart('backup', { file: this.#file, to: backupPath(root) }))
       .catch((error: unknown) => this.#failed(error))
       .catch((error: unknown) => {
         if (!catalog.connection.isDamaged)

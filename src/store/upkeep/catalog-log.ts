@@ -1,3 +1,5 @@
+import { statSync } from 'node:fs';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Logger } from '../../telemetry/log.ts';
 import type { WorkerThread } from '../../util/worker.ts';
 import type { Catalog } from '../catalog/catalog.ts';
@@ -13,6 +15,8 @@ export interface CatalogLogParts {
   readonly health: Health;
   /** With a connection of its own to the catalog. */
   readonly worker: WorkerThread;
+  /** What the log may take while nothing can cut it, in bytes. */
+  readonly mostBytes: () => number;
   readonly log: Logger;
 }
 
@@ -21,16 +25,23 @@ const cutLogBytes = 4 * 1024 * 1024;
 /** And one of this size at once. */
 const longLogBytes = 16 * 1024 * 1024;
 
+/** What waits for the log in memory, and can be done without, is at most so large. */
+const mostWaitingBytes = 16 * 1024 * 1024;
+
 /** The write-ahead log of the catalog: its checkpoints, and what keeps it short. */
 export class CatalogLog {
   readonly #parts: CatalogLogParts;
   readonly #file: string;
   readonly #walFile: string;
   #cutting: Promise<void> | undefined;
+  /** What reads the whole catalog: the log cannot be cut before that is over. */
+  readonly #reading = new Set<Promise<unknown>>();
+  /** Resolves when all that waited for the log has been written. */
+  #turn: Promise<unknown> = Promise.resolve();
+  #waiting = 0;
+  #waitingBytes = 0;
   /** Something was written since the last checkpoint. */
   isDirty = false;
-  /** The catalog is being read through: the log is not cut before that is over. */
-  isHeld = false;
 
   constructor(parts: CatalogLogParts) {
     this.#parts = parts;
@@ -52,7 +63,7 @@ export class CatalogLog {
     try {
       // While much is written, only more would come meanwhile.
       if ((await sizeOf(this.#walFile)) < longLogBytes) await worker.call('checkpoint', { file: this.#file });
-      if (!this.isHeld && (await sizeOf(this.#walFile)) >= cutLogBytes) await this.cut();
+      if (this.#reading.size === 0 && (await sizeOf(this.#walFile)) >= cutLogBytes) await this.cut();
     } catch (error) {
       if (isCorrupt(error)) catalog.connection.damaged(error);
       else log.warn({ err: error }, 'the catalog could not be checkpointed');
@@ -63,6 +74,61 @@ export class CatalogLog {
   async cut(): Promise<void> {
     const { catalog, worker } = this.#parts;
     await catalog.connection.queue.during(() => worker.call('truncate', { file: this.#file }));
+  }
+
+  /** `work` reads the whole catalog: the log is not cut before it is over. Returns `work`. */
+  hold<T>(work: Promise<T>): Promise<T> {
+    this.#reading.add(work);
+    const done = (): void => void this.#reading.delete(work);
+    work.then(done, done);
+    return work;
+  }
+
+  /**
+   * Does a write of many pages: at once while the log is short, else in turn and when it has been cut. With `prepare` it is done
+   * in turn, after that. Resolves to what it returns.
+   */
+  write<T>(write: () => T, prepare?: () => Promise<void>): Promise<T> {
+    const { queue } = this.#parts.catalog.connection;
+    if (!prepare && this.#waiting === 0 && this.#lengthNow() < cutLogBytes) return queue.write(write);
+    const work = async (): Promise<T> => {
+      await prepare?.();
+      await this.#untilShort();
+      return await queue.write(write);
+    };
+    this.#waiting += 1;
+    const done = this.#turn.then(work).finally(() => (this.#waiting -= 1));
+    // Others are answered in between.
+    this.#turn = done
+      .catch(() => undefined)
+      .then(() => nextTurn())
+      .then(() => nextTurn());
+    return done;
+  }
+
+  /** The same of what holds so many bytes in memory until it is written: undefined, and nothing is done, when too much waits. */
+  writeIfRoom(bytes: number, write: () => void): Promise<void> | undefined {
+    if (this.#waitingBytes + bytes > mostWaitingBytes) return undefined;
+    this.#waitingBytes += bytes;
+    return this.write(write).finally(() => (this.#waitingBytes -= bytes));
+  }
+
+  async #untilShort(): Promise<void> {
+    await this.pace();
+    while (this.#reading.size > 0 && this.#lengthNow() >= this.#parts.mostBytes()) {
+      await Promise.allSettled(this.#reading);
+      await this.pace();
+    }
+  }
+
+  /** Between two looks it may grow by a hundred megabytes: so it is looked at before each write. */
+  #lengthNow(): number {
+    try {
+      return statSync(this.#walFile, { throwIfNoEntry: false })?.size ?? 0;
+    } catch {
+      // The write will say what is wrong with the disk.
+      return 0;
+    }
   }
 
   /** Whoever writes much waits until a log that has grown is cut. */

@@ -30,8 +30,13 @@ const shareOfCap = 0.05;
 const leastBytes = 32 * 1024 * 1024;
 /** Of that share the catalog without its free pages; the rest is for its log, its backup, and that one being made anew. */
 const shareOfFiles = 0.25;
-/** No image has so many layers: such manifests leave first when the catalog is too large. */
-const veryManyChildren = 200;
+/** And lists of tags and referrers, which are in the catalog. */
+const shareOfLists = 0.125;
+const mostListBytes = 64 * 1024 * 1024;
+/** Hardly an image has so many layers: such manifests leave first when the catalog is too large. */
+export const manyChildren = 100;
+/** The log is cut when it has half of that. */
+const usualLogBytes = 8 * 1024 * 1024;
 /** What each of them takes in the catalog, about. */
 const childRowBytes = 400;
 const lookedAtOnce = 16;
@@ -42,6 +47,29 @@ const shrinkPages = 512;
 /** The file system is to have so much left for that. */
 const shrinkRoomBytes = 64 * 1024 * 1024;
 const shrinkAgainMs = 10_000;
+
+/** What the catalog's files may take beside a cap, in bytes: in all, their log while it cannot be cut, and lists in the catalog. */
+export function sharesOf({ maxBytes }: { maxBytes: number }): { all: number; log: number; lists: number } {
+  const all = Math.max(leastBytes, shareOfCap * maxBytes);
+  return { all, log: all * shareOfFiles, lists: Math.min(all * shareOfLists, mostListBytes) };
+}
+
+/** Of the catalog's files, in bytes. */
+export interface CatalogFileSizes {
+  readonly catalog: number;
+  readonly log: number;
+  readonly backup: number;
+  /** That is being made. */
+  readonly newBackup: number;
+}
+
+/**
+ * What the catalog's files take, in bytes, with what they will take soon: the next backup, and the log between two looks. So room is
+ * there before they grow.
+ */
+export function bytesSoon({ catalog, log, backup, newBackup }: CatalogFileSizes): number {
+  return catalog + Math.max(log, usualLogBytes) + backup + Math.max(newBackup, catalog);
+}
 
 /** Keeps the catalog to its share of the disk. */
 export class CatalogSize {
@@ -56,7 +84,7 @@ export class CatalogSize {
 
   /** What the catalog's files may take beside the cap, in bytes. */
   get share(): number {
-    return Math.max(leastBytes, shareOfCap * this.#parts.limits().maxBytes);
+    return sharesOf(this.#parts.limits()).all;
   }
 
   get isSlimming(): boolean {
@@ -74,7 +102,7 @@ export class CatalogSize {
   }
 
   /**
-   * Keeps the catalog to its share, with room for `bytes` more: manifests of very many parts go, those first whose last use
+   * Keeps the catalog to its share, with room for `bytes` more: lists go that are beyond their limit, as after the cap was lowered, and manifests of many parts go, those first whose last use
    * is longest ago.
    */
   slim(bytes: number): Promise<void> {
@@ -94,13 +122,14 @@ export class CatalogSize {
       const size = catalog.connection.size();
       return size.bytes - size.free > limit;
     };
+    if (isOver()) catalog.lists.keepToLimits();
     while (!signal.aborted && isOver()) {
       const found = catalog.uses.wideManifests(lookedAtOnce, last);
       if (found.length === 0) return;
       for (const victim of found) {
         last = victim;
         const { digest } = victim;
-        if (!catalog.children.hasMoreThan(digest, veryManyChildren) || !victims.mayLeave(digest)) continue;
+        if (!catalog.children.hasMoreThan(digest, manyChildren) || !victims.mayLeave(digest)) continue;
         await victims.evict(victim, 'max-bytes');
         if (!isOver()) return;
       }

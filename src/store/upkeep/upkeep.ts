@@ -10,7 +10,7 @@ import type { Space } from '../room/space.ts';
 import type { Background } from './background.ts';
 import type { CatalogJobs } from './catalog-jobs.ts';
 import type { CatalogLog } from './catalog-log.ts';
-import type { CatalogSize } from './catalog-size.ts';
+import { bytesSoon, type CatalogSize } from './catalog-size.ts';
 import type { DataDirectory } from './data-directory.ts';
 
 export interface UpkeepParts {
@@ -97,16 +97,15 @@ export class Upkeep {
   async #watch(): Promise<void> {
     const { root, limits, background, catalogLog, catalogJobs, catalogSize, health, space } = this.#parts;
     const backup = backupPath(root);
-    const files = [catalogPath(root), backup, `${backup}.new`, walPath(root)];
-    const sizes = await Promise.all(files.map(sizeOf));
-    const bytes = sizes.reduce((sum, size) => sum + size, 0);
+    const files = [catalogPath(root), walPath(root), backup, `${backup}.new`];
+    const [size = 0, log = 0, backupSize = 0, newBackup = 0] = await Promise.all(files.map(sizeOf));
+    const bytes = bytesSoon({ catalog: size, log, backup: backupSize, newBackup });
     space.otherBytes = Math.max(0, bytes - catalogSize.share);
     await catalogLog.pace();
     if (health.isOnCopy || health.trouble !== undefined) return;
     if (!catalogSize.isSlimming) background.behind(catalogSize.slim(0), 'making room in the catalog');
     background.behind(catalogSize.shrink(), 'making the catalog smaller');
-    if (space.bytes + bytes > limits().maxBytes + catalogSize.share) this.tidy();
-    const [size = 0, backupSize = 0] = sizes;
+    if (space.bytes + space.otherBytes > limits().maxBytes) this.tidy();
     if (catalogSize.isTooLargeBackup(backupSize, size)) await catalogJobs.backup();
   }
 }

@@ -1,5 +1,6 @@
 import type { Digest } from '../../../oci/digest.ts';
 import type { Repo, RepoName } from '../../../oci/repo.ts';
+import { stepMs } from '../../../util/steps.ts';
 import type { Connection } from '../connection.ts';
 
 /** A page of tags or referrers, as the upstream gave it. */
@@ -16,8 +17,6 @@ export interface ListRow {
   readonly checkedAt: number;
 }
 
-/** Lists do not count against the cap of the store: they have limits of their own. */
-const maxListBytes = 64 * 1024 * 1024;
 const maxLists = 50_000;
 const maxListsOfRepo = 500;
 
@@ -25,11 +24,14 @@ const maxListsOfRepo = 500;
 export class ListTable {
   readonly #connection: Connection;
   readonly #statements: ReturnType<typeof statementsOf>;
+  readonly #maxBytes: () => number;
   /** At least what there is; undefined: not counted yet. */
   #total: { count: number; bytes: number } | undefined;
 
-  constructor(connection: Connection) {
+  /** Lists do not count against the cap of the store: they have at most `maxBytes`, as it is now. */
+  constructor(connection: Connection, maxBytes: () => number) {
     this.#connection = connection;
+    this.#maxBytes = maxBytes;
     this.#statements = statementsOf(connection);
   }
 
@@ -43,34 +45,48 @@ export class ListTable {
 
   /**
    * Beyond the limits the pages are removed that were checked longest ago: first those of the same repo, since clients choose the
-   * pages, then those of the upstream whose lists take most.
+   * pages, then those of the upstream whose lists take most. A page larger than all may have is not kept.
    */
   set({ registry, name, upstream }: Repo, page: string, row: ListRow, body: Buffer | null): void {
     this.#connection.queue.do(() => {
-      const { set, countOfRepo, removeOldestOfRepo } = this.#statements;
+      const { set, remove, countOfRepo, removeOldestOfRepo } = this.#statements;
       const { digest, size, next, filters, checkedAt } = row;
       this.#connection.transaction(() => {
+        if (size > this.#maxBytes()) {
+          remove.run(registry, name, page);
+          return;
+        }
         set.run(registry, name, page, digest, size, body, next, filters, checkedAt, upstream);
         const excess = (countOfRepo.get(registry, name)?.count ?? 0) - maxListsOfRepo;
         if (excess > 0) removeOldestOfRepo.run(registry, name, excess);
-        this.#keepToLimits(size);
+        this.#keepToLimits(1, size);
       });
     });
   }
 
-  #keepToLimits(addedBytes: number): void {
+  /** Removes some of what is beyond the limits, which may be others than they were. To be called now and then. */
+  keepToLimits(): void {
+    if (this.#connection.isDamaged || this.#connection.queue.isWaiting) return;
+    this.#connection.queue.do(() => this.#connection.transaction(() => this.#keepToLimits(0, 0)));
+  }
+
+  #keepToLimits(addedCount: number, addedBytes: number): void {
     const { total, removeOldest } = this.#statements;
+    const maxBytes = this.#maxBytes();
     this.#total ??= total.get() ?? { count: 0, bytes: 0 };
     // A page that was replaced is counted twice: the rows are counted again somewhat too early.
-    this.#total.count += 1;
+    this.#total.count += addedCount;
     this.#total.bytes += addedBytes;
-    if (this.#total.count <= maxLists && this.#total.bytes <= maxListBytes) return;
+    if (this.#total.count <= maxLists && this.#total.bytes <= maxBytes) return;
     this.#total = total.get() ?? { count: 0, bytes: 0 };
-    while (this.#total.count > maxLists * 0.9 || this.#total.bytes > maxListBytes * 0.9) {
+    const until = performance.now() + stepMs;
+    while (this.#total.count > maxLists * 0.9 || this.#total.bytes > maxBytes * 0.9) {
       const removed = removeOldest.get();
       if (!removed) break;
       this.#total.count -= 1;
       this.#total.bytes -= removed.bytes;
+      // The rest goes later, if it is still too much.
+      if (performance.now() >= until) break;
     }
   }
 
@@ -113,6 +129,9 @@ function statementsOf(connection: Connection) {
     removeOldestOfRepo: connection.prepare<[string, string, number]>(
       `DELETE FROM lists WHERE rowid IN
          (SELECT rowid FROM lists WHERE registry = ? AND repo = ? ORDER BY digest IS NOT NULL, checked_at LIMIT ?)`,
+    ),
+    remove: connection.prepare<[string, string, string]>(
+      'DELETE FROM lists WHERE registry = ? AND repo = ? AND page = ?',
     ),
     removeMatching: connection.prepare<[string, string, string]>(
       'DELETE FROM lists WHERE registry = ? AND repo = ? AND page GLOB ?',
