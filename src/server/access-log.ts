@@ -4,26 +4,27 @@ import type { Log } from '../telemetry/log.ts';
 import type { Kind, Metrics } from '../telemetry/metrics.ts';
 import type { Trace } from '../telemetry/trace.ts';
 
-/** What is known of one request when it has been answered. */
+/** The facts of one request, for its access line and its metrics. */
 export class AccessRecord implements Trace {
   upstreamCalls = 0;
   mirrors: readonly string[] = [];
   kind: Kind | 'ping' | undefined;
   repo: Repo | undefined;
-  /** The registry that was named by a parameter, and is known. */
+  /** Value of the `ns` parameter, if it names a configured registry. */
   ns: string | undefined;
-  /** A tag or a digest. */
+  /** Tag or digest. */
   reference = '';
   status = 0;
-  /** As in X-Cache, or `error`. */
+  /** The X-Cache value, or `error`. */
   result = '';
   reason: string | undefined;
   fault: string | undefined;
   bytes = 0;
-  /** Of the whole content, once known. */
+  /** Size of the whole content in bytes, once known. */
   size: number | undefined;
-  /** Who asks: an address, and a name if it has said one. */
+  /** Client address. */
   readonly client: string;
+  /** Authenticated user name. */
   user: string | undefined;
   readonly startedAt: number;
   headersAt = 0;
@@ -47,10 +48,10 @@ export interface AccessContext {
 }
 
 const maxText = 200;
-/** Reasons for a stale answer though the upstream is well. */
-const notOutages = new Set(['quota-spent', 'tag-gone']);
+/** Reasons of stale answers that do not mean an upstream outage. */
+const nonOutageReasons = new Set(['quota-spent', 'tag-gone']);
 
-/** One line a request, and its numbers. The line is put together by hand: it is on the path of every hit. */
+/** Writes the access line of a request and counts it. The line is built by hand because every cache hit writes one. */
 export function finishAccess(
   record: AccessRecord,
   line: RequestLine,
@@ -67,13 +68,13 @@ export function finishAccess(
       const entry = ledger.of(repo.upstream, repo.name, repo.key);
       entry.servedBytes += bytes;
       if (kind === 'manifest' && line.method === 'GET') entry.clientPulls += 1;
-      if (result === 'stale' && !notOutages.has(record.reason ?? '')) {
+      if (result === 'stale' && !nonOutageReasons.has(record.reason ?? '')) {
         entry.bridged(now);
         ledger.of(repo.upstream, '').bridged(now);
       }
     }
   }
-  // Repo, reference and fault are of a checked form; whatever else a client can choose is quoted.
+  // Repo, reference and fault are validated; all other client-controlled values are JSON-quoted.
   log.access(
     `{"msg":"request","method":"${line.method ?? ''}",` +
       (repo
@@ -87,7 +88,7 @@ export function finishAccess(
   );
 }
 
-/** A query may carry what is nobody's business. */
+/** Drops the query: it may carry secrets. */
 function quote(text: string): string {
   return JSON.stringify(text.split('?', 1)[0]?.slice(0, maxText) ?? '');
 }

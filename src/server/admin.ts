@@ -11,13 +11,13 @@ import type { Logger } from '../telemetry/log.ts';
 import type { Metrics } from '../telemetry/metrics.ts';
 import { createApp } from './app.ts';
 
-/** What may be asked of the running mirror: a name, and what answers it. A thrown `OperationError` is 409. */
+/** Operations of the admin API by name. A thrown `OperationError` becomes 409. */
 export type AdminOperations = Readonly<Record<string, (args: unknown) => Promise<unknown>>>;
 
 export interface Readiness {
-  /** What does not work, in words for everybody. */
+  /** What does not work, in text that names no account. */
   readonly reasons: readonly string[];
-  /** Something can be served: what is held, or what is passed on. */
+  /** Whether anything can be served, from the store or from an upstream. */
   readonly canServe: boolean;
 }
 
@@ -27,13 +27,13 @@ export interface AdminContext {
   readonly isDraining: () => boolean;
   readonly readiness: () => Readiness;
   readonly operations: AdminOperations;
-  /** Whether whoever reaches the address may use the operations; else they need the token. */
+  /** Whether adminListen is a loopback address: then operations need no token unless one is configured. */
   readonly isLoopback: boolean;
-  /** Undefined: none is configured. Read when it is needed. */
+  /** Reads the configured adminToken; undefined if none is configured. */
   readonly token: () => Promise<string | undefined>;
 }
 
-/** What operators and Prometheus ask: on an address of its own, never beside the registry API. */
+/** Health, metrics and operations. Served on adminListen, never on the address of the registry API. */
 export function createAdminApp(context: AdminContext): Express {
   const { metrics, log, isDraining, readiness, operations } = context;
   const app = createApp();
@@ -42,7 +42,7 @@ export function createAdminApp(context: AdminContext): Express {
   });
   app.get('/readyz', (_req, res) => {
     const { reasons, canServe } = readiness();
-    // What is held is served though nothing else can be had, and what cannot be stored is passed through.
+    // Degraded is still 200: stored content is served during an outage, and pulls bypass a broken store.
     const state = reasons.length === 0 ? 'ok' : `${canServe ? 'degraded' : 'down'}: ${reasons.join('; ')}`;
     const isReady = canServe && !isDraining();
     res
@@ -55,14 +55,14 @@ export function createAdminApp(context: AdminContext): Express {
     res.setHeader('Content-Type', metrics.contentType);
     res.end(text);
   });
-  // A browser sends JSON to another origin only after asking, and is never told that it may.
+  // No CSRF: a browser sends JSON across origins only after a CORS preflight, which this API never grants.
   app.post('/api/:operation', authorise(context), express.json({ limit: bodyLimit }), async (req, res) => {
     const name = String(req.params['operation']);
     const operation = Object.hasOwn(operations, name) ? operations[name] : undefined;
     const args: unknown = req.body;
     if (!operation) res.status(404).json({ error: 'no such operation' });
     else if (typeof args !== 'object' || args === null)
-      res.status(400).json({ error: 'a JSON object is expected, as application/json' });
+      res.status(400).json({ error: 'expected a JSON object with Content-Type: application/json' });
     else {
       try {
         res.json(await Promise.try(operation, args as Record<string, unknown>));
@@ -75,26 +75,28 @@ export function createAdminApp(context: AdminContext): Express {
           return;
         }
         const { name: kind, message } = error as Error;
-        const isTold = kind === 'OperationError';
-        if (!isTold) log.error({ err: error, operation: name }, 'an operation of the admin API failed');
-        res.status(isTold ? 409 : 500).json({ error: isTold ? message : 'internal error: see the log' });
+        const isForOperator = kind === 'OperationError';
+        if (!isForOperator) log.error({ err: error, operation: name }, 'an admin API operation failed');
+        res
+          .status(isForOperator ? 409 : 500)
+          .json({ error: isForOperator ? message : 'internal error: see the log' });
       }
     }
   });
   app.use((error: BodyError, _req: Request, res: Response, _next: NextFunction) => {
     const { status = 500, type = '' } = error;
-    if (status >= 500) log.error({ err: error }, 'a request to the admin API failed');
+    if (status >= 500) log.error({ err: error }, 'an admin API request failed');
     if (res.headersSent) res.destroy();
     else res.status(status).json({ error: bodyProblems[type] ?? 'the request cannot be read' });
   });
   return app;
 }
 
-/** As Express's parsers throw it. */
+/** Thrown by Express's body parsers. */
 type BodyError = Error & { status?: number; type?: string };
 
 const bodyLimit = '8mb';
-/** Parsers' own messages quote what they have read. */
+/** Replaces the parsers' own messages, which quote the body. */
 const bodyProblems: Readonly<Record<string, string>> = {
   'entity.parse.failed': 'the body is not JSON',
   'entity.too.large': `the body is larger than ${bodyLimit}`,
@@ -104,24 +106,26 @@ const bodyProblems: Readonly<Record<string, string>> = {
 
 function authorise({ isLoopback, token }: AdminContext): RequestHandler {
   return async (req, res, next) => {
-    let wanted: string | undefined;
+    let expected: string | undefined;
     try {
-      wanted = await token();
+      expected = await token();
     } catch {
-      res.status(503).json({ error: 'the adminToken cannot be read' });
+      res.status(503).json({ error: 'adminToken cannot be read' });
       return;
     }
     const given = /^Bearer (.+)$/.exec(req.headers.authorization ?? '')?.[1];
-    // A page in a browser of this machine may have a name of its own that leads here.
-    const isOurs = isLoopback && /^(?:localhost|127\.[\d.]+|\[::1\])(?::\d+)?$/.test(req.headers.host ?? '');
-    if (wanted === undefined ? isOurs : given !== undefined && isSame(given, wanted)) next();
-    else if (wanted === undefined)
-      res.status(403).json({ error: 'off loopback the operations need a token: configure adminToken' });
-    else res.status(401).json({ error: 'the adminToken is expected as Authorization: Bearer' });
+    // Checking Host stops DNS rebinding: a web page whose name resolves to loopback.
+    const isLocal = isLoopback && /^(?:localhost|127\.[\d.]+|\[::1\])(?::\d+)?$/.test(req.headers.host ?? '');
+    if (expected === undefined ? isLocal : given !== undefined && isSame(given, expected)) next();
+    else if (expected === undefined)
+      res
+        .status(403)
+        .json({ error: 'operations from a non-loopback address need a token: configure adminToken' });
+    else res.status(401).json({ error: 'expected the adminToken in an Authorization: Bearer header' });
   };
 }
 
-/** In a time that says nothing about where they differ. */
+/** Constant-time comparison. */
 function isSame(a: string, b: string): boolean {
   const hash = (text: string): Buffer => createHash('sha256').update(text).digest();
   return timingSafeEqual(hash(a), hash(b));

@@ -7,11 +7,11 @@ export function createRegistryApp(context: RegistryContext): RequestListener {
   const app = createApp();
   const handler = createRegistryHandler(context);
   app.use(handler);
-  // Targets that Express cannot read pass it by: they get their OCI error too.
+  // Express skips request targets that it cannot parse: answer these with an OCI error too.
   return (req, res) => app(req as Request, res as Response, () => void handler(req, res));
 }
 
-/** Express without what would touch an answer: our ETags are digests, our types are bare, our targets are raw. */
+/** Express without its own ETags, query parsing and X-Powered-By. */
 export function createApp(): Express {
   const app = express();
   app.disable('x-powered-by');

@@ -15,18 +15,18 @@ import { permits, rulesFor, type Rules } from './permissions.ts';
 
 export interface ClientGroup extends Rules {
   readonly name: string;
-  /** Undefined: from everywhere. */
+  /** Undefined: any address. */
   readonly from: Networks | undefined;
-  /** Names in which `*` stands for anything. Undefined: whoever it is, or nobody in particular. */
+  /** User name patterns. Undefined: any client, authenticated or not. */
   readonly users: readonly RegExp[] | undefined;
 }
 
 export interface ClientsOptions extends LimitsOptions {
-  /** Undefined: nobody has to say who it is. */
+  /** Path. Undefined: no password is required. */
   readonly htpasswd: string | undefined;
-  /** Undefined: everybody. */
+  /** Undefined: any address. */
   readonly allowFrom: Networks | undefined;
-  /** Whose X-Forwarded-For counts. */
+  /** Peers whose X-Forwarded-For is honoured. */
   readonly trustedProxies: Networks | undefined;
   readonly rules: Rules;
   readonly groups: readonly ClientGroup[];
@@ -37,49 +37,52 @@ export interface ClientsContext {
   readonly log: Logger;
 }
 
-/** Who asks. */
+/** The client of a request. */
 export interface Client {
   readonly address: string;
-  /** As htpasswd or the client's certificate names it. */
+  /** User name from htpasswd, or CN of the client certificate. */
   readonly user: string | undefined;
   readonly rules: Rules;
 }
 
 const maxRemembered = 10_000;
-/** Wrong passwords of one client in a minute; more are not even looked at. */
+/** Wrong passwords per client and minute; further ones are refused unchecked. */
 const maxFailures = 20;
 const failuresForMs = 60_000;
 const maxHops = 20;
 const maxLoginLength = 1024;
-/** Passwords that one client has compared at once, and that wait for it: of one and in all. */
-const comparedAtOnce = 2;
-const maxWaitingOfOne = 200;
-const maxWaiting = 2000;
-const waitMs = 20_000;
+/** Concurrent password checks per client. */
+const checksPerClient = 2;
+/** Password checks running or queued, per client and in total. */
+const maxPendingPerClient = 200;
+const maxPending = 2000;
+const maxQueueMs = 20_000;
+/** Retry-After when the queue is full. */
 const busyForMs = 5000;
 
 /**
- * Who the clients are and what they may do: the address, behind trusted proxies that which they name; the user; the
- * group; and the limits of each. Nothing that a client sends is believed but by a trusted proxy, a password or a
- * certificate.
+ * Identifies clients (address, user, group), and enforces access rules and limits. Addresses come from the connection, or
+ * from X-Forwarded-For if the peer is a trusted proxy; users from a checked password or client certificate.
  */
 export class Clients {
   readonly #context: ClientsContext;
   readonly #limits: Limits;
-  /** Who client certificates speak of. */
-  readonly #certified = new WeakMap<Socket, { name: string | undefined }>();
-  /** Connections above the limit: they are told so, and closed. */
+  /** CN of each connection's client certificate. */
+  readonly #certificateNames = new WeakMap<Socket, { name: string | undefined }>();
+  /** Connections above maxConnections: their first request gets 429, then they close. */
   readonly #excess = new WeakSet<Socket>();
   readonly #failures: LRUCache<string, number>;
-  /** Whether an address is let in and whether it is a trusted proxy's: networks are not searched on every request. */
-  readonly #known = new LRUCache<string, { isAllowed: boolean; isProxy: boolean }>({ max: maxRemembered });
+  /** Cached matches of an address against allowFrom and trustedProxies. */
+  readonly #addressChecks = new LRUCache<string, { isAllowed: boolean; isProxy: boolean }>({
+    max: maxRemembered,
+  });
   #options: ClientsOptions;
   #htpasswd: Htpasswd | undefined;
-  /** Passwords that are compared or wait for it, by client and in all. */
-  readonly #comparing = new Map<string, { readonly slots: Slots; count: number }>();
-  #waiting = 0;
+  /** Password checks running or queued, by client network. */
+  readonly #pending = new Map<string, { readonly slots: Slots; count: number }>();
+  #pendingTotal = 0;
 
-  /** Throws when the htpasswd file cannot be used. */
+  /** Throws if the htpasswd file is invalid. */
   constructor(options: ClientsOptions, context: ClientsContext) {
     this.#options = options;
     this.#context = context;
@@ -93,9 +96,7 @@ export class Clients {
     });
   }
 
-  /**
-   * Checks other options. Throws when the htpasswd file cannot be used. What it returns makes them count from the next request on.
-   */
+  /** Validates new options; the returned function applies them. Throws if the htpasswd file is invalid. */
   prepare(options: ClientsOptions): () => void {
     const isSameFile = options.htpasswd === this.#options.htpasswd;
     const htpasswd = isSameFile ? this.#htpasswd : this.#open(options);
@@ -103,7 +104,7 @@ export class Clients {
       if (!isSameFile) void this.#htpasswd?.close();
       this.#htpasswd = htpasswd;
       this.#options = options;
-      this.#known.clear();
+      this.#addressChecks.clear();
     };
   }
 
@@ -113,35 +114,35 @@ export class Clients {
     server.on(event, (socket: Socket) => this.#connected(socket));
   }
 
-  /** Whose request it is: of the connection, or as a trusted proxy says. */
+  /** Client address: of the connection, or from X-Forwarded-For of a trusted proxy. */
   addressOf(req: IncomingMessage): string {
     const peer = plainAddress(req.socket.remoteAddress ?? '');
-    return this.#look(peer).isProxy ? this.#forwarded(req, peer) : peer;
+    return this.#checkAddress(peer).isProxy ? this.#forwarded(req, peer) : peer;
   }
 
-  /** Throws `denied`, `unauthorized` or `client-limited`. */
+  /** Authenticates the client and counts its request. Throws `denied`, `unauthorized` or `client-limited`. */
   admit(req: IncomingMessage, res: ServerResponse, address: string): Client | Promise<Client> {
     const { socket } = req;
-    if (!this.#look(address).isAllowed)
-      throw new MirrorError('denied', `client ${address}: not among clients.allowFrom`);
+    if (!this.#checkAddress(address).isAllowed)
+      throw new MirrorError('denied', `client ${address}: not in clients.allowFrom`);
     if (this.#excess.has(socket)) {
       res.shouldKeepAlive = false;
       throw this.#limits.tooManyConnections(address);
     }
     if (this.#options.maxConnections !== Infinity) this.#countForwarded(address, socket, res);
     this.#limits.request(address);
-    if (!this.#htpasswd) return this.#client(address, this.#certifiedName(socket));
+    if (!this.#htpasswd) return this.#client(address, this.#certificateName(socket));
     return this.#authenticate(this.#htpasswd, req.headers.authorization, address);
   }
 
-  /** Throws `denied`. `tag`: undefined for digests and lists. */
+  /** Checks the client's rules. `tag`: undefined for digests and lists. Throws `denied`. */
   authorize({ rules, address, user }: Client, repo: Repo, tag: string | undefined): void {
     if (permits(rules, repo, tag)) return;
     const who = user === undefined ? `client ${address}` : `user ${user}`;
     const what = tag === undefined ? repo.key : `${repo.key}:${tag}`;
     throw new MirrorError(
       'denied',
-      `${what}: not allowed here for ${who}; see "allow" and "deny" of the mirror`,
+      `${what}: not allowed for ${who}; see "allow" and "deny" in the mirror's configuration`,
     );
   }
 
@@ -151,43 +152,43 @@ export class Clients {
 
   async #authenticate(htpasswd: Htpasswd, header: string | undefined, address: string): Promise<Client> {
     const login = parseBasic(header);
-    if (!login) throw new MirrorError('unauthorized', 'a user name and a password are needed here');
+    if (!login) throw new MirrorError('unauthorized', 'this mirror requires a user name and password');
     const { user } = login;
-    let isRight = await htpasswd.knows(user, login.password);
-    isRight ??= await this.#compare(htpasswd, login, address);
+    let isRight = await htpasswd.cached(user, login.password);
+    isRight ??= await this.#checkPassword(htpasswd, login, address);
     if (!isRight) throw new MirrorError('unauthorized', 'wrong user name or password');
     return this.#client(address, user);
   }
 
-  /** A few at a time for each client, so that guessers wait for themselves. */
-  async #compare(
+  /** Queues checks per client, so that a password guesser delays only itself. Throws `client-limited`. */
+  async #checkPassword(
     htpasswd: Htpasswd,
     { user, password }: { user: string; password: string },
     address: string,
   ): Promise<boolean> {
     const key = clientNetwork(address);
-    const line = this.#comparing.get(key) ?? { slots: new Slots(comparedAtOnce), count: 0 };
+    const queue = this.#pending.get(key) ?? { slots: new Slots(checksPerClient), count: 0 };
     const tooMany = (retryAfterMs: number): MirrorError =>
-      new MirrorError('client-limited', `client ${address}: too many passwords to look at`, { retryAfterMs });
-    if (line.count >= maxWaitingOfOne || this.#waiting >= maxWaiting) throw tooMany(busyForMs);
-    this.#comparing.set(key, line);
-    line.count += 1;
-    this.#waiting += 1;
-    const give = await line.slots.take(AbortSignal.timeout(waitMs)).catch(() => undefined);
+      new MirrorError('client-limited', `client ${address}: too many password checks`, { retryAfterMs });
+    if (queue.count >= maxPendingPerClient || this.#pendingTotal >= maxPending) throw tooMany(busyForMs);
+    this.#pending.set(key, queue);
+    queue.count += 1;
+    this.#pendingTotal += 1;
+    const release = await queue.slots.take(AbortSignal.timeout(maxQueueMs)).catch(() => undefined);
     try {
-      if (!give) throw tooMany(busyForMs);
-      const known = await htpasswd.knows(user, password);
-      if (known !== undefined) return known;
+      if (!release) throw tooMany(busyForMs);
+      const cached = await htpasswd.cached(user, password);
+      if (cached !== undefined) return cached;
       const failures = this.#failures.get(key) ?? 0;
       if (failures >= maxFailures) throw tooMany(failuresForMs);
       const isRight = await htpasswd.check(user, password);
       if (!isRight) this.#failures.set(key, (this.#failures.get(key) ?? 0) + 1, { noUpdateTTL: true });
       return isRight;
     } finally {
-      give?.();
-      this.#waiting -= 1;
-      line.count -= 1;
-      if (line.count === 0) this.#comparing.delete(key);
+      release?.();
+      this.#pendingTotal -= 1;
+      queue.count -= 1;
+      if (queue.count === 0) this.#pending.delete(key);
     }
   }
 
@@ -201,19 +202,19 @@ export class Clients {
     return { address, user, rules: rulesFor(rules, group) };
   }
 
-  #look(address: string): { isAllowed: boolean; isProxy: boolean } {
-    const known = this.#known.get(address);
-    if (known) return known;
+  #checkAddress(address: string): { isAllowed: boolean; isProxy: boolean } {
+    const cached = this.#addressChecks.get(address);
+    if (cached) return cached;
     const { allowFrom, trustedProxies } = this.#options;
-    const look = {
+    const check = {
       isAllowed: allowFrom?.contains(address) ?? true,
       isProxy: trustedProxies?.contains(address) ?? false,
     };
-    this.#known.set(address, look);
-    return look;
+    this.#addressChecks.set(address, check);
+    return check;
   }
 
-  /** From the right, since only the proxies that we trust have written there: the first address that is none of them. */
+  /** The rightmost X-Forwarded-For address that is no trusted proxy: entries left of it may be forged. */
   #forwarded(req: IncomingMessage, peer: string): string {
     const header = req.headers['x-forwarded-for'];
     const hops = (Array.isArray(header) ? header.join(',') : (header ?? '')).split(',');
@@ -225,17 +226,17 @@ export class Clients {
           .replace(/^\[(.*)\](?::\d+)?$/, '$1')
           .replace(/^([\d.]+):\d+$/, '$1'),
       );
-      // A trusted proxy that names nobody does not speak for itself.
+      // Garbage from a trusted proxy must not count as the proxy itself, which may be in allowFrom.
       if (isIP(next) === 0) return hop.trim() === '' ? address : 'unknown';
       address = next;
-      if (!this.#look(next).isProxy) break;
+      if (!this.#checkAddress(next).isProxy) break;
     }
     return address;
   }
 
-  /** A proxy's connections are not its clients': what runs at once is counted instead. */
+  /** Behind a proxy, concurrent requests are counted against maxConnections: the proxy owns the connections. */
   #countForwarded(address: string, socket: Socket, res: ServerResponse): void {
-    if (!this.#look(plainAddress(socket.remoteAddress ?? '')).isProxy) return;
+    if (!this.#checkAddress(plainAddress(socket.remoteAddress ?? '')).isProxy) return;
     const { excess, close } = this.#limits.connection(address);
     res.once('close', close);
     if (excess > 0) throw this.#limits.tooManyConnections(address);
@@ -244,20 +245,20 @@ export class Clients {
   #connected(socket: Socket): void {
     const { maxConnections } = this.#options;
     const peer = plainAddress(socket.remoteAddress ?? '');
-    if (this.#look(peer).isProxy) return;
+    if (this.#checkAddress(peer).isProxy) return;
     const { excess, close } = this.#limits.connection(peer);
     socket.once('close', close);
     if (excess > maxConnections) socket.destroy();
     else if (excess > 0) this.#excess.add(socket);
   }
 
-  #certifiedName(socket: Socket): string | undefined {
+  #certificateName(socket: Socket): string | undefined {
     if (!(socket instanceof TLSSocket) || !socket.authorized) return undefined;
-    const known = this.#certified.get(socket);
-    if (known) return known.name;
+    const cached = this.#certificateNames.get(socket);
+    if (cached) return cached.name;
     const { CN } = socket.getPeerCertificate().subject;
     const name = Array.isArray(CN) ? CN[0] : CN;
-    this.#certified.set(socket, { name });
+    this.#certificateNames.set(socket, { name });
     return name;
   }
 

@@ -1,7 +1,7 @@
 import { compareSync } from 'bcryptjs';
 import { answerCalls } from '../util/worker.ts';
 
-/** bcrypt is slow on purpose: it has a thread of its own, and there one comparison comes after the other. */
+/** bcrypt is slow by design: comparisons run one at a time on a thread of their own. */
 answerCalls({
   compare: ({ password, hash }: { password: string; hash: string }) => compareSync(password, hash),
 });

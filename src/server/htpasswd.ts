@@ -11,23 +11,23 @@ import { showPath } from './tls.ts';
 
 const rememberedForMs = 5 * 60_000;
 const maxRemembered = 10_000;
-/** Nobody's: compared against where there is no such user, so that time does not tell who there is. */
-const salted = 'CwTycUXWue0Thq9StjUM0uJ8i6nC0p0y1w6vO4iB2QdGkq1t3G5Wm';
+/** Salt and hash to compare with for unknown users, so that timing does not reveal which users exist. */
+const dummyHash = 'CwTycUXWue0Thq9StjUM0uJ8i6nC0p0y1w6vO4iB2QdGkq1t3G5Wm';
 
-/** Users and the bcrypt hashes of their passwords, from a file that is read again when it changes. */
+/** Users and bcrypt hashes from an htpasswd file, reloaded when it changes. */
 export class Htpasswd {
   readonly #file: string;
   readonly #log: Logger;
   readonly #worker = new WorkerThread('htpasswd-worker', import.meta.url);
   readonly #unwatch: () => void;
-  /** What was right or wrong a moment ago, under a key that this process alone can make. */
+  /** Recent results by HMAC of user, hash and password. */
   readonly #verdicts = new LRUCache<string, boolean>({ max: maxRemembered, ttl: rememberedForMs });
   readonly #running = new Flight<string, boolean>();
   readonly #comparing = new Set<Promise<boolean>>();
   readonly #secret = randomBytes(32);
   #hashes: ReadonlyMap<string, string>;
 
-  /** Throws when the file cannot be read, or has something else in it. */
+  /** Throws if the file cannot be read or parsed. */
   constructor(file: string, log: Logger) {
     this.#file = file;
     this.#log = log;
@@ -35,8 +35,8 @@ export class Htpasswd {
     this.#unwatch = watchFiles([file], () => void this.#reload());
   }
 
-  /** What is known, or on its way, at no cost; undefined: it has to be compared. */
-  knows(user: string, password: string): boolean | Promise<boolean> | undefined {
+  /** The cached or pending result; undefined if the password must be compared. */
+  cached(user: string, password: string): boolean | Promise<boolean> | undefined {
     const key = this.#keyOf(user, password);
     return this.#verdicts.get(key) ?? this.#running.of(key);
   }
@@ -46,7 +46,7 @@ export class Htpasswd {
     const hash = this.#hashes.get(user);
     const worker = this.#worker;
     const compare = async (): Promise<boolean> => {
-      const isSame = await worker.call<boolean>('compare', { password, hash: hash ?? this.#nobody() });
+      const isSame = await worker.call<boolean>('compare', { password, hash: hash ?? this.#dummy() });
       const isRight = isSame && hash !== undefined;
       this.#verdicts.set(key, isRight);
       return isRight;
@@ -56,36 +56,36 @@ export class Htpasswd {
     return outcome.finally(() => this.#comparing.delete(outcome));
   }
 
-  /** What is being compared is waited for. */
+  /** Waits for pending comparisons. */
   async close(): Promise<void> {
     this.#unwatch();
     await Promise.allSettled(this.#comparing);
     await this.#worker.close();
   }
 
-  /** As dear as the hashes of those that there are. */
-  #nobody(): string {
+  /** A hash with the same bcrypt cost as the file's, so that it takes the same time. */
+  #dummy(): string {
     const [some = '$2b$10$'] = this.#hashes.values();
-    return some.slice(0, '$2b$10$'.length) + salted;
+    return some.slice(0, '$2b$10$'.length) + dummyHash;
   }
 
   async #reload(): Promise<void> {
     try {
       this.#hashes = parseHtpasswd(await readFile(this.#file, 'utf8'));
-      this.#log.info({ users: this.#hashes.size }, 'clients.htpasswd was read again');
+      this.#log.info({ users: this.#hashes.size }, 'clients.htpasswd reloaded');
     } catch (error) {
-      this.#log.error({ err: error }, 'clients.htpasswd cannot be used any more: it stays as it was');
+      this.#log.error({ err: error }, 'clients.htpasswd is invalid: keeping the previous users');
     }
   }
 
-  /** With the hash in it: a password that was changed is not remembered. */
+  /** Includes the hash: results for a changed password no longer match. */
   #keyOf(user: string, password: string): string {
     const parts = [user, this.#hashes.get(user) ?? '', password];
     return createHmac('sha256', this.#secret).update(JSON.stringify(parts)).digest('base64');
   }
 }
 
-/** Throws with the number of the line that is wrong; its text may be a secret. */
+/** User names to bcrypt hashes. Throws with the line number of an invalid line, without its text, which may be a secret. */
 export function parseHtpasswd(text: string): Map<string, string> {
   const hashes = new Map<string, string>();
   for (const [i, line] of text.split(/\r?\n/).entries()) {
@@ -94,14 +94,14 @@ export function parseHtpasswd(text: string): Map<string, string> {
       /^([^:]+):(\$2[aby]\$(?:0[4-9]|1[0-7])\$[./A-Za-z0-9]{53})$/.exec(line.trim()) ?? [];
     if (user === undefined || hash === undefined)
       throw new Error(
-        `line ${i + 1}: found something else, expected user:hash with bcrypt (cost 4 to 17), as "htpasswd -B" makes it`,
+        `line ${i + 1}: expected user:hash with bcrypt (cost 4 to 17), as written by "htpasswd -B"`,
       );
     hashes.set(user, hash);
   }
   return hashes;
 }
 
-/** What is wrong with the file; undefined: nothing. */
+/** Why the file is invalid; undefined if it is valid. */
 export function problemOfHtpasswd(file: string): string | undefined {
   try {
     parseHtpasswd(readFileSync(file, 'utf8'));

@@ -4,43 +4,43 @@ import { createServer as createTlsServer } from 'node:https';
 import type { Duplex } from 'node:stream';
 import { readTls, type TlsFiles } from './tls.ts';
 
-/** A client that accepts no byte for that long is cut. */
+/** A client that accepts no byte for this long is disconnected. */
 const stuckAfterMs = 5 * 60_000;
 const closeIdleEveryMs = 50;
 const lingerMs = 1000;
 
 export interface HttpServerOptions {
-  /** Absent: plain HTTP. */
+  /** Undefined: plain HTTP. */
   tls?: TlsFiles | undefined;
-  /** These are for tests. */
+  /** Overridden by tests. */
   stuckMs?: number;
   headersTimeoutMs?: number;
 }
 
-/** An HTTP server with our limits. Throws when its certificate cannot be used. */
+/** An HTTP or HTTPS server with timeouts and header limits. Throws if the certificate is invalid. */
 export function createHttpServer(handler: RequestListener, options: HttpServerOptions = {}): Server {
   const { tls, stuckMs = stuckAfterMs, headersTimeoutMs = 30_000 } = options;
   const limits = {
-    // Longer than Go's clients keep idle connections: whoever closes first must not be us.
+    // Longer than Go clients keep idle connections (90 s): the client must close first, or requests may hit a closed socket.
     keepAliveTimeout: 130_000,
     headersTimeout: headersTimeoutMs,
     requestTimeout: 2 * headersTimeoutMs,
     connectionsCheckingInterval: headersTimeoutMs / 6,
-    // Ranges of lazy pullers come in long headers.
+    // Lazy pullers send long Range headers.
     maxHeaderSize: 128 * 1024,
     noDelay: true,
   };
-  const certified = { requestCert: tls?.clientCa !== undefined, handshakeTimeout: 10_000 };
+  const tlsOptions = { requestCert: tls?.clientCa !== undefined, handshakeTimeout: 10_000 };
   const server = tls
-    ? createTlsServer({ ...limits, ...certified, ...readTls(tls) }, handler)
+    ? createTlsServer({ ...limits, ...tlsOptions, ...readTls(tls) }, handler)
     : createServer(limits, handler);
   server.on('clientError', refuse);
-  // Whoever sends a body gets no invitation to go on: all that takes a body is refused.
+  // No `100 Continue`: every request with a body is refused.
   server.on('checkContinue', handler);
-  // Node calls when nothing has moved, not even within one large write.
+  // Called after stuckMs without socket activity.
   server.setTimeout(stuckMs, (socket) => {
     if (socket.writableLength > 0) socket.destroy();
-    // It waits for us.
+    // Nothing to write: the client is waiting for the mirror.
     else socket.setTimeout(stuckMs);
   });
   return server;
@@ -49,28 +49,28 @@ export function createHttpServer(handler: RequestListener, options: HttpServerOp
 const refusals: Readonly<Record<string, [status: string, message: string]>> = {
   HPE_HEADER_OVERFLOW: ['431 Request Header Fields Too Large', 'more than 128 KiB of headers'],
   HPE_CHUNK_EXTENSIONS_OVERFLOW: ['413 Content Too Large', 'chunk extensions too long'],
-  ERR_HTTP_REQUEST_TIMEOUT: ['408 Request Timeout', 'the request took too long to come'],
+  ERR_HTTP_REQUEST_TIMEOUT: ['408 Request Timeout', 'the request took too long to arrive'],
 };
 
-/** What cannot even be read as a request ends its connection, after an answer if there is none under way. */
+/** Answers an unparsable request and closes its connection; mid-response it only closes. */
 function refuse(error: Error & { code?: string; bytesParsed?: number }, socket: Duplex): void {
-  // Node keeps the answer that is being written here.
+  // Node's field for the response in progress.
   const isAnswering = Boolean((socket as { _httpMessage?: unknown })._httpMessage);
-  // What it goes on to send is no request either, and has been answered.
+  // Already refused: ignore whatever follows.
   if (socket.writableEnded) return;
   if (error.code === 'ECONNRESET' || !socket.writable || isAnswering) {
     socket.destroy();
     return;
   }
-  const [status, message] = refusals[error.code ?? ''] ?? ['400 Bad Request', 'not a request in HTTP/1.1'];
+  const [status, message] = refusals[error.code ?? ''] ?? ['400 Bad Request', 'not an HTTP/1.1 request'];
   const body = JSON.stringify({ errors: [{ code: 'UNSUPPORTED', message }] });
   const headers = `Content-Type: application/json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close`;
   socket.end(`HTTP/1.1 ${status}\r\n${headers}\r\n\r\n${body}`);
-  // Whoever is still sending would lose the answer with the connection.
+  // An immediate close could reset the connection before a still-sending client has read the answer.
   setTimeout(() => socket.destroy(), lingerMs).unref();
 }
 
-/** Resolves when the last answer has been sent; connections that are kept alive for a next request are closed. */
+/** Stops listening, closes idle keep-alive connections, and resolves when the last response has been sent. */
 export async function closeHttpServer(server: Server): Promise<void> {
   if (!server.listening) return;
   const closed = once(server, 'close');

@@ -4,22 +4,23 @@ import { MirrorError } from '../util/errors.ts';
 import { clientNetwork } from '../util/networks.ts';
 
 export interface LimitsOptions {
-  /** Infinity: as many as it likes. */
+  /** Infinity: no limit. */
   maxRequestsPerSecond: number;
   maxConnections: number;
 }
 
 interface Bucket {
-  /** Requests that it may make now. */
+  /** Tokens left. */
   left: number;
+  /** Last refill, monotonic ms. */
   at: number;
 }
 
 const maxClients = 100_000;
-/** A pull asks for many things at once, and then for nothing. */
+/** A pull is a burst of requests. */
 const burstSeconds = 5;
 
-/** What one client may take: an IPv4 address, or a /64 of IPv6, as many addresses as anybody gets. */
+/** Request rate and connections per client: an IPv4 address or an IPv6 /64, the usual size of one customer's network. */
 export class Limits {
   readonly #clock: Clock;
   readonly #buckets = new LRUCache<string, Bucket>({ max: maxClients });
@@ -48,7 +49,7 @@ export class Limits {
     bucket.left -= 1;
   }
 
-  /** Counts a connection until what it returns is called, once. `excess`: how many it is above the limit. */
+  /** Counts a connection until `close` is called, once. `excess`: connections above the limit. */
   connection(address: string): { excess: number; close: () => void } {
     const key = clientNetwork(address);
     const count = (this.#connections.get(key) ?? 0) + 1;

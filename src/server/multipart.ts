@@ -3,13 +3,13 @@ import { Writable } from 'node:stream';
 import type { Content } from '../oci/content.ts';
 import type { ByteRange } from '../oci/range.ts';
 
-/** Not in any content, but by guessing 96 bits. */
+/** 96 random bits: no content contains it. */
 const boundary = `layercache${randomBytes(12).toString('hex')}`;
 const end = Buffer.from(`\r\n--${boundary}--\r\n`);
 
 /**
- * Several ranges of one content (RFC 9110 section 14.6): exactly one part for each, in the order in which they were asked
- * for, since podman counts them.
+ * A multipart/byteranges body (RFC 9110 section 14.6) with exactly one part per range, in request order: podman counts
+ * the parts.
  */
 export class Multipart {
   readonly mediaType = `multipart/byteranges; boundary=${boundary}`;
@@ -32,7 +32,7 @@ export class Multipart {
     );
   }
 
-  /** Rejects as `copyTo` does, the sink unended. */
+  /** Writes the body and ends the sink. Rejects as `copyTo` does; the sink is then not ended. */
   async send(content: Content, sink: Writable): Promise<void> {
     for (const { head, range } of this.#parts) {
       sink.write(head);
@@ -47,7 +47,7 @@ export class Multipart {
   }
 }
 
-/** A part of a body: it ends without ending what it is a part of, and goes away with it. */
+/** One part of a body. Ending it does not end the body; closing the body destroys it. */
 class Part extends Writable {
   readonly #body: Writable;
   readonly #onGone = (): void => void this.destroy();
@@ -56,7 +56,7 @@ class Part extends Writable {
     super({ autoDestroy: false });
     this.#body = body;
     body.once('close', this.#onGone);
-    // Whoever writes is told; an 'error' that nobody listens to would end the process.
+    // The writer learns of errors by callback; an unhandled 'error' event would end the process.
     this.on('error', () => undefined);
     if (body.destroyed) this.destroy();
   }

@@ -1,16 +1,16 @@
 import type { Pattern } from '../oci/pattern.ts';
 import type { Repo } from '../oci/repo.ts';
 
-/** Patterns over registry, repo and tag. */
+/** Access rules: patterns over registry, repo and tag. */
 export interface Rules {
-  /** Undefined: everything that is not denied. */
+  /** Undefined: everything not denied. */
   readonly allow: readonly Pattern[] | undefined;
   readonly deny: readonly Pattern[];
 }
 
 /**
- * Whether rules let a client have this. `tag`: undefined for digests and lists. Where tags are allowed, what is asked for
- * by digest is too, since that is how a tag is pulled; where tags are denied, only these are.
+ * Whether the rules permit a request. `tag`: undefined for digests and lists. An `allow` pattern with a tag also permits
+ * digests of its repo, since clients pull a tag by digest; a `deny` pattern with a tag denies only that tag.
  */
 export function permits({ allow, deny }: Rules, repo: Repo, tag: string | undefined): boolean {
   if (deny.some((pattern) => pattern.matches(repo, tag))) return false;
@@ -20,7 +20,7 @@ export function permits({ allow, deny }: Rules, repo: Repo, tag: string | undefi
   );
 }
 
-/** Those of a group stand in place of the general `allow`, and beside the general `deny`. */
+/** A group's `allow` replaces the general one; its `deny` adds to the general one. */
 export function rulesFor(general: Rules, group: Rules | undefined): Rules {
   if (!group) return general;
   return { allow: group.allow ?? general.allow, deny: [...general.deny, ...group.deny] };

@@ -1,37 +1,35 @@
 import type { Socket } from 'node:net';
 
-/** A connection may hold this many requests before it is read no further. */
+/** Pipelined requests that a connection may queue before it is no longer read. */
 const maxPipelined = 100;
 
-const waiting = Symbol('waiting');
+const queueKey = Symbol('pipelined requests');
 
-/** A connection whose request is being served has a line of those that it has sent since. */
-interface Busy {
-  [waiting]?: (() => void)[] | undefined;
-}
+/** Has a queue while one of its requests is served. */
+type PipelinedSocket = Socket & { [queueKey]?: (() => void)[] | undefined };
 
 /**
- * Requests of one connection are served one after the other, however many it sends at once: what waits for its turn
- * takes nobody else's place. Undefined: it is its turn.
+ * Serialises the requests of a connection. Undefined: the request may be served now; otherwise the promise resolves when
+ * the requests before it are done. Call `finishRequest` after each.
  */
-export function turnOf(socket: Socket & Busy): Promise<void> | undefined {
-  const line = socket[waiting];
-  if (!line) {
-    socket[waiting] = [];
+export function awaitEarlierRequests(socket: PipelinedSocket): Promise<void> | undefined {
+  const queue = socket[queueKey];
+  if (!queue) {
+    socket[queueKey] = [];
     return undefined;
   }
-  if (line.length >= maxPipelined) socket.pause();
-  return new Promise((resolve) => line.push(resolve));
+  if (queue.length >= maxPipelined) socket.pause();
+  return new Promise((resolve) => queue.push(resolve));
 }
 
-/** It has been served. */
-export function nextTurn(socket: Socket & Busy): void {
-  const line = socket[waiting];
-  const next = line?.shift();
-  if (!line || !next) {
-    socket[waiting] = undefined;
+/** Starts the next pipelined request of the connection, if there is one. */
+export function finishRequest(socket: PipelinedSocket): void {
+  const queue = socket[queueKey];
+  const next = queue?.shift();
+  if (!queue || !next) {
+    socket[queueKey] = undefined;
     return;
   }
-  if (line.length < maxPipelined && socket.isPaused()) socket.resume();
+  if (queue.length < maxPipelined && socket.isPaused()) socket.resume();
   next();
 }

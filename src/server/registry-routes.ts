@@ -14,9 +14,9 @@ import type { Clock } from '../util/clock.ts';
 import { isFault, MirrorError, toMirrorError } from '../util/errors.ts';
 import { AccessRecord, finishAccess } from './access-log.ts';
 import type { Clients } from './clients.ts';
-import { nextTurn, turnOf } from './pipelining.ts';
+import { awaitEarlierRequests, finishRequest } from './pipelining.ts';
 import {
-  knownTo,
+  hasClientCopy,
   pullHeadersOf,
   sendAnswer,
   sendFault,
@@ -37,17 +37,17 @@ export interface RegistryContext {
   readonly metrics: Metrics;
   readonly ledger: Ledger;
   readonly isDraining: () => boolean;
-  /** At once; what is more gets 503. */
+  /** Concurrent requests; more get 503. */
   readonly maxRequests: number;
-  /** By which other mirrors know this one. */
+  /** This mirror's name in Via. */
   readonly pseudonym: string;
-  /** How the end of the pulls is told: 503 sends some clients on to their next mirror sooner. */
+  /** Status for `quota-spent`: some clients switch to their next mirror sooner on 503. */
   readonly whenSpent: () => 429 | 503;
 }
 
 /**
- * The registry API as one handler: it never rejects, and every request ends in one access line. Routes are read from
- * the raw target, since names are parsed from the right and are never what a path pattern takes them for.
+ * The registry API as one handler. It never rejects, and writes one access line per request. It parses the raw request
+ * target, since repository names contain slashes and are parsed from the right.
  */
 export function createRegistryHandler(
   context: RegistryContext,
@@ -56,11 +56,11 @@ export function createRegistryHandler(
   const now = (): number => clock.monotonic();
   let running = 0;
   return async (req, res) => {
-    const turn = turnOf(req.socket);
-    if (turn) await turn;
-    // Its client went away while it waited.
-    if (turn && req.socket.destroyed) {
-      nextTurn(req.socket);
+    const earlier = awaitEarlierRequests(req.socket);
+    if (earlier) await earlier;
+    // The client disconnected while the request was queued.
+    if (earlier && req.socket.destroyed) {
+      finishRequest(req.socket);
       return;
     }
     const record = new AccessRecord(now(), clients.addressOf(req));
@@ -68,7 +68,7 @@ export function createRegistryHandler(
     running += 1;
     try {
       if (running > maxRequests) {
-        const why = `${maxRequests} requests are being answered`;
+        const why = `${maxRequests} requests are in progress`;
         throw new MirrorError('overloaded', why, { retryAfterMs: 1000 });
       }
       await trace.run(record, () => serve(exchange, context));
@@ -78,7 +78,7 @@ export function createRegistryHandler(
       sendFault(exchange, fault);
     } finally {
       running -= 1;
-      nextTurn(req.socket);
+      finishRequest(req.socket);
     }
     const { method, url = '', headers } = req;
     const line = { method, url, agent: headers['user-agent'] };
@@ -110,7 +110,7 @@ async function serve(exchange: Exchange, context: RegistryContext): Promise<void
   record.repo = repo;
   record.reference = referenceOf(route);
   clients.authorize(client, repo, tagOf(route));
-  await answer(exchange, route, repo, { method, client: client.address, clientHas: knownTo(req) }, context);
+  await answer(exchange, route, repo, { method, client: client.address, clientHas: hasClientCopy(req) }, context);
 }
 
 async function answer(
@@ -126,7 +126,7 @@ async function answer(
     const list = await lists.answer(repo, route, route.query, asked.method);
     const { res } = exchange;
     const release = lists.reserveMemory(list.content?.length ?? 0);
-    // Its client may have gone while the upstream was asked.
+    // The client may have disconnected during the upstream request.
     if (res.destroyed || res.closed) release();
     else res.once('close', release);
     sendList(exchange, list, route);
@@ -139,11 +139,11 @@ async function answer(
     try {
       found = await mirror.manifest(repo, route.reference, asked);
     } catch (error) {
-      if (isFault(error, 'quota-spent')) tellOfPulls(exchange, repo, context);
+      if (isFault(error, 'quota-spent')) addPullHeaders(exchange, repo, context);
       throw error;
     }
     if (found.result === 'miss' || (method === 'HEAD' && 'tag' in route.reference))
-      tellOfPulls(exchange, repo, context);
+      addPullHeaders(exchange, repo, context);
   } else {
     if (method === 'GET') wants = wantsOf(req, route.digest);
     found = await mirror.blob(repo, route.digest, asked, hullOf(wants));
@@ -156,13 +156,13 @@ async function answer(
   }
 }
 
-/** What is left of the pulls, where one was spent or would have been: for a HEAD of a tag that is what it is asked for. */
-function tellOfPulls(exchange: Exchange, repo: Repo, { upstreams }: RegistryContext): void {
+/** Adds `ratelimit-*` headers where a pull was or would be spent; clients read them from a HEAD of a tag. */
+function addPullHeaders(exchange: Exchange, repo: Repo, { upstreams }: RegistryContext): void {
   const figures = upstreams.pullsLeft(repo);
   if (figures) exchange.pullHeaders = pullHeadersOf(figures);
 }
 
-/** Whoever stands in front may have believed the other one. */
+/** A proxy in front may have routed or authorised by the other Host. */
 function hasTwoHosts({ rawHeaders }: IncomingMessage): boolean {
   let count = 0;
   for (let i = 0; i < rawHeaders.length; i += 2)
@@ -182,7 +182,7 @@ function referenceOf(route: Exclude<Route, { kind: 'ping' }>): string {
 
 function report(error: MirrorError, record: AccessRecord, { log, metrics }: RegistryContext): void {
   metrics.faults.add(1, error.fault);
-  // Why nothing was asked has been said when it began.
+  // When the upstream was not asked (breaker, quota), the cause was logged when it began.
   log.events[error.notAsked ? 'debug' : error.row.level](
     { err: error, ...(record.repo && { repo: record.repo.key, reference: record.reference }) },
     'a request failed',

@@ -10,7 +10,7 @@ import { faults, MirrorError } from '../util/errors.ts';
 import type { AccessRecord } from './access-log.ts';
 import { Multipart } from './multipart.ts';
 
-/** Headers as writeHead takes them: names and values in turn. */
+/** Alternating names and values, as writeHead takes them. */
 type Headers = string[];
 
 const commonHeaders = [
@@ -28,10 +28,10 @@ export interface Exchange {
   readonly req: IncomingMessage;
   readonly res: ServerResponse;
   readonly record: AccessRecord;
-  /** By the monotonic clock. */
+  /** Monotonic clock, ms. */
   readonly now: () => number;
   readonly whenSpent: 429 | 503;
-  /** Headers that tell how many pulls are left, where the answer cost one, or would have. */
+  /** `ratelimit-*` headers, where the request spent a pull or would have. */
   pullHeaders?: Headers;
 }
 
@@ -43,7 +43,7 @@ export function sendPing({ req, res, record }: Exchange, ns: string | undefined)
   res.end(req.method === 'HEAD' ? undefined : '{}');
 }
 
-/** Writes what the mirror found, as HEAD, `wants` and If-None-Match ask for it. `ns` is echoed. */
+/** Sends a blob or manifest, honouring HEAD, `wants` and If-None-Match. Echoes `ns`. */
 export async function sendAnswer(
   exchange: Exchange,
   answer: Answer,
@@ -71,12 +71,12 @@ export async function sendAnswer(
     res.end();
     return;
   }
-  // Small content leaves together with its headers; of other content the first byte may still be far away.
+  // Small content shares a packet with its headers; larger content may still be arriving, so headers go first.
   if (size === undefined || size > smallSize) res.flushHeaders();
   await sendContent(res, content, part, record);
 }
 
-/** Writes a page of a list, and where the next one is: asked for in the same way. */
+/** Sends a page of a list; its Link to the next page keeps the client's path and `ns`. */
 export function sendList(exchange: Exchange, answer: ListAnswer, { kind, ns, path }: ListRoute): void {
   const { res, record } = exchange;
   const { digest, size, content, next, filters } = answer;
@@ -98,13 +98,13 @@ export function sendList(exchange: Exchange, answer: ListAnswer, { kind, ns, pat
   record.bytes = content?.length ?? 0;
 }
 
-/** Writes a fault as OCI JSON; once headers are out, a broken connection is the only truth left. */
+/** Sends a fault as OCI error JSON; after the headers were sent, breaks the connection instead. */
 export function sendFault(exchange: Exchange, fault: MirrorError): void {
   const { req, res, record, now, whenSpent, pullHeaders } = exchange;
   const { status, code } =
     fault.fault === 'quota-spent' && whenSpent === 503 ? faults['upstream-down'] : fault.row;
   record.fault = fault.fault;
-  // A client that leaves early says nothing about our answer.
+  // A client that disconnects early is no error of the mirror.
   if (fault.fault !== 'client-gone') record.result = 'error';
   if (res.headersSent) {
     res.destroy();
@@ -128,7 +128,7 @@ export function sendFault(exchange: Exchange, fault: MirrorError): void {
   res.end(req.method === 'HEAD' ? undefined : body);
 }
 
-/** As Docker Hub says it (docs.docker.com, "Pull usage and limits"), so that a mirror of a mirror counts by it. */
+/** In Docker Hub's form (docs.docker.com, "Pull usage and limits"), so that a mirror of this mirror can read them. */
 export function pullHeadersOf(figures: { limit: number; remaining: number; windowMs: number }): Headers {
   const window = `w=${Math.round(figures.windowMs / 1000)}`;
   return [
@@ -137,13 +137,13 @@ export function pullHeadersOf(figures: { limit: number; remaining: number; windo
   ];
 }
 
-/** What the client says that it has already. */
-export function knownTo(req: IncomingMessage): ((digest: Digest) => boolean) | undefined {
+/** Predicate from If-None-Match: whether the client has the digest. */
+export function hasClientCopy(req: IncomingMessage): ((digest: Digest) => boolean) | undefined {
   const header = req.headers['if-none-match'];
   return header === undefined ? undefined : (digest) => matches(header, digest);
 }
 
-/** Whether the client has it already, and has been told so. */
+/** Sends 304 if If-None-Match has the digest; returns whether it did. */
 function sendNotModified(exchange: Exchange, digest: Digest, headers: Headers): boolean {
   if (!matches(exchange.req.headers['if-none-match'], digest)) return false;
   start(exchange, 304, headers);
@@ -163,7 +163,7 @@ async function sendContent(
   part: ByteRange | Multipart | undefined,
   record: AccessRecord,
 ): Promise<void> {
-  // The copy is told of a broken connection by 'close'; an 'error' that nobody listens to would end the process.
+  // The copy notices a broken connection by 'close'; an unhandled 'error' event would end the process.
   res.on('error', ignore);
   const { socket } = res;
   const before = socket?.bytesWritten ?? 0;
@@ -195,10 +195,10 @@ function headersOf(
 }
 
 function ignore(): void {
-  // Said elsewhere.
+  // Handled by 'close'.
 }
 
-/** RFC 9110 section 13.1.2; bare digests come from clients that forget the quotes. */
+/** RFC 9110 section 13.1.2. Accepts unquoted digests, which some clients send. */
 function matches(header: string | undefined, digest: string): boolean {
   if (header === undefined) return false;
   return header.split(',').some((each) => {
@@ -210,13 +210,13 @@ function matches(header: string | undefined, digest: string): boolean {
   });
 }
 
-/** What of a blob is asked for, by Range and If-Range. Throws `ranges-unsupported`. */
+/** The ranges requested by Range and If-Range. Throws `ranges-unsupported`. */
 export function wantsOf(req: IncomingMessage, digest: Digest): Wants {
   const condition = req.headers['if-range'];
   return condition === undefined || condition === `"${digest}"` ? parseRanges(req.headers.range) : 'whole';
 }
 
-/** What of the content is to be sent; undefined for all. Throws `range-unsatisfiable`, `ranges-unsupported`. */
+/** The part of the content to send; undefined: all of it. Throws `range-unsatisfiable`, `ranges-unsupported`. */
 function partOf(wants: Wants, content: Content | undefined): ByteRange | Multipart | undefined {
   const { digest, size, mediaType } = content ?? {};
   if (wants === 'whole' || digest === undefined || size === undefined || mediaType === undefined)
@@ -224,8 +224,5 @@ function partOf(wants: Wants, content: Content | undefined): ByteRange | Multipa
   const ranges = resolveWants(wants, size);
   const [first] = ranges;
   if (first) return isSeveral(wants) ? new Multipart(ranges, size, mediaType) : first;
-  throw new MirrorError(
-    'range-unsatisfiable',
-    `blob ${digest}: Range asks for nothing within its ${size} bytes`,
-  );
+  throw new MirrorError('range-unsatisfiable', `blob ${digest}: Range selects none of its ${size} bytes`);
 }

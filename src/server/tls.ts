@@ -10,11 +10,11 @@ import { watchFiles } from '../util/watch.ts';
 export interface TlsFiles {
   readonly cert: string;
   readonly key: string;
-  /** Clients must show a certificate that these have signed. */
+  /** CAs of client certificates. Defined: every client must present one. */
   readonly clientCa: string | undefined;
 }
 
-/** Throws with the name of what is wrong. */
+/** Reads and validates the files. Throws an error that names the configuration key. */
 export function readTls(files: TlsFiles): SecureContextOptions {
   const read = (name: keyof TlsFiles): Buffer | undefined => {
     const file = files[name];
@@ -36,13 +36,13 @@ export function readTls(files: TlsFiles): SecureContextOptions {
   try {
     createSecureContext(context);
   } catch (cause) {
-    // OpenSSL tells what it could not read, and shows nothing of it.
-    throw new Error(`tls: certificate and key cannot be used: ${(cause as Error).message}`, { cause });
+    // OpenSSL's message contains no key material.
+    throw new Error(`tls: cannot use certificate and key: ${(cause as Error).message}`, { cause });
   }
   return context;
 }
 
-/** Throws when there is no certificate in it: that would trust nobody, without a word. */
+/** Throws if the text has no PEM certificate: Node would silently trust no CA. */
 export function checkCertificates(pem: Buffer | string, name: string): void {
   try {
     new X509Certificate(pem);
@@ -51,12 +51,12 @@ export function checkCertificates(pem: Buffer | string, name: string): void {
   }
 }
 
-/** What was meant as content is not shown. */
+/** The path for a message, unless the value looks like inline content, which may be secret. */
 export function showPath(text: string): string {
-  return /[\n$]|-----|:.*:/.test(text) || text.length > 500 ? 'that is named' : text;
+  return /[\n$]|-----|:.*:/.test(text) || text.length > 500 ? '(not shown)' : text;
 }
 
-/** Takes new certificates as they come. Returns how to stop. */
+/** Reloads the certificate when its files change. Returns a function that stops watching. */
 export function followTls(
   server: Pick<Server, 'setSecureContext'>,
   files: TlsFiles,
@@ -66,10 +66,10 @@ export function followTls(
   return watchFiles(paths, () => {
     try {
       server.setSecureContext(readTls(files));
-      log.info('the TLS certificate was read again');
+      log.info('TLS certificate reloaded');
     } catch (error) {
-      // The other file of the pair may still be on its way.
-      log.warn({ err: error }, 'the TLS certificate that is there now cannot be used: it stays as it was');
+      // Perhaps only one file of the pair has been replaced so far.
+      log.warn({ err: error }, 'the new TLS certificate is invalid: keeping the previous one');
     }
   });
 }

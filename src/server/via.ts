@@ -1,26 +1,26 @@
 import type { IncomingMessage } from 'node:http';
 import { MirrorError } from '../util/errors.ts';
 
-const form = /^layercache-[0-9a-f]{16}$/;
-/** More mirrors than anybody has one behind the other. */
+const pseudonymForm = /^layercache-[0-9a-f]{16}$/;
+/** Longest chain of mirrors; longer is taken for a loop. */
 const maxMirrors = 16;
 const none: readonly string[] = [];
 
 /**
- * The mirrors that a request has come through, by the pseudonyms in its Via (RFC 9110 section 7.6.3): these alone of a client's
- * headers go upstream. Throws `loop` when this one is among them.
+ * Pseudonyms of the mirrors in the request's Via header (RFC 9110 section 7.6.3), the only client header that is passed
+ * upstream. Throws `loop` if this mirror is among them.
  */
 export function mirrorsOf(req: IncomingMessage, pseudonym: string): readonly string[] {
   const { via } = req.headers;
   if (via === undefined) return none;
   const mirrors = via.split(',').flatMap((entry) => {
     const [, by = ''] = entry.trim().split(/\s+/);
-    return form.test(by) ? [by] : [];
+    return pseudonymForm.test(by) ? [by] : [];
   });
   if (mirrors.includes(pseudonym) || mirrors.length > maxMirrors)
     throw new MirrorError(
       'loop',
-      'this request has come through this mirror already: its upstreams lead back to it',
+      'this request has already passed through this mirror: one of its upstreams leads back to it',
     );
   return mirrors;
 }

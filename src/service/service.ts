@@ -70,7 +70,7 @@ export class Service {
     const garbage = new IdleCollection();
     this.#writer = setInterval(() => {
       this.#writeBehind();
-      garbage.look();
+      garbage.check();
     }, writeBehindMs).unref();
     const isDraining = (): boolean => this.#isDraining;
     const whenSpent = (): 429 | 503 => live.now.quota.whenSpent;

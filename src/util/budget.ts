@@ -5,8 +5,8 @@ interface Waiter {
 }
 
 /**
- * So many bytes at once, given in the order of asking. One owner has half of them at most, so that one who keeps its bytes for
- * long does not stop the others.
+ * A byte budget granted in request order. One owner gets half at most, so that an owner that holds its bytes for long does
+ * not block the others.
  */
 export class Budget {
   readonly #share: number;
@@ -26,7 +26,7 @@ export class Budget {
   }
 
   /**
-   * Resolves to how to give them back, once; twice is fine. What is more than the owner's share waits for all of that. Rejects
+   * Resolves to a function that returns the bytes (idempotent). Requests above half the budget take exactly half. Rejects
    * with the signal's reason.
    */
   async take(owner: string, bytes: number, signal: AbortSignal): Promise<() => void> {
@@ -50,10 +50,10 @@ export class Budget {
       this.#waiting.add(waiter);
       this.#grant();
     });
-    let isGiven = false;
+    let isReturned = false;
     return () => {
-      if (isGiven) return;
-      isGiven = true;
+      if (isReturned) return;
+      isReturned = true;
       this.#count(owner, -amount);
       this.#grant();
     };
@@ -62,7 +62,7 @@ export class Budget {
   #grant(): void {
     for (const waiter of this.#waiting) {
       const { owner, amount, grant } = waiter;
-      // It waits for its own bytes, and lets others pass.
+      // An owner at its limit waits for its own bytes; other owners overtake it.
       if ((this.#usedBy.get(owner) ?? 0) + amount > this.#share) continue;
       if (amount > this.#left) return;
       this.#waiting.delete(waiter);

@@ -2,9 +2,9 @@ import { performance } from 'node:perf_hooks';
 
 /** Time, injected so that tests can move it. */
 export interface Clock {
-  /** Milliseconds since the epoch: for what is written down. Jumps when the machine's clock is set. */
+  /** Milliseconds since the epoch, for persisted times. Jumps when the system clock is set. */
   now(): number;
-  /** Milliseconds that only ever go forward: for tokens, deadlines and back-off. */
+  /** Milliseconds that never go back, for token lifetimes, deadlines and back-off. */
   monotonic(): number;
 }
 

@@ -1,9 +1,6 @@
-/**
- * The time that something may take, shared by all its steps. One is made for every request, so its timer starts only when
- * something is waited for.
- */
+/** A time limit shared by all steps of a request. Cheap to create: a timer runs only while something is awaited. */
 export class Deadline {
-  /** By `performance.now()`. */
+  /** `performance.now()` at which it expires. */
   protected at: number;
   #signal: AbortSignal | undefined;
 
@@ -11,7 +8,7 @@ export class Deadline {
     this.at = performance.now() + ms;
   }
 
-  /** Milliseconds, 0 when it is over. */
+  /** Remaining milliseconds, 0 after expiry. */
   get left(): number {
     return Math.max(0, Math.ceil(this.at - performance.now()));
   }
@@ -20,14 +17,14 @@ export class Deadline {
     return performance.now() >= this.at;
   }
 
-  /** For a last step, which has so much time even if all of it was taken by the steps before. */
+  /** This deadline, extended to at least `ms` from now. */
   atLeast(ms: number): Deadline {
     return ms < this.left ? this : new Deadline(ms);
   }
 
   /**
-   * What is waited for, but no longer than that: then it rejects with `late()`. The work itself goes on. Nothing stays of it, as a
-   * signal would, which costs six times as much.
+   * Awaits `work` until the deadline, then rejects with `late()`; the work itself continues. Uses a plain timer: an
+   * AbortSignal costs six times as much.
    */
   before<T>(work: Promise<T>, late: () => unknown): Promise<T> {
     return unlessLate(work, late, (leave) => {
@@ -36,14 +33,14 @@ export class Deadline {
     });
   }
 
-  /** Aborts with a `TimeoutError` when the time is over. */
+  /** Aborts with a `TimeoutError` at the deadline. */
   get signal(): AbortSignal {
     this.#signal ??= AbortSignal.timeout(this.left);
     return this.#signal;
   }
 }
 
-/** The time of work that several wait for: it ends with the latest of their deadlines. */
+/** The deadline of shared work: the latest of its callers' deadlines. */
 export class SharedDeadline extends Deadline {
   readonly #late = new AbortController();
   #timer: NodeJS.Timeout | undefined;
@@ -57,12 +54,12 @@ export class SharedDeadline extends Deadline {
     return this.#late.signal;
   }
 
-  /** Somebody else waits for the work too. */
+  /** Adds a caller, which may extend the deadline. */
   join(deadline: Deadline): void {
     this.at = Math.max(this.at, performance.now() + deadline.left);
   }
 
-  /** The work has ended. */
+  /** Stops the timer when the work has ended. */
   end(): void {
     clearTimeout(this.#timer);
   }
@@ -76,7 +73,7 @@ export class SharedDeadline extends Deadline {
   }
 }
 
-/** What is waited for, but no longer than the signal lets: then it rejects with `late()`. The work itself goes on. */
+/** Awaits `work` until the signal aborts, then rejects with `late()`; the work itself continues. */
 export function orLate<T>(work: Promise<T>, signal: AbortSignal, late: () => unknown): Promise<T> {
   return unlessLate(work, late, (leave) => {
     if (signal.aborted) leave();
@@ -85,7 +82,7 @@ export function orLate<T>(work: Promise<T>, signal: AbortSignal, late: () => unk
   });
 }
 
-/** `watch` calls `leave` when it is too late, until what it returns is called. */
+/** `watch` arranges a call of `leave` when it is too late, and returns a function that cancels it. */
 async function unlessLate<T>(
   work: Promise<T>,
   late: () => unknown,

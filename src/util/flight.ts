@@ -6,16 +6,16 @@ interface Run<V> {
   readonly deadline: SharedDeadline | undefined;
 }
 
-/** Single flight: however many ask for the same key at once, the work is done once and all get its outcome. */
+/** Single flight: concurrent calls for a key share one run of the work and its outcome. */
 export class Flight<K, V> {
   readonly #running = new Map<K, Run<V>>();
 
-  /** What runs for the key. */
+  /** The current run for the key. */
   of(key: K): Promise<V> | undefined {
     return this.#running.get(key)?.outcome;
   }
 
-  /** Runs `work`, or joins the run that is under way. `joined` tells which. */
+  /** Runs `work`, or joins the current run. */
   run(key: K, work: () => Promise<V>): { outcome: Promise<V>; joined: boolean } {
     const running = this.#running.get(key);
     if (running) return { outcome: running.outcome, joined: true };
@@ -23,9 +23,8 @@ export class Flight<K, V> {
   }
 
   /**
-   * The same for callers with deadlines: each waits until its own and then gets `late()`. The work has until the latest of
-   * them, so that whoever has time left inherits what has begun. If what a caller joined ends because the upstream kept silent, it
-   * asks once more: the silence may have been over before it came.
+   * As `run`, with deadlines: each caller waits until its own, then gets `late()`; the work has until the latest of them.
+   * A caller that joined a run which ends in `upstream-timeout` tries once more itself.
    */
   async within(
     key: K,
@@ -33,7 +32,7 @@ export class Flight<K, V> {
     work: (deadline: Deadline) => Promise<V>,
     late: () => unknown,
   ): Promise<{ value: V; joined: boolean }> {
-    for (let asksAgain = true; ;) {
+    for (let mayRetry = true; ;) {
       const running = this.#running.get(key);
       const shared = running?.deadline;
       shared?.join(deadline);
@@ -41,11 +40,11 @@ export class Flight<K, V> {
       try {
         return { value: await deadline.before(outcome, late), joined: running !== undefined };
       } catch (error) {
-        // It was too late to join: the time of all others was over already.
-        const cameLate = shared?.signal.aborted === true && !deadline.isOver;
-        const metSilence = running !== undefined && asksAgain && isFault(error, 'upstream-timeout');
-        if (!cameLate && !(metSilence && !deadline.isOver)) throw error;
-        if (!cameLate) asksAgain = false;
+        // The run had expired before this caller's deadline could extend it.
+        const joinedExpired = shared?.signal.aborted === true && !deadline.isOver;
+        const joinedTimeout = running !== undefined && mayRetry && isFault(error, 'upstream-timeout');
+        if (!joinedExpired && !(joinedTimeout && !deadline.isOver)) throw error;
+        if (!joinedExpired) mayRetry = false;
       }
     }
   }
@@ -62,7 +61,7 @@ export class Flight<K, V> {
   #start(key: K, work: Promise<V>, deadline?: SharedDeadline): Promise<V> {
     const outcome = work.finally(() => this.#running.delete(key));
     this.#running.set(key, { outcome, deadline });
-    // Everybody who waits may have left.
+    // All callers may have given up: avoid an unhandled rejection.
     outcome.catch(() => undefined);
     return outcome;
   }

@@ -1,10 +1,7 @@
 import type { Writable } from 'node:stream';
 import { MirrorError } from './errors.ts';
 
-/**
- * A writable that one copy writes to. Every wait ends when its reader goes away, also where Node would never call back:
- * then it rejects with `client-gone`.
- */
+/** A sink that one copy writes to. Every wait rejects with `client-gone` when the sink closes, even where Node would never call back. */
 export class Outlet {
   readonly #sink: Writable;
   readonly #waits = new Set<() => void>();
@@ -21,7 +18,7 @@ export class Outlet {
     sink.once('close', this.#closeListener);
   }
 
-  /** Resolves when the bytes have left: their buffer may then be used again. */
+  /** Resolves when the bytes are flushed: the buffers may then be reused. */
   write(...parts: readonly Uint8Array[]): Promise<void> {
     const last = parts.length - 1;
     return this.#wait((done) => {
@@ -35,7 +32,7 @@ export class Outlet {
     return this.#wait((done) => void this.#sink.end(bytes, done));
   }
 
-  /** Waits for something that is not this sink's doing; `register` returns how to stop listening for it. */
+  /** Waits for an outside event. `register` starts listening and returns a function that stops it. */
   async until(register: (wake: () => void) => () => void): Promise<void> {
     let unregister: (() => void) | undefined;
     try {
@@ -47,10 +44,10 @@ export class Outlet {
     }
   }
 
-  /** Aborts when the reader goes away. */
+  /** Aborts when the sink closes. */
   get gone(): AbortSignal {
     const gone = new AbortController();
-    const abort = (): void => gone.abort(new MirrorError('client-gone', 'the client went away'));
+    const abort = (): void => gone.abort(new MirrorError('client-gone', 'the client disconnected'));
     if (this.#closed) abort();
     else this.#waits.add(abort);
     return gone.signal;
@@ -64,7 +61,7 @@ export class Outlet {
     return new Promise((resolve, reject) => {
       const abandon = (cause?: unknown): void => {
         this.#waits.delete(abandon);
-        reject(new MirrorError('client-gone', 'the client went away', { cause }));
+        reject(new MirrorError('client-gone', 'the client disconnected', { cause }));
       };
       if (this.#closed) {
         abandon();
@@ -83,7 +80,7 @@ export class Outlet {
   }
 }
 
-/** Runs `write` on the sink and then ends it; when `write` rejects, the sink is left unended. */
+/** Runs `write` and ends the sink; if `write` rejects, the sink is not ended. */
 export async function writeTo(sink: Writable, write: (outlet: Outlet) => Promise<void>): Promise<void> {
   const outlet = new Outlet(sink);
   try {

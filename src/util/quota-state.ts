@@ -1,13 +1,13 @@
-/** What is written down of a quota. Times in ms since the epoch. */
+/** Persisted state of an account's pull quota. Times in ms since the epoch. */
 export interface QuotaState {
   readonly limit: number;
   readonly remaining: number;
   readonly windowMs: number;
-  /** Whom the upstream counts: an address or an account's id. */
+  /** What the upstream counts by: an address or an account id. */
   readonly source: string;
-  /** When the window began, as far as it has shown. */
+  /** Earliest known start of the window. */
   readonly risenAt: number;
   readonly observedAt: number;
-  /** When the upstream said that pulls would be back. */
+  /** When pulls are available again, as told by the upstream. */
   readonly backAt: number | null;
 }

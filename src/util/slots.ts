@@ -1,7 +1,4 @@
-/**
- * A counted number of places, given out in the order of asking. A caller that gives up (its signal aborts) leaves the
- * line without disturbing it.
- */
+/** A semaphore that grants slots in request order. An aborted waiter leaves the queue. */
 export class Slots {
   readonly #waiting = new Set<() => void>();
   #free: number;
@@ -10,44 +7,44 @@ export class Slots {
     this.#free = count;
   }
 
-  /** A place, if one is free now. */
+  /** Takes a slot if one is free. Returns a function that releases it (idempotent). */
   tryTake(): (() => void) | undefined {
     if (this.#free === 0) return undefined;
     this.#free -= 1;
-    return this.#giver();
+    return this.#releaser();
   }
 
-  /** Resolves to a function that gives the place back (once; twice is fine). Rejects with the signal's reason. */
+  /** Resolves to a function that releases the slot (idempotent). Rejects with the signal's reason. */
   async take(signal?: AbortSignal): Promise<() => void> {
     signal?.throwIfAborted();
     if (this.#free > 0) this.#free -= 1;
     else {
       await new Promise<void>((resolve, reject) => {
         const granted = (): void => {
-          signal?.removeEventListener('abort', left);
+          signal?.removeEventListener('abort', leave);
           resolve();
         };
-        const left = (): void => {
+        const leave = (): void => {
           this.#waiting.delete(granted);
           reject(signal?.reason as Error);
         };
         this.#waiting.add(granted);
-        signal?.addEventListener('abort', left, { once: true });
+        signal?.addEventListener('abort', leave, { once: true });
       });
     }
-    return this.#giver();
+    return this.#releaser();
   }
 
-  #giver(): () => void {
-    let given = false;
+  #releaser(): () => void {
+    let isReleased = false;
     return () => {
-      if (given) return;
-      given = true;
-      this.#give();
+      if (isReleased) return;
+      isReleased = true;
+      this.#release();
     };
   }
 
-  #give(): void {
+  #release(): void {
     const [next] = this.#waiting;
     if (next === undefined) this.#free += 1;
     else {

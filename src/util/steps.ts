@@ -1,9 +1,9 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as yieldToEventLoop } from 'node:timers/promises';
 
-/** What may go on without others being answered in between, in milliseconds. */
+/** Longest synchronous work before the event loop gets a turn, ms. */
 export const stepMs = 8;
 
-/** Does work that stands still at every `yield`: when it has gone on for some milliseconds, others are answered in between. */
+/** Runs a generator, and lets the event loop run after every `stepMs` of work. */
 export async function inSteps<T>(work: Iterator<unknown, T>): Promise<T> {
   for (;;) {
     const until = performance.now() + stepMs;
@@ -11,11 +11,11 @@ export async function inSteps<T>(work: Iterator<unknown, T>): Promise<T> {
       const { done, value } = work.next();
       if (done) return value;
     } while (performance.now() < until);
-    await nextTurn();
+    await yieldToEventLoop();
   }
 }
 
-/** Does it all at once. */
+/** Runs a generator to its end synchronously. */
 export function atOnce<T>(work: Iterator<unknown, T>): T {
   for (;;) {
     const { done, value } = work.next();

@@ -4,7 +4,7 @@ import ms, { type StringValue } from 'ms';
 const durationForm = /^\d+(\.\d+)?\s*(ms|s|m|h|d|w)$/;
 const sizeForm = /^(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)$/;
 
-/** Milliseconds from `"90s"`, `"5m"`, `"30d"` or a bare number; undefined when it is neither. */
+/** Milliseconds from `"90s"`, `"5m"`, `"30d"` or a bare number; undefined if invalid. */
 export function parseDuration(value: unknown): number | undefined {
   if (typeof value === 'number') return Number.isFinite(value) && value >= 0 ? value : undefined;
   if (typeof value !== 'string') return undefined;
@@ -12,7 +12,7 @@ export function parseDuration(value: unknown): number | undefined {
   return durationForm.test(value) ? ms(value as StringValue) : undefined;
 }
 
-/** Bytes from `"512MB"` (1000-based), `"1GiB"` (1024-based) or a bare number; undefined when it is neither. */
+/** Bytes from `"512MB"` (1000-based), `"1GiB"` (1024-based) or a bare number; undefined if invalid. */
 export function parseSize(value: unknown): number | undefined {
   if (typeof value === 'number') return Number.isSafeInteger(value) && value >= 0 ? value : undefined;
   if (typeof value !== 'string') return undefined;
@@ -24,7 +24,7 @@ export function parseSize(value: unknown): number | undefined {
   return Math.round(Number(figure) * 1000 ** power);
 }
 
-/** `1.5 GB`: for messages that people read; 1000-based, as the configuration is. */
+/** `1.5 GB`, 1000-based, for messages. */
 export function formatSize(size: number): string {
   const units = ['B', 'kB', 'MB', 'GB', 'TB'];
   let figure = size;

@@ -3,8 +3,8 @@ import { unwatchFile, watchFile } from 'node:fs';
 const pollMs = 2000;
 
 /**
- * Calls back when one of the files has changed, by looking at them: what is mounted into a container tells no events.
- * Returns how to stop.
+ * Calls back when a file changes. Polls, since files mounted into a container may send no events. Returns a function that
+ * stops watching.
  */
 export function watchFiles(files: readonly string[], onChange: () => void): () => void {
   const listener = (

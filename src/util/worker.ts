@@ -4,13 +4,13 @@ interface Reply {
   id: number;
   value?: unknown;
   error?: Error;
-  /** Of the error: it does not outlive the copying of one between threads. */
+  /** The error's code, which structured cloning drops. */
   code?: string;
 }
 
 /**
- * A worker thread that answers calls. It never keeps the process alive by itself. One that dies takes the calls that are
- * under way with it, and is started again by the next.
+ * A worker thread that answers calls. It keeps the process alive only during a call. If it dies, pending calls reject and
+ * the next call starts it again.
  */
 export class WorkerThread {
   readonly #url: URL;
@@ -23,8 +23,8 @@ export class WorkerThread {
   #isClosed = false;
 
   /**
-   * `name` is a module beside `from` (an `import.meta.url`) without its ending: `.ts` when run from source,
-   * `.js` when built. `onDeath` is told when the thread has ended by itself.
+   * `name`: a module beside `from` (an `import.meta.url`), without its extension. `onDeath` is called when the thread ends
+   * by itself.
    */
   constructor(name: string, from: string, onDeath: (error: Error) => void = () => undefined) {
     const ending = from.endsWith('.ts') ? '.ts' : '.js';
@@ -34,13 +34,13 @@ export class WorkerThread {
     this.start();
   }
 
-  /** Makes sure that there is a thread. Returns the how-manieth it is: an earlier one's state is gone. */
+  /** Starts the thread if needed. Returns how often it was started: state of an earlier thread is lost. */
   start(): number {
     if (this.#worker || this.#isClosed) return this.#starts;
     const worker = new Worker(this.#url, { name: this.#name });
     worker.on('message', (reply: Reply) => this.#settle(worker, reply));
     worker.on('error', (error) => this.#died(worker, error as Error));
-    worker.on('exit', () => this.#died(worker, new Error(`worker ${this.#name} has ended`)));
+    worker.on('exit', () => this.#died(worker, new Error(`worker ${this.#name} exited`)));
     worker.unref();
     this.#worker = worker;
     this.#starts += 1;
@@ -58,7 +58,7 @@ export class WorkerThread {
     return answer as Promise<T>;
   }
 
-  /** A message that wants no answer. */
+  /** Sends a message without reply. */
   tell(method: string, args: unknown): void {
     this.start();
     this.#worker?.postMessage({ id: 0, method, args });
@@ -87,7 +87,7 @@ export class WorkerThread {
   }
 }
 
-/** The other end: answers calls in a worker thread. A thrown value becomes the rejection at the caller. */
+/** Answers calls inside the worker thread. A thrown value rejects the call. */
 export function answerCalls(methods: Record<string, (args: never) => unknown>): void {
   parentPort?.on('message', ({ id, method, args }: { id: number; method: string; args: never }) => {
     void (async () => {

@@ -261,12 +261,12 @@ describe('clients', () => {
 
     test('are read again when the file changes, and one that cannot be used changes nothing', async () => {
       await writeFile(file, `ada:${hashSync('byron', 4)}\n`);
-      await until(() => mirror.log.includes('htpasswd was read again'), 'it was read');
+      await until(() => mirror.log.includes('htpasswd reloaded'), 'it was read');
       assert.equal(await statusOf('/v2/', { headers: basic('ada', 'lovelace') }), 401);
       assert.equal(await statusOf('/v2/', { headers: basic('ada', 'byron') }), 200);
       await writeFile(file, 'ada:plain\n');
       await utimes(file, new Date(), new Date(Date.now() + 5000));
-      await until(() => mirror.log.includes('stays as it was'), 'it was refused');
+      await until(() => mirror.log.includes('keeping the previous users'), 'it was refused');
       assert.ok(!mirror.log.includes('ada:plain'));
       assert.equal(await statusOf('/v2/', { headers: basic('ada', 'byron') }), 200);
     });
@@ -300,7 +300,7 @@ describe('clients', () => {
       );
       assert.equal(await serial(), before);
       await copyFile(next.key, files.key);
-      await until(() => mirror.log.includes('certificate was read again'), 'the new pair is taken');
+      await until(() => mirror.log.includes('certificate reloaded'), 'the new pair is taken');
       assert.notEqual(await serial(), before);
     });
 

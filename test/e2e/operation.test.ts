@@ -87,7 +87,7 @@ describe('the program', () => {
       await until(() => statusIs(403), 'it is denied');
       await writeFile(file, JSON.stringify({ ...loopback, deny: 'nothing', adminToken: 5 }));
       program.child.kill('SIGHUP');
-      await until(() => program.output.includes('it stays as it was'), 'it is refused');
+      await until(() => program.output.includes('keeping the previous one'), 'it is refused');
       assert.ok(program.output.includes(String.raw`deny: found \"nothing\", expected a list`));
       assert.ok(await statusIs(403));
       program.child.kill('SIGTERM');

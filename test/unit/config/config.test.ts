@@ -310,7 +310,7 @@ describe('configuration', () => {
     [{ clients: { htpasswd: 'none' } }, /^clients\.htpasswd: the file .*none cannot be read \(ENOENT\)$/],
     [
       { clients: { htpasswd: 'ada:$2b$10$CwTycUXWue0Thq9StjUM0u' } },
-      /^clients\.htpasswd: the file that is named cannot be read \(ENOENT\)$/,
+      /^clients\.htpasswd: the file \(not shown\) cannot be read \(ENOENT\)$/,
     ],
     [
       { clients: { groups: [{ name: 'a' }, { name: 'a' }] } },

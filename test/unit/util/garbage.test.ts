@@ -18,7 +18,7 @@ test('after load the heap is given back, once the event loop is idle', async () 
   assert.ok(grown > 50 * MB, `${kept.length} objects took ${grown} bytes`);
   kept = [];
   await until(async () => {
-    idle.look();
+    idle.check();
     await sleep(300);
     return heapBytes() - start < grown / 4;
   }, 'the heap is small again');
