@@ -4,5 +4,5 @@ const manifest = JSON.parse(readFileSync(new URL('../package.json', import.meta.
   version: string;
 };
 
-/** This program's version: its package.json lies beside `src` as beside `dist`. */
+/** From package.json, which lies beside both `src` and `dist`. */
 export const version = manifest.version;

@@ -7,8 +7,8 @@ import { Service } from '../service/service.ts';
 import { version } from '../version.ts';
 import { addStoreCommands } from './store-commands.ts';
 
-/** npm passes on the signal that the process group has got already: a second one so soon is the same one. */
-const sameSignalMs = 1000;
+/** npm forwards signals that the process group has already received: a repeat within this time is ignored. */
+const repeatIgnoredMs = 1000;
 
 export async function run(argv: readonly string[]): Promise<void> {
   const program = new Command('layercache')
@@ -39,7 +39,7 @@ async function serve(file: string | undefined): Promise<void> {
   const config = readConfig(file);
   if (!config) return;
   let service: Service | undefined;
-  // From the beginning: without a listener it would end the process.
+  // Registered before start-up: SIGHUP without a listener ends the process.
   process.on('SIGHUP', () => service && reload(service, file));
   try {
     service = await Service.start(config);
@@ -66,9 +66,9 @@ function stopOnSignals(service: Service): void {
     const now = performance.now();
     if (firstAt === undefined) {
       firstAt = now;
-      service.log.events.info({ signal }, 'stopping: running answers have 30 s to finish');
+      service.log.events.info({ signal }, 'stopping: running responses have 30 s to finish');
       void service.stop().then(() => process.exit(0));
-    } else if (now - firstAt > sameSignalMs) process.exit(1);
+    } else if (now - firstAt > repeatIgnoredMs) process.exit(1);
   };
   process.on('SIGTERM', onSignal);
   process.on('SIGINT', onSignal);
@@ -82,12 +82,12 @@ function reload(service: Service, file: string | undefined): void {
     const problems = error instanceof ConfigError ? error.problems : undefined;
     events.error(
       { ...(problems ? { problems } : { err: error }) },
-      'the configuration cannot be used: it stays as it was',
+      'the new configuration is invalid: keeping the previous one',
     );
   }
 }
 
-/** What happened, and what led to it; of a bug also where. */
+/** The message with its causes; for bugs also the stack. */
 function explainFailure(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   const lines = [error.message];

@@ -3,17 +3,16 @@ import type { Config } from '../config/types.ts';
 import { secretReader } from '../upstream/accounts/credentials.ts';
 import { OperationError } from '../util/errors.ts';
 
-/** Addresses to listen on that are no addresses to call. */
+/** Loopback addresses to connect to in place of wildcard addresses. */
 const callable: Readonly<Record<string, string>> = { '0.0.0.0': '127.0.0.1', '::': '[::1]' };
 
-/** Has the mirror that is running on the store do an operation. Throws what it answers. */
+/** Runs an operation through the admin API of the running mirror. Throws the error that it returns. */
 export async function callRunningMirror(
   { adminListen, adminToken }: Config,
   operation: string,
   args: object,
 ): Promise<unknown> {
-  if (!adminListen)
-    throw new Error('a mirror is running on this store, and its adminListen is off: stop it first');
+  if (!adminListen) throw new Error('a mirror is running on this store with adminListen off: stop it first');
   const { host, port } = adminListen;
   const name = callable[host] ?? (host.includes(':') ? `[${host}]` : host);
   const token = adminToken === undefined ? undefined : await secretReader(adminToken)();
@@ -28,7 +27,7 @@ export async function callRunningMirror(
     headersTimeout: 0,
     bodyTimeout: 0,
   }).catch((cause: unknown) => {
-    throw new Error(`the running mirror does not answer at ${name}:${port}, its adminListen`, { cause });
+    throw new Error(`the running mirror does not answer at its adminListen, ${name}:${port}`, { cause });
   });
   const text = await body.text();
   let answer: { error?: string } | undefined;
@@ -36,7 +35,7 @@ export async function callRunningMirror(
     answer = JSON.parse(text) as { error?: string };
   } catch (cause) {
     if (statusCode === 200)
-      throw new Error(`${name}:${port} answered with something else than JSON; is it a mirror?`, { cause });
+      throw new Error(`the answer of ${name}:${port} is not JSON; is it a mirror?`, { cause });
   }
   if (statusCode === 200 && answer) return answer;
   throw new OperationError(`the running mirror: ${answer?.error ?? `HTTP status ${statusCode}`}`);

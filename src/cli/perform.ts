@@ -13,8 +13,8 @@ import { systemClock } from '../util/clock.ts';
 import { callRunningMirror } from './operations-client.ts';
 
 /**
- * Does an operation of the table: what only reads, reads the catalog beside whoever works on it; what changes something is asked
- * of the running mirror, or done on the files where none is running.
+ * Runs an operation. Read-only operations read the catalog directly, also while a mirror is running. Others go through the
+ * running mirror, or work on the files if none is running.
  */
 export async function perform(
   config: Config,
@@ -26,7 +26,7 @@ export async function perform(
   const prepared = operation.prepare(args);
   const { read, run } = prepared;
   if (read) return { prepared, result: await withReader(config, read) };
-  if (!run) throw new Error(`${name}: it can only be read`);
+  if (!run) throw new Error(`${name}: only for reading`);
   try {
     return { prepared, result: await withStore(config, run, operation.needsRoom === true) };
   } catch (error) {
@@ -35,26 +35,26 @@ export async function perform(
   }
 }
 
-/** Nothing is written, not even beside the catalog. */
+/** Opens the catalog read-only; creates no files beside it. */
 export async function withReader<T>({ store }: Config, work: (reader: Reader) => Promise<T>): Promise<T> {
   const { path, maxBytes, pins } = store;
   let inventory: Inventory | undefined;
   let catalog: Catalog | undefined;
-  const opened = <O>(open: () => O): O => {
+  const tryOpen = <O>(open: () => O): O => {
     try {
       return open();
     } catch (error) {
       if (isCorrupt(error)) throw error;
       const cause = error as Error;
-      throw new Error(`${path}: no store that can be read (${cause.message})`, { cause });
+      throw new Error(`${path}: cannot read the store (${cause.message})`, { cause });
     }
   };
   const reader: Reader = {
     get inventory() {
-      return (inventory ??= opened(() => new Inventory(path)));
+      return (inventory ??= tryOpen(() => new Inventory(path)));
     },
     get catalog() {
-      return (catalog ??= opened(() => new Catalog(catalogPath(path), { reader: openToRead(path) })));
+      return (catalog ??= tryOpen(() => new Catalog(catalogPath(path), { reader: openToRead(path) })));
     },
     maxBytes,
     configuredPins: pins,
@@ -69,7 +69,7 @@ export async function withReader<T>({ store }: Config, work: (reader: Reader) =>
   }
 }
 
-/** Throws `LockedError` while a mirror is running on the store. */
+/** Throws `LockedError` if a mirror is running on the store. */
 async function withStore<T>(
   config: Config,
   work: (target: Target) => Promise<T>,
@@ -79,7 +79,7 @@ async function withStore<T>(
   mustExist(path);
   const maxBytes = needsRoom ? config.store.maxBytes : Infinity;
   const limits = { maxBytes, minFreeBytes, maxIdleMs: 0, pins, scrubEveryMs: 0 };
-  // Only what was asked for is changed: nothing is tidied up beside it.
+  // Only the requested change: no eviction, no upkeep.
   const options = { path, limits: () => limits, upkeep: false };
   const store = await BlobStore.open(options, {
     clock: systemClock,
@@ -100,7 +100,7 @@ async function withStore<T>(
   }
 }
 
-/** A mistyped path must not become a new store. */
+/** Prevents that a mistyped path creates a new store. */
 export function mustExist(path: string): void {
-  if (!existsSync(blobsPath(path))) throw new Error(`${path}: there is no store; check store.path`);
+  if (!existsSync(blobsPath(path))) throw new Error(`${path}: no store here; check store.path`);
 }

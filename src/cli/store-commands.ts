@@ -11,21 +11,17 @@ import { repair, verify } from './verify.ts';
 
 type Options = Readonly<Record<string, unknown>> & { readonly config?: string; readonly json?: boolean };
 
-/** `layercache store …`: a command for each operation of the table, and those that need the files alone. */
+/** `layercache store …`: one command per operation, and the commands that work on files only. */
 export function addStoreCommands(
   program: Command,
   configOption: () => Option,
   readConfig: (file: string | undefined) => Config | undefined,
 ): void {
-  // Whoever reads our output may close it before its end.
+  // The reader may close the pipe early (`head`).
   process.stdout.on('error', () => process.exit(0));
-  const store = program.command('store').description('look at what is stored, pin, verify or purge it');
+  const store = program.command('store').description('inspect, pin, verify or purge stored images');
   const command = (usage: string, description: string): Command =>
-    store
-      .command(usage)
-      .description(description)
-      .addOption(configOption())
-      .option('--json', 'print JSON, for programs');
+    store.command(usage).description(description).addOption(configOption()).option('--json', 'print JSON');
   const act = (made: Command, work: (config: Config, options: Options, args: string[]) => Promise<void>) =>
     made.action(async () => {
       const options = made.opts<Options>();
@@ -60,7 +56,7 @@ export function addStoreCommands(
   }
 
   act(
-    command('verify', 'read and hash every blob again; exit code 1 if damage is left').option(
+    command('verify', 'read and hash every blob; exit code 1 if damaged blobs remain').option(
       '--repair',
       'quarantine damaged blobs, so that they are fetched again',
     ),
@@ -79,7 +75,7 @@ export function addStoreCommands(
   );
 
   act(
-    command('rebuild', 'make a new catalog from its backup and the files, while the mirror is stopped'),
+    command('rebuild', 'build a new catalog from its backup and the blob files; the mirror must be stopped'),
     async ({ store: { path } }, { json }) => {
       mustExist(path);
       const rebuilt = await rebuildCatalog(path, Date.now());
@@ -88,9 +84,9 @@ export function addStoreCommands(
         return;
       }
       const { base, found, lost, keptAs } = rebuilt;
-      const source = base === 'nothing' ? 'the files alone' : `the ${base} and the files`;
-      write(`made from ${source}: ${counted(found, 'file')} found, ${lost} lost`);
-      if (keptAs !== undefined) write(`the damaged one is ${keptAs}`);
+      const source = base === 'nothing' ? 'the blob files' : `the ${base} and the blob files`;
+      write(`built from ${source}: ${counted(found, 'file')} found, ${lost} lost`);
+      if (keptAs !== undefined) write(`the damaged catalog was renamed to ${keptAs}`);
     },
   );
 }

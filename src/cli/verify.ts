@@ -8,10 +8,10 @@ import { formatSize } from '../util/units.ts';
 import { perform, withReader } from './perform.ts';
 
 const progressEveryMs = 200;
-/** By then a blob that a running mirror is removing has left its catalog too. */
+/** A running mirror removes an evicted blob's file and row within this time. */
 const evictionMs = 2000;
-/** Digests in one call. */
-const quarantineAtOnce = 1000;
+/** Digests per call. */
+const quarantineBatch = 1000;
 
 export interface Verified {
   readonly blobs: number;
@@ -19,7 +19,7 @@ export interface Verified {
   readonly damaged: readonly (StoredBlob & { readonly why: string })[];
 }
 
-/** Reads every stored blob again, beside a running mirror. Shows its progress on a terminal. */
+/** Reads and hashes every stored blob, also while a mirror is running. Shows progress on a terminal. */
 export async function verify(config: Config): Promise<Verified> {
   const suspects: StoredBlob[] = [];
   const damaged: (StoredBlob & { why: string })[] = [];
@@ -38,7 +38,7 @@ export async function verify(config: Config): Promise<Verified> {
       blobs += 1;
       if (why !== undefined) suspects.push(blob);
     }
-    // A running mirror changes the file and the row of a blob one after the other.
+    // A running mirror does not remove file and row atomically: check suspects again later.
     if (suspects.length > 0) await sleep(evictionMs);
     for (const blob of suspects) {
       if (!inventory.has(blob.digest)) continue;
@@ -50,11 +50,11 @@ export async function verify(config: Config): Promise<Verified> {
   return { damaged, blobs, bytes };
 }
 
-/** Resolves to how many blobs were quarantined, so that they are fetched again when somebody asks. */
+/** Quarantines damaged blobs, so that they are fetched again on request. Resolves to their number. */
 export async function repair(config: Config, { damaged }: Verified): Promise<number> {
   let quarantined = 0;
-  for (let at = 0; at < damaged.length; at += quarantineAtOnce) {
-    const digests = damaged.slice(at, at + quarantineAtOnce).map(({ digest }) => digest);
+  for (let at = 0; at < damaged.length; at += quarantineBatch) {
+    const digests = damaged.slice(at, at + quarantineBatch).map(({ digest }) => digest);
     const { result } = await perform(config, 'quarantine', { digests });
     quarantined += (result as { quarantined: number }).quarantined;
   }

@@ -6,7 +6,7 @@ import { show } from './problems.ts';
 import type { Parsed } from './schema.ts';
 import type { AnyUpstreamConfig, ConfigSource, ParsedUpstream, UpstreamConfig } from './types.ts';
 
-/** What a name or a host means must not depend on an order. */
+/** Every registry name, alias and host is unique, so that the order of upstreams does not matter. */
 export function checkNames(parsed: Parsed, upstreams: readonly UpstreamConfig[], problems: string[]): void {
   const names = new Set<string>();
   parsed.upstreams.forEach(({ registry, hosts }, i) => {
@@ -19,40 +19,40 @@ export function checkNames(parsed: Parsed, upstreams: readonly UpstreamConfig[],
   });
 }
 
-/** Whoever can rent a registry under the pattern must get nothing by it. */
+/** A pattern may cover registries of strangers: no fixed URL, name or login may apply to all of them. */
 export function problemsOfFamily(
   { url, aliases, hosts, accounts }: Pick<ParsedUpstream, 'url' | 'aliases' | 'hosts' | 'accounts'>,
   at: string,
 ): string[] {
-  const oneRegistry = 'expected nothing: a pattern stands for many registries';
+  const oneRegistry = 'expected nothing: a pattern covers many registries';
   const problems: string[] = [];
   if (url !== undefined)
-    problems.push(`${at}.url: found a URL, ${oneRegistry}, each at https:// and its name`);
+    problems.push(`${at}.url: found a URL, ${oneRegistry}, each at https:// followed by its name`);
   if ((aliases ?? []).length > 0) problems.push(`${at}.aliases: found names, ${oneRegistry}`);
   if (hosts.length > 0) problems.push(`${at}.hosts: found names, ${oneRegistry}`);
   if (accounts.some(({ username }) => username !== undefined))
     problems.push(
-      `${at}.accounts: found a login, ${oneRegistry}, some of which may be anybody's; use dockerConfig or credentialHelper, which know logins by registry`,
+      `${at}.accounts: found a login, ${oneRegistry}, some of which may belong to strangers; use dockerConfig or credentialHelper, which have one login per registry`,
     );
   return problems;
 }
 
-/** Accounts have different names, and what gives their logins is there. */
+/** Account names are unique; the Docker configuration file and the credential helper exist. */
 export function checkAccounts(
   { accounts, dockerConfig, credentialHelper }: AnyUpstreamConfig,
   env: ConfigSource['env'],
   at: string,
   problems: string[],
 ): void {
-  // By these names they go in metrics and messages.
+  // Names of accounts in metrics and messages.
   const names = [
     ...accounts.map((each) => ('username' in each ? each.username : 'anonymous')),
     ...(dockerConfig === undefined ? [] : ['docker-config']),
     ...(credentialHelper === undefined ? [] : [credentialHelper]),
   ];
-  const twice = names.find((name, i) => names.indexOf(name) < i);
-  if (twice !== undefined)
-    problems.push(`${at}.accounts: found ${show(twice)} a second time, expected each account once`);
+  const duplicate = names.find((name, i) => names.indexOf(name) < i);
+  if (duplicate !== undefined)
+    problems.push(`${at}.accounts: found ${show(duplicate)} a second time, expected each account once`);
   if (dockerConfig !== undefined && !existsSync(dockerConfig))
     problems.push(`${at}.dockerConfig: the file ${showPath(dockerConfig)} does not exist`);
   if (credentialHelper !== undefined && !isOnPath(helperProgram(credentialHelper), env)) {

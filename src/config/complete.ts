@@ -19,7 +19,7 @@ import type {
   UpstreamConfig,
 } from './types.ts';
 
-/** Resolves paths, presets, secrets, proxies and patterns; what is wrong is added to `problems`. */
+/** Resolves paths, presets, secrets, proxies and patterns. Adds errors to `problems`. */
 export function complete(
   parsed: Parsed,
   directory: string,
@@ -33,7 +33,7 @@ export function complete(
     const preset = presetOf(rest.registry);
     const completed: AnyUpstreamConfig = {
       ...rest,
-      // Who shows a certificate is known by it.
+      // The upstream authenticates the mirror by its certificate.
       private: rest.private || rest.cert !== undefined,
       realms: realms ?? preset.realms ?? [],
       proxy: proxyOf(proxy, url?.protocol ?? 'https:', env, at, problems),
@@ -72,7 +72,7 @@ export function complete(
     const known = upstreams.map(({ registry }) => show(registry)).join(', ');
     problems.push(
       known === ''
-        ? 'upstreams: found patterns alone, expected at least one registry by its name'
+        ? 'upstreams: found only patterns, expected at least one registry name'
         : `defaultUpstream: found ${show(defaultUpstream)}, expected one of ${known}`,
     );
   }
@@ -95,7 +95,7 @@ export function complete(
   };
 }
 
-/** The proxy that is configured, or that the environment names by convention. */
+/** The configured proxy, or that of HTTPS_PROXY, HTTP_PROXY and ALL_PROXY. */
 function proxyOf(
   configured: URL | null | undefined,
   protocol: string,
@@ -103,24 +103,24 @@ function proxyOf(
   at: string,
   problems: string[],
 ): ProxyOptions | undefined {
-  const said = (...names: string[]): string | undefined =>
+  const variableOf = (...names: string[]): string | undefined =>
     names
       .flatMap((name) => [env[name.toLowerCase()], env[name]])
       .find((value) => value !== undefined && value !== '');
-  const except = said('NO_PROXY') ?? '';
+  const except = variableOf('NO_PROXY') ?? '';
   if (configured) return { url: configured, except, isFromEnvironment: false };
   const variable = protocol === 'http:' ? 'HTTP_PROXY' : 'HTTPS_PROXY';
-  const text = configured === null ? undefined : said(variable, 'ALL_PROXY');
+  const text = configured === null ? undefined : variableOf(variable, 'ALL_PROXY');
   if (text === undefined) return undefined;
   const url = URL.parse(text.includes('://') ? text : `http://${text}`);
   if (url && isProxy(url)) return { url, except, isFromEnvironment: true };
   problems.push(
-    `${at}.proxy: ${variable} names something else than an http or https proxy; set "proxy" to one, or to "off"`,
+    `${at}.proxy: ${variable} is not the URL of an http or https proxy; set "proxy" to a URL or "off"`,
   );
   return undefined;
 }
 
-/** Patterns by the name that the registry is configured by; those that can match nothing would leave open what they were to close. */
+/** Replaces aliases and hosts in patterns by registry names. Reports patterns that can never match: a `deny` would be void. */
 function resolvePatterns(
   { allow, deny, clients, store, tags }: Parsed,
   { upstreams, families }: Pick<Config, 'upstreams' | 'families'>,
@@ -134,16 +134,16 @@ function resolvePatterns(
     patterns.map((pattern, i) => {
       const { text } = pattern;
       const [registry = '', ...rest] = text.split('/');
-      const meant = upstreams.find(({ aliases, hosts }) => [...aliases, ...hosts].includes(registry));
+      const aliased = upstreams.find(({ aliases, hosts }) => [...aliases, ...hosts].includes(registry));
       const isKnown =
-        meant !== undefined ||
+        aliased !== undefined ||
         registry.includes('*') ||
         upstreams.some((each) => each.registry === registry) ||
         families.some(({ pattern }) => pattern.matches(registry));
       if (/[A-Z]|\/\//.test(text.replace(/:[^:/]*$/, '')))
         problems.push(`${at}[${i}]: found ${show(text)}, expected a name in lower case, without empty parts`);
       if (!isKnown) idlePatterns.push(`${at}[${i}]`);
-      return meant ? patternOf([meant.registry, ...rest].join('/')) : pattern;
+      return aliased ? patternOf([aliased.registry, ...rest].join('/')) : pattern;
     });
   const groups = clients.groups.map((group, i) => {
     if (clients.groups.findIndex(({ name }) => name === group.name) < i)
@@ -156,8 +156,8 @@ function resolvePatterns(
     };
   });
   const rules = tags.rules.map(({ match, ttl }, i) => {
-    const [meant = match] = resolveAll([match], `tags.rules[${i}].match`);
-    return { match: meant, ttl };
+    const [resolved = match] = resolveAll([match], `tags.rules[${i}].match`);
+    return { match: resolved, ttl };
   });
   return {
     allow: allow && resolveAll(allow, 'allow'),

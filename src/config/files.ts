@@ -9,12 +9,12 @@ import { errorCode } from '../util/errors.ts';
 import type { Parsed, SecretConfig } from './schema.ts';
 import type { Config, ConfigSource, ParsedUpstream } from './types.ts';
 
-/** `~` at its beginning is the home directory. */
+/** Resolves a path of the configuration; a leading `~` is the home directory. */
 export function resolvePath(directory: string, path: string): string {
   return resolve(directory, path.replace(/^~(?=\/|$)/, homedir()));
 }
 
-/** A file is only tried here: it is read again whenever its content is needed. */
+/** Resolves a secret. A file is only checked here: it is read whenever the secret is needed. */
 export function readSecret(
   value: SecretConfig,
   directory: string,
@@ -40,7 +40,7 @@ export function readSecret(
   return { file };
 }
 
-/** The text of certificates and keys: a file that has changed is then a configuration that has changed. */
+/** Reads certificates and keys as text, so that a changed file is a changed configuration. */
 export function readPems(
   upstream: Pick<ParsedUpstream, 'ca' | 'cert' | 'key'>,
   directory: string,
@@ -67,12 +67,12 @@ export function readPems(
     if (pems.ca !== undefined) checkCertificates(pems.ca, 'ca');
     createSecureContext(pems);
   } catch (error) {
-    problems.push(`${at}: ca, cert and key cannot be used: ${(error as Error).message}`);
+    problems.push(`${at}: cannot use ca, cert and key: ${(error as Error).message}`);
   }
   return pems;
 }
 
-/** What protects the listener. The files are only tried here; they are read again when they change. */
+/** Resolves TLS and htpasswd files. They are only checked here: the server reads them again when they change. */
 export function resolveClients(
   parsed: Parsed,
   directory: string,

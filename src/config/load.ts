@@ -8,7 +8,7 @@ import { applyVariables } from './variables.ts';
 
 const defaultFile = 'mirror.config.json';
 
-/** Reads file and environment. Throws `ConfigError`. */
+/** Reads the configuration from file and environment. Throws `ConfigError`. */
 export function loadConfig({ file, env, directory }: ConfigSource): Config {
   const path = resolve(directory, file ?? defaultFile);
   const source = file ?? defaultFile;

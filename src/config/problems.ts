@@ -2,7 +2,7 @@ import { closest, distance } from 'fastest-levenshtein';
 import { z } from 'zod';
 import { schema } from './schema.ts';
 
-/** What is wrong with a configuration: each line names a key, what was found and what was expected. */
+/** An invalid configuration: each problem names the key, the value found and the value expected. */
 export class ConfigError extends Error {
   readonly problems: readonly string[];
 
@@ -13,7 +13,7 @@ export class ConfigError extends Error {
   }
 }
 
-/** What stands wrong, in the words of the configuration; nothing that may be a secret is shown. */
+/** Messages for a schema issue. Hides values that may be secret. */
 export function problemsOf(issue: z.core.$ZodIssue): string[] {
   const at = issue.path.reduce<string>(
     (path, key) =>
@@ -23,8 +23,8 @@ export function problemsOf(issue: z.core.$ZodIssue): string[] {
   if (issue.code === 'unrecognized_keys') {
     const known = keysAt(issue.path);
     return issue.keys.map((key) => {
-      const near = known.length > 0 ? closest(key, known) : '';
-      const hint = near !== '' && distance(key, near) <= 3 ? `, did you mean ${show(near)}?` : '';
+      const nearest = known.length > 0 ? closest(key, known) : '';
+      const hint = nearest !== '' && distance(key, nearest) <= 3 ? `, did you mean ${show(nearest)}?` : '';
       return `${at === '' ? key : `${at}.${key}`}: unknown key${hint || `; known here: ${known.join(', ')}`}`;
     });
   }
@@ -45,7 +45,7 @@ function expectation(issue: z.core.$ZodIssue): string {
     return issue.expected === 'array' ? 'a list' : `a value of type ${issue.expected}`;
   if (issue.code === 'invalid_value') return `one of ${issue.values.map((value) => show(value)).join(', ')}`;
   if (issue.code === 'invalid_union') return 'a string, { "env": "NAME" } or { "file": "path" }';
-  if (issue.code === 'too_small' && issue.origin === 'string') return 'a text that is not empty';
+  if (issue.code === 'too_small' && issue.origin === 'string') return 'a non-empty string';
   return issue.message;
 }
 
@@ -58,7 +58,7 @@ function keysAt(path: readonly PropertyKey[]): string[] {
   return isObject(type) ? Object.keys(type.shape) : [];
 }
 
-/** Without what URLs carry beside their address. */
+/** The value as JSON, without logins and queries of URLs, keys and password hashes; 100 characters at most. */
 export function show(value: unknown): string {
   const text = JSON.stringify(value)
     .replace(/\/\/[^\s"]*@/g, '//…@')
@@ -70,7 +70,7 @@ export function isPlainValue(value: unknown): boolean {
   return typeof value !== 'object' || value === null || Object.keys(value).length === 0;
 }
 
-/** What is in it is not shown: there may be secrets below. */
+/** Names the type only: the content may be secret. */
 export function kindOf(value: unknown): string {
   return Array.isArray(value) ? 'a list' : 'an object';
 }

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { errorCode } from '../util/errors.ts';
 import { ConfigError, isPlainValue, kindOf, show } from './problems.ts';
 
-/** JSON that may have comments and trailing commas. Throws `ConfigError`. */
+/** Reads JSON with comments and trailing commas. Throws `ConfigError`. */
 export function readConfigFile(path: string, source: string, mustExist: boolean): Record<string, unknown> {
   let content: string;
   try {
@@ -22,14 +22,14 @@ export function readConfigFile(path: string, source: string, mustExist: boolean)
   ]);
 }
 
-/** Names the place, quotes its line and points at the column. Secrets are starred out. */
+/** Gives line and column, and quotes the line with secrets masked. */
 function syntaxProblem(content: string, { error, offset }: ParseError): string {
   const before = content.slice(0, offset);
   const begin = before.lastIndexOf('\n') + 1;
   const line = before.split('\n').length;
   const column = offset - begin + 1;
-  const [text = ''] = starred(content).slice(begin).split(/\r?\n/, 1);
-  // Of a long line the part around the column.
+  const [text = ''] = masked(content).slice(begin).split(/\r?\n/, 1);
+  // Shorten long lines to the part around the column.
   const from = Math.max(0, column - 1 - contextBefore);
   const shown = text.slice(from, from + contextBefore + contextAfter).replaceAll('\t', ' ');
   const pointer = `${' '.repeat(column - 1 - from)}^`;
@@ -39,8 +39,8 @@ function syntaxProblem(content: string, { error, offset }: ParseError): string {
 const contextBefore = 60;
 const contextAfter = 60;
 
-/** The same text, of the same length, without what may be a secret: values of keys that sound so, and logins in URLs. */
-function starred(content: string): string {
+/** Masks values of keys such as `password` and logins in URLs; keeps the length. */
+function masked(content: string): string {
   const stars = (text: string): string => text.replace(/[^\n]/g, '*');
   return content
     .replace(

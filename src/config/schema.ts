@@ -5,7 +5,7 @@ import { Pattern } from '../oci/pattern.ts';
 import { isNetwork, Networks } from '../util/networks.ts';
 import { parseDuration, parseSize } from '../util/units.ts';
 
-/** A value that is read from JSON or from the text of an environment variable. */
+/** A value from JSON or from an environment variable. `parse` returns undefined if it is invalid. */
 function scalar<T>(expected: string, parse: (value: unknown) => T | undefined) {
   return z.unknown().transform((value, context): T => {
     const parsed = parse(value);
@@ -19,7 +19,7 @@ const duration = scalar('a duration such as "90s", "5m" or "30d"', parseDuration
 const durationOrOff = scalar('a duration such as "90s" or "30d", or "off"', (value) =>
   value === 'off' ? 0 : parseDuration(value),
 );
-/** What a timer takes: Node's count milliseconds in 31 bits. */
+/** Node's timers take at most 2^31 - 1 ms. */
 const longestTimerMs = 2 ** 31 - 1;
 const timeout = (leastMs: number) =>
   scalar(`a duration of ${leastMs} ms to 24 days such as "500ms", "90s" or "5m"`, (value) => {
@@ -80,7 +80,7 @@ const proxyUrl = scalar('a URL such as "http://proxy.example.com:3128", or "off"
   return url && isProxy(url) ? url : undefined;
 });
 
-/** One that we can speak to. */
+/** Whether it is a usable proxy URL. */
 export function isProxy({ protocol, username, password }: URL): boolean {
   try {
     decodeURIComponent(username + password);
@@ -100,7 +100,7 @@ const registryOrPattern = z
   .string()
   .refine(
     (value) => registryName.safeParse(value).success || RegistryPattern.parse(value) !== undefined,
-    `${host}, or a pattern such as "*.azurecr.io" that ends in a domain which can be registered: what matches any host is an open proxy`,
+    `${host}, or a pattern such as "*.azurecr.io" that ends in a registrable domain: a pattern that matches any host makes an open proxy`,
   );
 
 const pattern = scalar('a pattern such as "docker.io/library/*:3.*" or "ghcr.io/acme/**"', (value) =>
@@ -149,7 +149,7 @@ const upstream = z.strictObject({
   maxConnections: count.prefault(32),
 });
 
-/** Every key, its form and its default. */
+/** All configuration keys with their types and defaults. */
 export const schema = z.strictObject({
   listen: address.prefault('0.0.0.0:5000'),
   tls: z.strictObject({ cert: text, key: text, clientCa: text.optional() }).optional(),

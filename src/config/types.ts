@@ -8,7 +8,7 @@ export type { Address } from './schema.ts';
 
 export type ParsedUpstream = Parsed['upstreams'][number];
 
-/** A user name with its password, or with the file that has it; or nobody. */
+/** A user name with a password or password file, or anonymous access. */
 export type AccountConfig =
   { readonly username: string; readonly password: Secret } | { readonly anonymous: true };
 
@@ -16,7 +16,6 @@ export interface AnyUpstreamConfig extends Omit<
   ParsedUpstream,
   'url' | 'aliases' | 'accounts' | 'realms' | 'proxy'
 > {
-  /** How it is connected to; certificates and keys in PEM. */
   readonly proxy: ProxyOptions | undefined;
   readonly accounts: readonly AccountConfig[];
   readonly realms: readonly string[];
@@ -27,33 +26,33 @@ export interface UpstreamConfig extends AnyUpstreamConfig {
   readonly aliases: readonly string[];
 }
 
-/** Many registries by one pattern, each at `https://` and its name. */
+/** Registries that match a pattern, each at `https://` followed by its name. */
 export interface FamilyConfig extends AnyUpstreamConfig {
   readonly pattern: RegistryPattern;
 }
 
-/** The configuration, checked and with every default in place: durations in ms, sizes in bytes, paths absolute. */
+/** The validated configuration with all defaults: durations in ms, sizes in bytes, absolute paths. */
 export interface Config extends Omit<
   Parsed,
   'upstreams' | 'defaultUpstream' | 'adminToken' | 'tls' | 'clients'
 > {
   readonly tls: TlsFiles | undefined;
   readonly clients: Omit<Parsed['clients'], 'htpasswd'> & { readonly htpasswd: string | undefined };
-  /** For the operations of the admin API. */
+  /** Token for the operations of the admin API. */
   readonly adminToken: Secret | undefined;
   readonly upstreams: readonly UpstreamConfig[];
   readonly families: readonly FamilyConfig[];
   readonly defaultUpstream: string;
-  /** Where patterns of `allow` and `deny` name a registry that is not configured. */
+  /** Keys of patterns that name a registry that is not configured. */
   readonly idlePatterns: readonly string[];
-  /** Environment variables that look like ours and are not. */
+  /** `LAYERCACHE_*` environment variables that match no key. */
   readonly ignoredVariables: readonly string[];
 }
 
 export interface ConfigSource {
-  /** A configuration file that must exist. Without it `mirror.config.json` is taken if it is there. */
+  /** A file that must exist. Undefined: `mirror.config.json`, if it exists. */
   file?: string | undefined;
   env: Readonly<Record<string, string | undefined>>;
-  /** What relative paths of a configuration without file are relative to. */
+  /** Base of relative paths when there is no file. */
   directory: string;
 }

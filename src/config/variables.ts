@@ -5,17 +5,17 @@ import { schema } from './schema.ts';
 import type { ConfigSource } from './types.ts';
 
 const variablePrefix = 'LAYERCACHE_';
-/** Read by the command line, not by the schema. */
+/** Path of the configuration file; read by the command line, not a key. */
 export const fileVariable = 'LAYERCACHE_CONFIG';
-/** What Kubernetes sets for each service of our name (its documentation, "Environment variables" of services). */
+/** Set by Kubernetes for services named layercache (Kubernetes documentation, "Service", "Environment variables"). */
 const kubernetesVariable =
   /_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT$|_PORT_\d+_(TCP|UDP|SCTP)(_ADDR|_PORT|_PROTO)?$/;
-/** So many letters may be wrong in a name that is meant for another. */
-const nearestVariable = 3;
+/** Edit distance up to which an unknown variable counts as a misspelling. */
+const maxTypoDistance = 3;
 
 /**
- * Puts the values of `LAYERCACHE_STORE_MAX_BYTES` and the like over those of the file. Returns the variables that name no
- * key. Throws `ConfigError` for one that nearly names a key.
+ * Overrides keys with `LAYERCACHE_*` variables such as `LAYERCACHE_STORE_MAX_BYTES`. Returns the variables that match no
+ * key. Throws `ConfigError` for a misspelt one.
  */
 export function applyVariables(
   raw: Record<string, unknown>,
@@ -33,7 +33,7 @@ export function applyVariables(
       if (meant === undefined) ignored.push(name);
       else
         problems.push(
-          `the environment variable ${name} names no key: did you mean ${meant}? Rename or unset it`,
+          `the environment variable ${name} matches no key: did you mean ${meant}? Rename or unset it`,
         );
     }
   }
@@ -42,7 +42,7 @@ export function applyVariables(
 }
 
 function nearestVariableTo(name: string): string | undefined {
-  // Of an entry of a list the same number is meant.
+  // Keep list indices in the suggestion.
   const numbers = [...name.matchAll(/_(\d+)_/g)].map(([, digits]) => digits ?? '');
   const names = variablesOf(schema, variablePrefix.slice(0, -1)).map((each) => {
     const left = [...numbers];
@@ -52,24 +52,26 @@ function nearestVariableTo(name: string): string | undefined {
   const same = names.find((each) => plain(each) === plain(name));
   if (same !== undefined) return same;
   const nearest = closest(name, names);
-  return distance(name, nearest) <= nearestVariable ? nearest : undefined;
+  return distance(name, nearest) <= maxTypoDistance ? nearest : undefined;
 }
 
-/** All variables that name a scalar; of a list the first entry's. */
+/** Names of all variables; of a list those of its first entry. */
 function variablesOf(type: z.core.$ZodType, name: string): string[] {
   const inner = unwrap(type);
   if (inner instanceof z.ZodArray) {
     return isObject(unwrap(inner.element)) ? variablesOf(inner.element, `${name}_0`) : [];
   }
   if (!isObject(inner)) return [name];
-  return Object.entries(inner.shape).flatMap(([key, child]) => variablesOf(child, `${name}_${spelt(key)}`));
+  return Object.entries(inner.shape).flatMap(([key, child]) =>
+    variablesOf(child, `${name}_${upperSnake(key)}`),
+  );
 }
 
-function spelt(key: string): string {
+function upperSnake(key: string): string {
   return key.replace(/[A-Z]/g, '_$&').toUpperCase();
 }
 
-/** The path that the rest of a variable's name spells, of scalars only. */
+/** The key path that the rest of a variable's name spells; scalars only. */
 function pathOf(type: z.core.$ZodType, rest: string): (string | number)[] | undefined {
   const inner = unwrap(type);
   if (inner instanceof z.ZodArray) {
@@ -81,7 +83,7 @@ function pathOf(type: z.core.$ZodType, rest: string): (string | number)[] | unde
   for (const [key, child] of Object.entries(inner.shape)) {
     const nested = unwrap(child);
     const isScalar = !isObject(nested) && !(nested instanceof z.ZodArray);
-    const name = spelt(key);
+    const name = upperSnake(key);
     if (rest === name && isScalar) return [key];
     const path = rest.startsWith(`${name}_`) ? pathOf(child, rest.slice(name.length + 1)) : undefined;
     if (path) return [key, ...path];

@@ -9,26 +9,25 @@ export interface Descriptor {
 }
 
 /**
- * A lease on the bytes of one digest, on disk, in memory or still arriving: its holder cannot tell which. What is
- * leased is not evicted.
+ * A lease on the content of one digest, whether on disk, in memory or still arriving. Leased content is not evicted.
  */
 export interface Content {
   readonly digest: Digest;
-  /** Undefined while the upstream has not told: then the answer is chunked and Range is ignored. */
+  /** Bytes. Undefined while the upstream has not told: the response is then chunked and Range is ignored. */
   readonly size: number | undefined;
   readonly mediaType: string;
-  /** Makes ready what copyTo needs. Rejects with `damaged`: then the bytes are to be fetched again. */
+  /** Opens the content for `copyTo`. Rejects with `damaged` if it must be fetched again. */
   prepare(): Promise<void>;
   /**
-   * Writes the bytes, or those of `range`, at the sink's pace, and ends the sink. Rejects with the fault, the sink left
-   * unended: whoever reads from 0 to the end has then not had the last byte.
+   * Writes the content, or `range`, at the sink's pace and ends the sink. On a fault it rejects and does not end the sink;
+   * a reader of the whole content has then not received the last byte.
    */
   copyTo(sink: Writable, range?: ByteRange): Promise<void>;
-  /** Gives the lease back. Twice is fine. */
+  /** Releases the lease. Idempotent. */
   release(): void;
 }
 
-/** Up to this size bytes are verified before anything of them is shown. */
+/** Content up to this size, in bytes, is verified before any of it is sent. */
 export const smallSize = 64 * 1024;
 
 export const blobMediaType = 'application/octet-stream';

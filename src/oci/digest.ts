@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { MirrorError } from '../util/errors.ts';
 
 declare const brand: unique symbol;
-/** `sha256:<64 hex>` or `sha512:<128 hex>`, checked: safe as a file name and as a header. */
+/** A validated `sha256:<64 hex>` or `sha512:<128 hex>`; safe in file names and headers. */
 export type Digest = string & { readonly [brand]: 'digest' };
 
 export type Algorithm = 'sha256' | 'sha512';
@@ -34,7 +34,7 @@ export function digestOf(bytes: Uint8Array, algorithm: Algorithm = 'sha256'): Di
   return `${algorithm}:${createHash(algorithm).update(bytes).digest('hex')}` as Digest;
 }
 
-/** For what is small: large content is hashed on a worker thread. */
+/** For small content: large content is hashed on a worker thread. */
 export function hashesTo(bytes: Uint8Array, digest: Digest): boolean {
   return digestOf(bytes, algorithmOf(digest)) === digest;
 }

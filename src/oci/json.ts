@@ -1,10 +1,10 @@
-/** What is small cannot be deep enough to hurt. */
+/** Smaller documents cannot nest deep enough to matter. */
 const uncheckedBytes = 64 * 1024;
 const maxDepth = 100;
 
 /**
- * The value of JSON that somebody else has sent. Throws as `JSON.parse` does, also for what is nested so deep that nothing
- * but an attack is: parsing that takes seconds, and hundreds of times its size.
+ * Parses untrusted JSON. Throws `SyntaxError`, also for more than 100 levels: parsing very deep JSON takes seconds and
+ * hundreds of times its size in memory.
  */
 export function parseJson(bytes: Uint8Array): unknown {
   if (bytes.length > uncheckedBytes) checkDepth(bytes);
@@ -17,7 +17,7 @@ function checkDepth(bytes: Uint8Array): void {
   for (let at = 0; at < bytes.length; at++) {
     const byte = bytes[at];
     if (isText) {
-      // A backslash hides what comes after it.
+      // Skip the escaped character.
       if (byte === 0x5c) at += 1;
       else if (byte === 0x22) isText = false;
     } else if (byte === 0x22) isText = true;

@@ -2,25 +2,25 @@ import { MirrorError } from '../util/errors.ts';
 import { parseJson } from './json.ts';
 
 /**
- * Throws `upstream-invalid` for what is not a list of tags, or an index of referrers: else a portal's page or a cut
- * answer would be an empty list to clients. Go's registries write an empty one as null.
+ * Throws `upstream-invalid` unless the body is a tag list or an index of referrers: clients would take a login page or a
+ * truncated body for an empty list. Registries in Go write an empty list as null.
  */
 export function checkList(kind: 'tags' | 'referrers', bytes: Uint8Array, what: string): void {
   let json: unknown;
   try {
     json = parseJson(bytes);
   } catch {
-    // Nor is it a list.
+    // Reported below.
   }
   const entries = (json as Record<string, unknown> | null | undefined)?.[
     kind === 'tags' ? 'tags' : 'manifests'
   ];
-  const isEntry = kind === 'tags' ? isText : hasDigest;
+  const isEntry = kind === 'tags' ? isString : hasDigest;
   if (entries === null || (Array.isArray(entries) && entries.every(isEntry))) return;
-  throw new MirrorError('upstream-invalid', `${what}: the upstream sent no list of ${kind}`);
+  throw new MirrorError('upstream-invalid', `${what}: the upstream's answer is not a list of ${kind}`);
 }
 
-function isText(entry: unknown): boolean {
+function isString(entry: unknown): boolean {
   return typeof entry === 'string';
 }
 
@@ -29,9 +29,8 @@ function hasDigest(entry: unknown): boolean {
 }
 
 /**
- * The query of the page that comes next, by `Link` headers of the answer from `url` (RFC 8288). It is taken from a link
- * to the same host and the same kind of list, whatever path a proxy in front has made of it: we put it behind a path of
- * our own. What leads elsewhere is passed over, and never followed.
+ * The query of the next page, from the `Link` headers of the answer from `url` (RFC 8288). Accepts only links to the same
+ * host and kind of list; their path may be rewritten by a proxy and is not used. Null if there is no such link.
  */
 export function nextPage(headers: string | string[] | undefined, url: URL): string | null {
   const list = url.pathname.split('/').slice(-2).join('/');
@@ -41,7 +40,7 @@ export function nextPage(headers: string | string[] | undefined, url: URL): stri
       const next = URL.parse(target, url);
       if (next?.hostname !== url.hostname || !next.pathname.replace(/\/$/, '').endsWith(`/${list}`)) continue;
       next.searchParams.delete('ns');
-      // Where the client has named none, ghcr.io says so.
+      // ghcr.io adds n=0 if the client has not set n.
       if (next.searchParams.get('n') === '0') next.searchParams.delete('n');
       return next.searchParams.toString();
     }

@@ -3,7 +3,7 @@ import { blobMediaType } from './content.ts';
 import { isDigest, type Digest } from './digest.ts';
 import { parseJson } from './json.ts';
 
-/** A part that a manifest names. Foreign parts are fetched from elsewhere, by the client alone. */
+/** A descriptor in a manifest. Foreign layers are fetched by the client from their own URLs. */
 export interface Child {
   readonly digest: Digest;
   readonly size: number;
@@ -18,10 +18,10 @@ const ociManifest = 'application/vnd.oci.image.manifest.v1+json';
 const indexTypes = [ociIndex, 'application/vnd.docker.distribution.manifest.list.v2+json'];
 const manifestTypes = [ociManifest, 'application/vnd.docker.distribution.manifest.v2+json'];
 
-/** Always asked for in full: a tag must not change its digest with what a client happens to accept. */
+/** Accept header of all manifest requests: what a tag resolves to must not depend on the client's Accept. */
 export const acceptManifests = [...manifestTypes, ...indexTypes, '*/*'].join(', ');
 
-/** More than any image has; each is a row of the catalog. */
+/** Limit on descriptors; each becomes a row of the catalog. */
 const maxParts = 10_000;
 
 interface Descriptor {
@@ -40,29 +40,28 @@ interface Body {
 type Json = Readonly<Record<string, unknown>>;
 
 /**
- * The parts that a manifest names, or what is wrong with it, of which the first thing is enough: a document of a million wrong
- * entries must not make a report of a million lines.
+ * The descriptors of a manifest, or its first problem (only the first: a hostile document may have millions).
  */
 function readBody(json: Json): Body | string {
   const { schemaVersion } = json;
-  if (schemaVersion !== undefined && schemaVersion !== 2) return 'its schemaVersion is not 2';
+  if (schemaVersion !== undefined && schemaVersion !== 2) return 'schemaVersion is not 2';
   const body: { manifests?: Descriptor[]; config?: Descriptor; layers?: Descriptor[] } = {};
   for (const key of ['manifests', 'layers'] as const) {
     const list = json[key];
     if (list === undefined) continue;
-    if (!Array.isArray(list)) return `its ${key} are no list`;
-    if (list.length > maxParts) return `it has more than ${maxParts} ${key}`;
+    if (!Array.isArray(list)) return `${key} is not a list`;
+    if (list.length > maxParts) return `more than ${maxParts} ${key}`;
     const parts: Descriptor[] = [];
     for (const [i, entry] of list.entries()) {
       const part = readDescriptor(entry);
-      if (!part) return `its ${key}[${i}] has no digest or no size`;
+      if (!part) return `${key}[${i}] has no valid digest or size`;
       parts.push(part);
     }
     body[key] = parts;
   }
   if (json['config'] !== undefined) {
     const config = readDescriptor(json['config']);
-    if (!config) return 'its config has no digest or no size';
+    if (!config) return 'config has no valid digest or size';
     body.config = config;
   }
   const { manifests, config, layers } = body;
@@ -78,28 +77,28 @@ function readDescriptor(entry: unknown): Descriptor | undefined {
   return { digest, size: size as number, mediaType, isElsewhere: (urls?.length ?? 0) > 0 };
 }
 
-/** `type/subtype` without parameters, in the characters that a header may carry; undefined for anything else. */
+/** `type/subtype` of a Content-Type, in lower case, without parameters; undefined if malformed. */
 export function bareMediaType(header: string | undefined): string | undefined {
   const type = header?.split(';', 1)[0]?.trim().toLowerCase();
   return type !== undefined && type.length <= 255 && /^[\w.+-]+\/[\w.+-]+$/.test(type) ? type : undefined;
 }
 
-/** What a manifest's bytes say of themselves, whoever gave them. */
+/** Facts from a manifest's bytes alone. */
 export interface ManifestContent {
-  /** As `mediaType` in the bytes names it; `unnamedType` when they name none. */
+  /** The `mediaType` field; `unnamedType` without one. */
   readonly mediaType: string;
   readonly children: readonly Child[];
 }
 
-/** In place of the media type of a manifest that names none: each repo may give it as another type. */
+/** Stands for a missing `mediaType` field: the Content-Type may then differ between repos. */
 export const unnamedType = '';
 
-/** The type of a manifest that names none, where no repo's upstream has said one. */
+/** Default type of a manifest without `mediaType` and without a known Content-Type. */
 export function usualType(children: readonly Child[]): string {
   return children.some(({ kind }) => kind === 'manifest') ? ociIndex : ociManifest;
 }
 
-/** Whether a manifest that names no type may be given as `type`, by its parts. */
+/** Whether a manifest without `mediaType` may be served as `type`, judged by its descriptors. */
 export function mayBe(type: string, children: readonly Child[]): boolean {
   const has = (kind: Child['kind']): boolean => children.some((child) => child.kind === kind);
   if (indexTypes.includes(type)) return !has('config') && !has('layer');
@@ -108,9 +107,8 @@ export function mayBe(type: string, children: readonly Child[]): boolean {
 }
 
 /**
- * Reads a manifest's exact bytes, which came as `contentType`. Throws `upstream-invalid` when the body is no JSON object, or
- * names another type than a known one that it came as, or could be read as two types (CVE-2021-41190): none of these may
- * enter the store.
+ * Parses and validates a manifest. Throws `upstream-invalid` if the body is no JSON object, its `mediaType` contradicts a
+ * known Content-Type, or it could be read as two types (CVE-2021-41190).
  */
 export function parseManifest(bytes: Uint8Array, contentType: string, what: string): ManifestContent {
   return read(bytes, contentType, what).content;
@@ -118,7 +116,7 @@ export function parseManifest(bytes: Uint8Array, contentType: string, what: stri
 
 interface Reading {
   readonly content: ManifestContent;
-  /** Undefined: its parts have not the form of a manifest's. */
+  /** Undefined: not in the form of a manifest. */
   readonly body: Body | undefined;
 }
 
@@ -135,17 +133,17 @@ function read(bytes: Uint8Array, contentType: string, what: string): Reading {
     refuse('the manifest is not JSON', cause);
   }
   if (typeof json !== 'object' || json === null || Array.isArray(json) || Object.keys(json).length === 0)
-    refuse('the manifest is no JSON object');
+    refuse('the manifest is not a JSON object');
   const named = namedType(json as { mediaType?: unknown });
   if (isKnown(contentType) && named !== undefined && named !== contentType) {
     const [inside, outside] = [named, contentType].map((type) => JSON.stringify(type));
-    refuse(`the manifest says ${inside ?? ''}, its Content-Type says ${outside ?? ''}`);
+    refuse(`the manifest's mediaType is ${inside ?? ''}, its Content-Type ${outside ?? ''}`);
   }
   refuseSchema1(named ?? '', what);
   const type = named ?? contentType;
   const body = readBody(json as Json);
   if (typeof body === 'string') {
-    if (isKnown(type)) refuse(`the manifest has not the form of one: ${body}`);
+    if (isKnown(type)) refuse(`the manifest is malformed: ${body}`);
     return { content: { mediaType: named ?? unnamedType, children: [] }, body: undefined };
   }
   const { manifests, config, layers } = body;
@@ -163,13 +161,13 @@ function isKnown(type: string): boolean {
   return indexTypes.includes(type) || manifestTypes.includes(type);
 }
 
-/** What would make a blob of it, or no header, names nothing. */
+/** The `mediaType` field; undefined if malformed or the generic blob type. */
 function namedType({ mediaType }: { mediaType?: unknown }): string | undefined {
   const type = typeof mediaType === 'string' ? bareMediaType(mediaType) : undefined;
   return type === blobMediaType ? undefined : type;
 }
 
-/** Each part once, however often it is named. */
+/** Descriptors without duplicates. */
 function childrenOf({ manifests = [], config, layers = [] }: Body): Child[] {
   const children = new Map<string, Child>();
   const add = (kind: Child['kind'], parts: readonly Descriptor[]): void => {
@@ -185,16 +183,16 @@ function childrenOf({ manifests = [], config, layers = [] }: Body): Child[] {
   return [...children.values()];
 }
 
-/** Throws `upstream-invalid`: its digest is not that of its bytes, and no client of today reads it. */
+/** Throws `upstream-invalid` for schema 1: its digest does not cover its bytes, and current clients cannot read it. */
 export function refuseSchema1(mediaType: string, what: string): void {
   if (!/^application\/vnd\.docker\.distribution\.manifest\.v1\+/.test(mediaType)) return;
   const why = 'schema 1 manifests are not supported: push the image again with a current client';
   throw new MirrorError('upstream-invalid', `${what}: ${why}`);
 }
 
-/** Bytes that came from no upstream: a manifest, if they read as one. */
+/** Reads bytes of unknown kind (import, rebuild); undefined unless they are a manifest. */
 export function recognise(bytes: Uint8Array): ManifestContent | undefined {
-  // Layers are compressed: nearly all of them are told apart by their first byte.
+  // Layers are compressed: the first byte rules out nearly all of them.
   if (bytes[0] !== 0x7b) return undefined;
   try {
     const { content, body } = read(bytes, unnamedType, 'a manifest');
@@ -205,7 +203,7 @@ export function recognise(bytes: Uint8Array): ManifestContent | undefined {
   }
 }
 
-/** JSON of any kind may be a layer or a config. */
+/** Any JSON may be a layer or config, so both descriptors must be present. */
 function isImageOrIndex(body: Body | undefined): boolean {
   if (!body) return false;
   const { manifests, config, layers } = body;

@@ -1,37 +1,37 @@
 import { MirrorError } from '../util/errors.ts';
 
-/** Half-open, in bytes. */
+/** `[start, end)` in bytes. */
 export interface ByteRange {
   readonly start: number;
   readonly end: number;
 }
 
 /**
- * What is asked of content whose size may not be known yet: the end of a range may lie past it, or be Infinity, and
- * `last` means that many bytes from its end.
+ * A requested range, possibly of content of unknown size: `end` may lie past the content or be Infinity; `last`: so many
+ * bytes at the end.
  */
 export type Want = 'whole' | ByteRange | { readonly last: number };
 
-/** What a request asks for: one thing, or several in their order. */
+/** The ranges of a request, in order. */
 export type Wants = Want | readonly Want[];
 
 export function isSeveral(wants: Wants): wants is readonly Want[] {
   return Array.isArray(wants);
 }
 
-/** `bytes=0-` is the whole too. */
+/** `bytes=0-` counts as the whole. */
 export function isWholeWant(want: Want): boolean {
   return want === 'whole' || ('start' in want && want.start === 0 && want.end === Infinity);
 }
 
 const one = /^(\d*)-(\d*)$/;
 
-/** Lazy pullers ask for many at once, and for fewer when that is refused with 400. */
+/** Lazy pullers send many ranges, and retry with fewer after a 400. */
 const maxRanges = 256;
 
 /**
- * Reads a `Range` header. What is not ranges of bytes, or is garbage, is ignored as RFC 9110 section 14.2 wants. Throws
- * `ranges-unsupported` for more than 256.
+ * Parses a `Range` header. Other units and malformed values are ignored (RFC 9110 section 14.2). Throws
+ * `ranges-unsupported` for more than 256 ranges.
  */
 export function parseRanges(header: string | undefined): Wants {
   if (!header?.startsWith('bytes=')) return 'whole';
@@ -41,7 +41,7 @@ export function parseRanges(header: string | undefined): Wants {
     .map((spec) => spec.trim())
     .filter((spec) => spec !== '');
   if (specs.length > maxRanges)
-    throw new MirrorError('ranges-unsupported', `Range: more than ${maxRanges} at once`);
+    throw new MirrorError('ranges-unsupported', `Range: more than ${maxRanges} ranges`);
   const wants: Want[] = [];
   for (const spec of specs) {
     const [, first, last] = one.exec(spec) ?? [];
@@ -53,7 +53,7 @@ export function parseRanges(header: string | undefined): Wants {
   return wants.length > 1 ? wants : (only ?? 'whole');
 }
 
-/** As far as is counted exactly: no content is that long. */
+/** Largest exact offset. */
 const farthest = Number.MAX_SAFE_INTEGER - 1;
 
 function endAfter(last: string): number {
@@ -61,7 +61,7 @@ function endAfter(last: string): number {
   return last === '' || end > farthest ? Infinity : end;
 }
 
-/** What covers all of them, before the size may be known. */
+/** A range that covers all of them, without knowing the size; the whole if one counts from the end. */
 export function hullOf(wants: Wants): Want {
   if (!isSeveral(wants)) return wants;
   const ranges = wants.flatMap((want) => (want !== 'whole' && 'start' in want ? [want] : []));
@@ -73,18 +73,18 @@ export function hullOf(wants: Wants): Want {
 }
 
 /**
- * Those bytes of content of `size` bytes that are wanted and there, in order. Throws `ranges-unsupported` when they are
- * more than the whole, which happens only where they overlap: nobody needs that, and it costs many times its request.
+ * The satisfiable ranges of content of `size` bytes, in order. Throws `ranges-unsupported` if their sum exceeds `size`:
+ * overlapping ranges would amplify a small request.
  */
 export function resolveWants(wants: Wants, size: number): ByteRange[] {
   const ranges = [wants].flat().flatMap((want) => resolveWant(want, size) ?? []);
   if (ranges.reduce((sum, { start, end }) => sum + end - start, 0) <= size) return ranges;
-  throw new MirrorError('ranges-unsupported', `Range: overlapping ranges that are more than the whole`);
+  throw new MirrorError('ranges-unsupported', `Range: overlapping ranges exceed the size of the content`);
 }
 
 /**
- * The bytes that are wanted of content of `size` bytes; undefined when there are none such. A backward range is
- * unsatisfiable, as the OCI conformance suite wants.
+ * The range within content of `size` bytes; undefined if unsatisfiable. A backward range is unsatisfiable, as the OCI
+ * conformance suite requires.
  */
 export function resolveWant(want: Want, size: number): ByteRange | undefined {
   if (want === 'whole') return { start: 0, end: size };
@@ -93,7 +93,7 @@ export function resolveWant(want: Want, size: number): ByteRange | undefined {
   return start < end ? { start, end } : undefined;
 }
 
-/** The range and total of a `Content-Range: bytes a-b/total` header; undefined when it says anything else. */
+/** Range and total of a `Content-Range: bytes a-b/total` header; undefined if malformed. */
 export function parseContentRange(
   header: string | undefined,
 ): { range: ByteRange; total: number } | undefined {
@@ -104,7 +104,7 @@ export function parseContentRange(
   return start < end && end <= parsed.total && Number.isSafeInteger(parsed.total) ? parsed : undefined;
 }
 
-/** The total that the `Content-Range` of a 416 tells: an asterisk in place of the range. */
+/** The total in the `Content-Range` of a 416, which has an asterisk for the range; undefined if malformed. */
 export function parseUnsatisfied(header: string | undefined): number | undefined {
   const total = Number(/^bytes \*\/(\d+)$/.exec(header ?? '')?.[1] ?? NaN);
   return Number.isSafeInteger(total) ? total : undefined;

@@ -1,8 +1,8 @@
 import { MirrorError } from '../util/errors.ts';
 
-/** What a repository is called, with its name as the registry spells it. */
+/** A repository by registry and name. */
 export interface RepoName {
-  /** `docker.io`, or the one of many registries that a pattern covers: `acme.azurecr.io`. */
+  /** `docker.io`, or a registry covered by a pattern: `acme.azurecr.io`. */
   readonly registry: string;
   /** `library/alpine` */
   readonly name: string;
@@ -10,7 +10,7 @@ export interface RepoName {
 
 /** A repository of an upstream. */
 export interface Repo extends RepoName {
-  /** The name or pattern that its upstream is configured by: for metrics, where no client can choose it. */
+  /** Configured name or pattern of the upstream: a metrics label that clients cannot choose. */
   readonly upstream: string;
   /** `docker.io/library/alpine`: for keys and messages. */
   readonly key: string;
@@ -22,8 +22,8 @@ const tagForm = /^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$/;
 const maxNameLength = 255;
 
 /**
- * Throws `name-invalid`. On Docker Hub a bare name is an official image: `alpine` is `library/alpine`. `upstream` has no
- * default: by it a registry under a pattern is known as one.
+ * Throws `name-invalid`. On Docker Hub a bare name is an official image: `alpine` is `library/alpine`. `upstream`: the
+ * configured name or pattern; it differs from `registry` for a pattern.
  */
 export function createRepo(registry: string, name: string, upstream: string): Repo {
   if (name.length > maxNameLength || !nameForm.test(name)) {
@@ -36,7 +36,7 @@ export function createRepo(registry: string, name: string, upstream: string): Re
   return { registry, upstream, name: full, key: `${registry}/${full}` };
 }
 
-/** Of a registry that a pattern covers: anybody may have rented it. */
+/** Whether a pattern covers its registry, which may then belong to a stranger. */
 export function isFromPattern({ registry, upstream }: Pick<Repo, 'registry' | 'upstream'>): boolean {
   return registry !== upstream;
 }

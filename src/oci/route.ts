@@ -3,8 +3,7 @@ import { parseDigest, type Digest } from './digest.ts';
 import { isTag } from './repo.ts';
 
 /**
- * What a request to the registry API is for. Names are not yet checked: which grammar holds, the upstream decides, and
- * which upstream that is, the mirror.
+ * A parsed request to the registry API. `name` is not validated yet: first the upstream is chosen by it.
  */
 export type Route = Place &
   (
@@ -15,13 +14,13 @@ export type Route = Place &
     | { readonly kind: 'referrers'; readonly name: string; readonly digest: Digest }
   );
 
-/** How the client has put its question, beside the name of the repo. */
+/** The parts of the request target beside the repository name. */
 export interface Place {
-  /** Decoded, without the query: a link to more of the same starts so. */
+  /** Decoded, without query; used in Link headers. */
   readonly path: string;
-  /** What stands before `/v2/`: `ghcr.io` in `/ghcr.io/v2/…`. */
+  /** The component before `/v2/`: `ghcr.io` in `/ghcr.io/v2/…`. */
   readonly prefix: string | undefined;
-  /** The registry that containerd and others name by a parameter. */
+  /** The `ns` parameter: the registry, as named by containerd and others. */
   readonly ns: string | undefined;
   /** The other parameters. */
   readonly query: URLSearchParams;
@@ -30,25 +29,24 @@ export interface Place {
 export type Reference = { readonly tag: string } | { readonly digest: Digest };
 
 const maxUrlLength = 4096;
-/** Of most requests. */
 const noQuery = new URLSearchParams();
 
 /**
- * The host and the rest of a target in absolute form, as proxies get it; RFC 9112 section 3.2.2 wants it accepted, and its host
- * to count in place of the header. Undefined: the target is not in that form.
+ * Host and path of a target in absolute form; its host overrides the Host header (RFC 9112 section 3.2.2). Undefined for
+ * other forms.
  */
 export function splitAbsolute(target: string): { host: string; target: string } | undefined {
-  // Of nearly all requests.
+  // Fast path.
   if (target.startsWith('/')) return undefined;
   const [, host, rest] = /^https?:\/\/([^/?#@]+)(.*)$/is.exec(target) ?? [];
   if (host === undefined || rest === undefined) return undefined;
   return { host, target: rest.startsWith('/') ? rest : `/${rest}` };
 }
 
-/** The route of a raw request target. Throws the fault that the client is to see. */
+/** Parses a raw request target. Throws the fault for the client. */
 export function parseRoute(method: string, target: string): Route {
   if (target.length > maxUrlLength)
-    throw new MirrorError('request-invalid', `request target: longer than ${maxUrlLength}`);
+    throw new MirrorError('request-invalid', `request target: longer than ${maxUrlLength} characters`);
   const queryAt = target.indexOf('?');
   const path = decodePath(queryAt < 0 ? target : target.slice(0, queryAt));
   const match = /^(?:\/([^/]+))??\/v2(?:\/(.*))?$/s.exec(path);
@@ -74,14 +72,14 @@ export function parseRoute(method: string, target: string): Route {
   throw unknownRoute(path);
 }
 
-/** What cannot be a tag is a tag that does not exist (OCI conformance asks for 404, not 400). */
+/** An invalid tag is an unknown tag: the OCI conformance suite expects 404, not 400. */
 function parseReference(text: string): Reference {
   if (text.includes(':')) return { digest: parseDigest(text) };
   if (isTag(text)) return { tag: text };
-  throw new MirrorError('manifest-unknown', `tag ${JSON.stringify(text.slice(0, 150))}: not a legal tag`);
+  throw new MirrorError('manifest-unknown', `tag ${JSON.stringify(text.slice(0, 150))}: not a valid tag`);
 }
 
-/** Decoded once. No legal name, tag or digest has a slash, a backslash, a NUL or a percent sign in a component. */
+/** Decodes once. Refuses encoded slash, backslash, NUL and percent: no valid name, tag or digest has them in a component. */
 function decodePath(raw: string): string {
   if (!raw.includes('%')) return raw;
   if (/%(?:2f|5c|00|25)/i.test(raw)) throw unknownRoute(raw);

@@ -20,10 +20,10 @@ import type { LiveConfig } from './live-config.ts';
 import { readingsOf } from './readings.ts';
 import { buildUpstreams, type UpstreamsContext } from './upstreams-from-config.ts';
 
-/** Manifests and lists that are being read or are on their way to the disk, in bytes. */
+/** Memory for manifests and lists that are being received or stored, bytes. */
 const documentBytes = 32 * 1024 * 1024;
 
-/** What a running mirror is made of, its servers aside. */
+/** Components of a running mirror, except its servers. */
 export interface Parts {
   readonly clock: Clock;
   readonly log: Log;
@@ -31,7 +31,7 @@ export interface Parts {
   readonly store: BlobStore;
   readonly ledger: Ledger;
   readonly upstreams: Upstreams;
-  /** What upstreams are made with. */
+  /** For building upstreams again on reload. */
   readonly upstreamsContext: UpstreamsContext;
   readonly links: Links;
   readonly fills: Fills;
@@ -39,17 +39,17 @@ export interface Parts {
   readonly mirror: Mirror;
   readonly lists: Lists;
   readonly clients: Clients;
-  /** By which other mirrors know this one. */
+  /** This mirror's name in Via. */
   readonly pseudonym: string;
 }
 
-/** Throws when the data directory cannot be used. From `stopping` on nothing is begun by itself. */
+/** Builds the components. After `stopping` aborts, no background work starts. Throws if the data directory is unusable. */
 export async function assemble(
   live: LiveConfig,
   { clock, log, metrics }: Pick<Parts, 'clock' | 'log' | 'metrics'>,
   stopping: AbortSignal,
 ): Promise<Parts> {
-  // The store comes first, and tells these of what happens later.
+  // The store is built first; its callbacks use these, which are set below.
   let tags: Tags | undefined;
   let parts: Parts | undefined;
   const store = await BlobStore.open(
@@ -85,7 +85,7 @@ function assembleOn(
   const { events } = log;
   const { catalog } = store;
   const ledger = new Ledger(clock, catalog.ledger, (error) =>
-    events.warn({ err: error }, 'what was counted could not be written; it is tried again'),
+    events.warn({ err: error }, 'the ledger could not be written; retrying'),
   );
   const pseudonym = `layercache-${randomBytes(8).toString('hex')}`;
   const documents = new Budget(documentBytes);
@@ -112,12 +112,12 @@ function assembleOn(
   });
   const mirror = new Mirror(settings, { clock, store, links, fills, tags, upstreams, prefetch });
   const lists = new Lists(settings, { store, upstreams, clock, log: events });
-  metrics.show(readingsOf({ live, upstreams, ledger, fills, store }));
+  metrics.connect(readingsOf({ live, upstreams, ledger, fills, store }));
   const counted = { clock, log, metrics, ledger, pseudonym };
   return { ...counted, store, upstreams, upstreamsContext, links, fills, prefetch, mirror, lists, clients };
 }
 
-/** What is pinned is fetched again at once, as if a client asked; the rest when one does. */
+/** Fetches a damaged blob again at once if it is pinned; others are fetched on the next request. */
 function fetchAgain({ upstreams, mirror, log }: Parts, { digest, mediaType, pinnedFor }: Damaged): void {
   if (!pinnedFor) return;
   const fetch = async (): Promise<void> => {
@@ -129,6 +129,6 @@ function fetchAgain({ upstreams, mirror, log }: Parts, { digest, mediaType, pinn
     content?.release();
   };
   fetch().catch((error: unknown) =>
-    log.events.warn({ err: error, digest }, 'what is pinned could not be fetched again'),
+    log.events.warn({ err: error, digest }, 'a damaged pinned blob could not be fetched again'),
   );
 }

@@ -10,7 +10,6 @@ import { operations, type Target } from '../store/operations/operations.ts';
 import { secretReader } from '../upstream/accounts/credentials.ts';
 import type { LiveConfig } from './live-config.ts';
 
-/** Who may ask, and for what. */
 export function clientsOptionsOf({ allow, deny, clients, trustedProxies }: Config): ClientsOptions {
   return {
     htpasswd: clients.htpasswd,
@@ -29,7 +28,6 @@ export function clientsOptionsOf({ allow, deny, clients, trustedProxies }: Confi
   };
 }
 
-/** What the mirror goes by. */
 export function mirrorSettingsOf({ fetch, tags }: Config): MirrorSettings {
   const { revalidate, whenGone, staleIfError, negativeTtl } = tags;
   return {
@@ -53,7 +51,7 @@ export function storeLimitsOf({ store }: Config): StoreLimits {
   return { maxBytes, minFreeBytes, maxIdleMs: maxIdle, pins, scrubEveryMs: scrubEvery };
 }
 
-/** What operators may ask of a running mirror. */
+/** Operations and token of the admin API. */
 export function adminOf(
   live: LiveConfig,
   store: BlobStore,

@@ -5,10 +5,10 @@ import { hostname } from 'node:os';
 import type { Address } from '../config/schema.ts';
 import { errorCode } from '../util/errors.ts';
 
-/** Addresses that stand for all of this machine. */
+/** Wildcard addresses. */
 const unspecified = new Set(['0.0.0.0', '::']);
 
-/** Throws when it cannot listen there, with the remedy. */
+/** Starts listening. Throws an error with a remedy. */
 export async function listen(server: Server, { host, port }: Address): Promise<void> {
   server.listen({ host, port });
   try {
@@ -20,10 +20,11 @@ export async function listen(server: Server, { host, port }: Address): Promise<v
 }
 
 function remedyFor(code: string): string {
-  if (code === 'EADDRINUSE') return 'another program listens there: stop it, or choose another address';
-  if (code === 'EACCES') return 'this user may not use that port: choose one above 1023';
+  if (code === 'EADDRINUSE')
+    return 'the address is in use: stop the other program, or choose another address';
+  if (code === 'EACCES') return 'this user may not listen on that port: choose one above 1023';
   if (code === 'EADDRNOTAVAIL' || code === 'ENOTFOUND')
-    return 'this machine has no such address: use 0.0.0.0 for all of its addresses';
+    return 'this machine does not have that address: use 0.0.0.0 for all of its addresses';
   return code;
 }
 
@@ -36,7 +37,7 @@ export function showAddress({ host, port }: Address): string {
   return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
-/** The address by which other machines reach it, as far as this one knows. */
+/** The address for clients on other machines: the host name in place of a wildcard address. */
 export function reachableAddress({ host, port }: Address): string {
   return showAddress({ host: unspecified.has(host) ? hostname() : host, port });
 }

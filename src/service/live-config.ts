@@ -1,12 +1,12 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { Config } from '../config/types.ts';
 
-/** Checks what is to come; what it returns takes it over, and does not throw. */
+/** Validates the next configuration, and may throw. The returned function applies it, and must not throw. */
 type Listener = (next: Config, now: Config) => (() => void) | undefined;
 
 /**
- * The configuration as it is now. Who needs a part of it takes a view and reads it at each use; who has to do something when it
- * changes listens. What cannot change while the mirror runs stays as it was at the start.
+ * The current configuration. Components read it through views at each use, or listen for changes. Keys that need a
+ * restart keep their initial values.
  */
 export class LiveConfig {
   #now: Config;
@@ -20,7 +20,7 @@ export class LiveConfig {
     return this.#now;
   }
 
-  /** A part of it, made once for each configuration. */
+  /** A getter of a derived value, computed once per configuration. */
   view<T>(part: (config: Config) => T): () => T {
     let madeOf: Config | undefined;
     let made: T;
@@ -37,10 +37,7 @@ export class LiveConfig {
     this.#listeners.push(listener);
   }
 
-  /**
-   * Takes over what may change. Returns the keys that have changed and need a restart. Throws when it cannot be used: then nothing
-   * changes.
-   */
+  /** Applies a new configuration, all or nothing. Returns the changed keys that need a restart. Throws if a listener refuses it. */
   replace(next: Config): string[] {
     const now = this.#now;
     const hasSameTls = !next.tls === !now.tls && !next.tls?.clientCa === !now.tls?.clientCa;
@@ -51,15 +48,15 @@ export class LiveConfig {
       store: { ...next.store, path: now.store.path },
       tls: hasSameTls ? next.tls : now.tls,
     };
-    const waiting = Object.entries({
+    const unchanged = Object.entries({
       listen: isDeepStrictEqual(next.listen, now.listen),
       adminListen: isDeepStrictEqual(next.adminListen, now.adminListen),
       'store.path': next.store.path === now.store.path,
       tls: hasSameTls,
     });
-    const takeOver = this.#listeners.map((listener) => listener(config, now));
+    const applies = this.#listeners.map((listener) => listener(config, now));
     this.#now = config;
-    for (const apply of takeOver) apply?.();
-    return waiting.flatMap(([key, isSame]) => (isSame ? [] : [key]));
+    for (const apply of applies) apply?.();
+    return unchanged.flatMap(([key, isSame]) => (isSame ? [] : [key]));
   }
 }

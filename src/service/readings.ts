@@ -16,7 +16,7 @@ interface ReadingParts {
   readonly store: BlobStore;
 }
 
-/** What metrics show of the parts of a mirror when they are scraped. */
+/** Values of the gauges, read at each scrape. */
 export function readingsOf({ live, upstreams, ledger, fills, store }: ReadingParts): Readings {
   return {
     ...upstreamReadings(upstreams),
@@ -46,16 +46,16 @@ function upstreamReadings(upstreams: Upstreams): UpstreamReadings {
       const value = of(account);
       return value === undefined ? [] : [[registry, account.name, value]];
     });
-  // Where nobody counts there is no figure.
+  // No series where the upstream reports no quota.
   const counted = (of: (quota: Quota) => number) =>
     each(({ quota }) => (quota.limit === undefined ? undefined : of(quota)));
   return {
-    accountsAside: each(({ disabled }) => (disabled ? 1 : 0)),
+    accountsRefused: each(({ disabled }) => (disabled ? 1 : 0)),
     quotaLimit: counted(({ limit }) => limit ?? 0),
     quotaRemaining: counted(({ remaining }) => remaining ?? 0),
     quotaResetSeconds: counted(({ backInMs }) => (backInMs ?? 0) / 1000),
     quotaExhaustionSeconds: counted(({ exhaustedInMs }) => exhaustedInMs / 1000),
-    hostsShut: () =>
+    openBreakers: () =>
       upstreams.all.flatMap(({ registry, openCircuits }): [string, 'registry' | 'other', number][] => [
         [registry, 'registry', openCircuits.own],
         [registry, 'other', openCircuits.others],

@@ -19,16 +19,16 @@ import { buildUpstreams, keptUpstreams } from './upstreams-from-config.ts';
 
 const drainMs = 30_000;
 const writeBehindMs = 5000;
-/** Each may hold two buffers of 32 KiB and two sockets. */
+/** Concurrent requests; each may hold two 32 KiB buffers and two sockets. */
 const maxRequests = 4096;
 
 export interface ServiceOptions {
   clock?: Clock;
-  /** Instead of standard output. */
+  /** Replaces standard output. */
   logSink?: LineSink;
 }
 
-/** A mirror that runs: start, reload, drain, stop. */
+/** A running mirror: start, reload, stop. */
 export class Service {
   readonly log: Log;
   readonly #live: LiveConfig;
@@ -40,7 +40,7 @@ export class Service {
   #unfollowTls: () => void = () => undefined;
   #reconciled: Promise<void> = Promise.resolve();
 
-  /** Throws when the data directory or an address cannot be used. Whether an upstream can be reached does not matter. */
+  /** Throws if the data directory or an address is unusable. Does not contact upstreams. */
   static async start(config: Config, options: ServiceOptions = {}): Promise<Service> {
     const live = new LiveConfig(config);
     const metrics = new Metrics();
@@ -66,7 +66,7 @@ export class Service {
     this.#parts = parts;
     this.#stopping = stopping;
     this.log = log;
-    this.#withdraw();
+    this.#revokePublicAccess();
     const garbage = new IdleCollection();
     this.#writer = setInterval(() => {
       this.#writeBehind();
@@ -85,7 +85,7 @@ export class Service {
     this.#admin = createHttpServer(createAdminApp(admin) as RequestListener);
   }
 
-  /** Where the registry API is listening. */
+  /** Bound address of the registry API. */
   get address(): Address {
     return boundAddress(this.#registry);
   }
@@ -94,21 +94,21 @@ export class Service {
     return this.#admin && boundAddress(this.#admin);
   }
 
-  /** Resolves when directory and catalog have been made to agree. */
+  /** Resolves when the start-up check of data directory against catalog is done. */
   get reconciled(): Promise<void> {
     return this.#reconciled;
   }
 
-  /** Takes over what may change while it runs, and logs what may not. Throws when it cannot be used: then nothing changes. */
+  /** Applies a new configuration, and logs changed keys that need a restart. Throws and changes nothing if it is invalid. */
   reload(next: Config): void {
-    const waiting = this.#live.replace(next);
-    this.log.events.info('the configuration was read again');
-    if (waiting.length > 0)
-      this.log.events.warn({ keys: waiting }, 'these keys have changed and take effect at the next start');
+    const needRestart = this.#live.replace(next);
+    this.log.events.info('configuration reloaded');
+    if (needRestart.length > 0)
+      this.log.events.warn({ keys: needRestart }, 'changes of these keys take effect after a restart');
     this.#warn();
   }
 
-  /** Stops accepting, lets running answers finish for up to 30 s, and leaves everything in order. Twice is fine. */
+  /** Stops accepting, gives running responses 30 s to finish, and closes the store. Idempotent. */
   async stop(): Promise<void> {
     if (this.#isDraining) return;
     this.#stopping.abort();
@@ -140,7 +140,7 @@ export class Service {
     return this.#stopping.signal.aborted;
   }
 
-  /** What has to be done when the configuration changes; all else reads it at each use. */
+  /** Registers the parts that must act when the configuration changes; others read it at each use. */
   #followConfig(): void {
     const live = this.#live;
     const { clients, store, upstreams, upstreamsContext } = this.#parts;
@@ -150,17 +150,16 @@ export class Service {
     });
     live.onChange((next) => clients.prepare(clientsOptionsOf(next)));
     live.onChange((next, before) => () => {
-      // Accounts that are made anew read from the catalog what they have left.
+      // New account objects read their quota from the catalog.
       this.#writeBehind();
       const kept = keptUpstreams(before, next, upstreams);
       upstreams.replace(buildUpstreams(next, upstreamsContext, kept));
-      this.#withdraw();
+      this.#revokePublicAccess();
     });
     live.onChange((next) => () => this.log.setLevel(next.log.level));
     live.onChange(() => () => store.limitsChanged());
   }
 
-  /** What of the mirror does not work now. */
   #readiness(): Readiness {
     const { upstreams, store } = this.#parts;
     const obstacles = upstreams.all.map(({ obstacle }) => obstacle);
@@ -168,13 +167,13 @@ export class Service {
     return { reasons, canServe: !store.health.isGone || obstacles.includes(undefined) };
   }
 
-  /** What is public in the catalog may have come from an upstream that is private by now. */
-  #withdraw(): void {
+  /** Revokes public access to content of upstreams that are now private. */
+  #revokePublicAccess(): void {
     const { links, upstreams } = this.#parts;
     links.withdraw((registry) => upstreams.isPrivate(registry));
   }
 
-  /** `isNew`: its files are not those that the server was made with. */
+  /** Watches the TLS files. `isNew`: the configuration may name other files than at the start. */
   #followTls(isNew: boolean): void {
     this.#unfollowTls();
     const { tls } = this.#live.now;
@@ -184,7 +183,7 @@ export class Service {
     this.#unfollowTls = followTls(server as TlsServer, tls, this.log.events);
   }
 
-  /** What is allowed, and better not so. */
+  /** Logs risky or ineffective settings. */
   #warn(): void {
     const { clients, tls, trustedProxies, upstreams, families, idlePatterns } = this.#live.now;
     for (const { registry, insecureSkipVerify } of [...upstreams, ...families]) {
@@ -195,9 +194,9 @@ export class Service {
         );
     }
     for (const key of idlePatterns)
-      this.log.events.warn({ key }, 'a pattern begins with a registry that is not configured');
+      this.log.events.warn({ key }, 'a pattern names a registry that is not configured');
     if (clients.htpasswd !== undefined && !tls && !trustedProxies)
-      this.log.events.warn('clients.htpasswd without tls: passwords cross the network in the clear');
+      this.log.events.warn('clients.htpasswd without tls: passwords cross the network unencrypted');
   }
 
   async #listen(): Promise<void> {
@@ -227,16 +226,16 @@ export class Service {
     );
     this.#warn();
     for (const name of ignoredVariables)
-      events.warn({ variable: name }, 'an environment variable names no key of the configuration');
+      events.warn({ variable: name }, 'an environment variable matches no configuration key');
     this.#reconciled = this.#parts.store.reconcile(this.#stopping.signal).then(
       (found) => {
-        if (found.strayFiles + found.lostBlobs > 0) events.warn(found, 'mended what a crash had left behind');
+        if (found.strayFiles + found.lostBlobs > 0) events.warn(found, 'removed leftovers of a crash');
       },
       (error: unknown) => events.error({ err: error }, 'the data directory could not be checked'),
     );
   }
 
-  /** Pulls that were counted, and what is left of the accounts. */
+  /** Writes the ledger and the account quotas to the catalog. */
   #writeBehind(): void {
     const { ledger, store, upstreams } = this.#parts;
     ledger.flush();
@@ -248,7 +247,7 @@ export class Service {
           else quotas.remove(registry, account);
         });
       } catch (error) {
-        this.log.events.warn({ err: error }, 'quotas could not be written; it is tried again');
+        this.log.events.warn({ err: error }, 'quotas could not be written; retrying');
       }
     }
   }

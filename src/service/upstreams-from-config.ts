@@ -35,14 +35,14 @@ export interface UpstreamsContext {
   readonly metrics: Metrics;
   readonly ledger: Ledger;
   readonly catalog: Catalog;
-  /** By which other mirrors know this one. */
+  /** This mirror's name in Via. */
   readonly pseudonym: string;
-  /** Memory for manifests and lists on their way. */
+  /** Memory for manifests and lists that are being received. */
   readonly documents: Budget;
   readonly live: LiveConfig;
 }
 
-/** What of a running mirror's upstreams is kept, since nothing of it has changed. */
+/** Upstreams of the running mirror to keep on reload, as their configuration is unchanged. */
 export interface Kept {
   readonly named: (upstream: UpstreamConfig) => NamedUpstream | undefined;
   readonly family: (family: FamilyConfig) => UpstreamFamily | undefined;
@@ -69,7 +69,7 @@ export function buildUpstreams(
     }),
     families: config.families.map((family) => {
       const { registry: name, pattern } = family;
-      // All of them together have as many connections as one upstream: anybody may rent one.
+      // Registries of a pattern share one limit: anybody may own one of them.
       const pool = new Pool(family.maxConnections);
       const create = (registry: string): Upstream => {
         const member = { ...family, registry, url: new URL(`https://${registry}`) };
@@ -81,7 +81,7 @@ export function buildUpstreams(
   };
 }
 
-/** What of a running mirror's upstreams need not be made anew after its configuration has changed. */
+/** The upstreams that a reload can keep. */
 export function keptUpstreams(before: Config, next: Config, upstreams: Upstreams): Kept {
   if (!isDeepStrictEqual(fetchOf(before), fetchOf(next))) return nothing;
   const isSame = (list: readonly (UpstreamConfig | FamilyConfig)[], now: UpstreamConfig | FamilyConfig) =>
@@ -127,7 +127,7 @@ function buildUpstream(
   };
 }
 
-/** What each upstream is made with. */
+/** `fetch.*` settings that are fixed when an upstream is built. */
 function fetchOf({ fetch }: Config) {
   return {
     connectTimeoutMs: fetch.connectTimeout,
@@ -139,7 +139,7 @@ function fetchOf({ fetch }: Config) {
 }
 
 function isPrivateUpstream({ upstreams, families }: Config, to: URL): boolean {
-  // A name that ends in a dot is the same host.
+  // A trailing dot denotes the same host.
   const hostOf = ({ hostname }: URL): string => hostname.replace(/\.$/, '');
   return (
     upstreams.some(
@@ -148,7 +148,7 @@ function isPrivateUpstream({ upstreams, families }: Config, to: URL): boolean {
   );
 }
 
-/** The accounts that an upstream's configuration names, in its order. */
+/** The configured accounts of an upstream, in order. */
 function credentialsOf(
   upstream: Pick<UpstreamConfig, 'registry' | 'accounts' | 'dockerConfig' | 'credentialHelper'>,
   clock: Clock,
@@ -163,10 +163,10 @@ function credentialsOf(
   ];
 }
 
-/** What is pushed after its image is looked for soon after. */
+/** Signatures are pushed after their image, and looked up soon after. */
 const longestTtlOfSignaturesMs = 60_000;
 
-/** The first rule that matches, else the upstream's own key, else the general one, as they are now. */
+/** TTL of a tag, ms: the first matching rule, else the upstream's `tags.ttl`, else the general one. */
 function ttlOf(
   { tags }: Pick<UpstreamConfig, 'tags'>,
   live: LiveConfig,

@@ -1,39 +1,39 @@
 import type { Clock } from '../util/clock.ts';
 
-/** What pulls have cost and saved. */
+/** Counters of pulls and traffic. */
 export interface Counts {
-  /** Manifests that clients got: what they would have spent without us. */
+  /** Manifests served to clients: pulls that they would have spent without the mirror. */
   clientPulls: number;
-  /** Manifests that upstreams gave: what we have spent. */
+  /** Manifests fetched from upstreams: pulls spent. */
   upstreamPulls: number;
   servedBytes: number;
   fetchedBytes: number;
   tokenCalls: number;
-  /** Answers 429 of upstreams. */
+  /** 429 answers of upstreams. */
   limited: number;
-  /** Seconds in which clients were served though the upstream could not be asked. */
+  /** Seconds in which clients were served stale content during an upstream outage. */
   bridgedSeconds: number;
 }
 
 export interface LedgerRow extends Counts {
-  /** Of the UTC calendar: `2026-01-31`. */
+  /** UTC date: `2026-01-31`. */
   readonly day: string;
   readonly registry: string;
-  /** Empty: what cannot be told by repo. */
+  /** Empty: not attributed to a repo. */
   readonly repo: string;
 }
 
-/** Where the ledger is kept. */
+/** Persistence of the ledger. */
 export interface LedgerStore {
-  /** Adds to what is there, all or nothing. */
+  /** Adds to the stored rows, in one transaction. */
   add(rows: readonly LedgerRow[]): void;
-  /** Keeps so many days that are in it, the newest. */
+  /** Keeps the newest `days` days that have rows. */
   prune(days: number): void;
-  /** By registry; an outage counts once, however many repos were served in it. */
+  /** Totals by registry. `bridgedSeconds` are taken from the rows without repo only, so that an outage counts once. */
   totals(): ({ readonly registry: string } & Counts)[];
 }
 
-/** The part of one repo that is not written down yet; to be counted up in place, and not to be kept for long. */
+/** Unwritten counts of one repo. Callers increment them in place, and must not hold the entry for long: `flush` discards it. */
 export class Entry implements Counts {
   readonly registry: string;
   readonly repo: string;
@@ -51,7 +51,7 @@ export class Entry implements Counts {
     this.repo = repo;
   }
 
-  /** Served while the upstream could not be asked: the time since the last such answer counts, up to a minute. */
+  /** Counts a stale answer during an outage: adds the time since the last one, if within a minute. `now`: monotonic ms. */
   bridged(now: number): void {
     const since = (now - this.#bridgedAt) / 1000;
     this.bridgedSeconds += since <= longestGapSeconds ? since : 1;
@@ -76,7 +76,7 @@ const longestGapSeconds = 60;
 const maxEntries = 10_000;
 const keptDays = 365;
 
-/** What was spent and what was saved, by day, registry and repo: gathered here, written in batches. */
+/** Counts by day, registry and repo, collected in memory and written in batches. */
 export class Ledger {
   readonly #clock: Clock;
   readonly #store: LedgerStore;
@@ -92,7 +92,7 @@ export class Ledger {
     for (const { registry, ...counts } of store.totals()) this.#totals.set(registry, counts);
   }
 
-  /** `key`: registry and repo in one, if the caller has it at hand; this is on the path of every hit. */
+  /** The entry of a repo. `key`: `registry/repo`, if the caller has it: every cache hit comes here. */
   of(registry: string, repo: string, key = `${registry}/${repo}`): Entry {
     const known = this.#entries.get(key);
     if (known) return known;
@@ -102,11 +102,11 @@ export class Ledger {
     return entry;
   }
 
-  /** Writes down what has been gathered; what cannot be written is gathered further. */
+  /** Writes the collected counts; keeps them if that fails. */
   flush(): void {
     const day = dayOf(this.#clock.now());
     const rows = [...this.#entries.values()].filter(isUsed).map((entry) => {
-      // A client can name any repo; only what was there gets a row of its own.
+      // Clients can request any repo name: only repos with content get a row of their own.
       const isKnown = entry.clientPulls + entry.upstreamPulls + entry.servedBytes + entry.fetchedBytes > 0;
       return { ...pick(entry), day, registry: entry.registry, repo: isKnown ? entry.repo : '' };
     });
@@ -137,7 +137,7 @@ export class Ledger {
     }
   }
 
-  /** Of the last year, by registry, with what is not written down yet. */
+  /** Totals of the last year by registry, with unwritten counts. */
   totals(): [registry: string, item: keyof Counts, total: number][] {
     const totals = new Map([...this.#totals].map(([registry, counts]) => [registry, { ...counts }]));
     for (const entry of this.#entries.values()) {
@@ -161,7 +161,7 @@ function isUsed(counts: Counts): boolean {
   return fields.some((field) => counts[field] > 0);
 }
 
-/** What a row adds to its registry's total: outages have a row of their own there. */
+/** What a row adds to its registry's total: `bridgedSeconds` count in the row without repo only. */
 function totalled(counts: Counts & { readonly repo: string }): Counts {
   return counts.repo === '' ? counts : { ...pick(counts), bridgedSeconds: 0 };
 }

@@ -5,7 +5,7 @@ import { prettyFactory } from 'pino-pretty';
 
 export type { Logger };
 
-/** Where finished lines go. */
+/** Receives complete lines. */
 export interface LineSink {
   write(lines: string): unknown;
 }
@@ -17,10 +17,7 @@ export interface LogOptions {
 
 const flushEveryMs = 50;
 
-/**
- * Lines on their way out: collected, and written together every 50 ms, since a write for each request would cost more
- * than answering it.
- */
+/** Collects lines and writes them every 50 ms: one write per request would cost more than a cache hit. */
 class LineBatch implements LineSink {
   readonly #out: LineSink;
   #lines = '';
@@ -46,27 +43,27 @@ class LineBatch implements LineSink {
 
 export interface Log {
   readonly events: Logger;
-  /** One finished JSON object, without the time and the line end. */
+  /** Writes an access line: a complete JSON object without time and line end. */
   access(fields: string): void;
   setLevel(level: string): void;
-  /** Writes out what is still held, and waits until it has left. */
+  /** Flushes all lines. */
   close(): Promise<void>;
 }
 
-/** So much waits for whoever reads our output; what comes while it does not is dropped. */
+/** Bytes queued for a slow reader of standard output; further lines are dropped. */
 const maxWaitingBytes = 8 * 1024 * 1024;
 const closeWithinMs = 1000;
 
 /**
- * Standard output: JSON lines, or readable ones where a person is watching. Nothing waits for its reader. `onDropped` is told
- * how many lines nobody took.
+ * Standard output: JSON lines, or formatted ones on a terminal. Never blocks on its reader; `onDropped` gets the number
+ * of dropped lines.
  */
 function standardOutput(onDropped: (lines: number) => void): {
   sink: LineSink;
   close: () => Promise<void>;
 } {
   const out = pino.destination({ fd: 1, sync: false, maxLength: maxWaitingBytes });
-  // A reader of our output that has gone must not take the mirror with it.
+  // A closed pipe must not stop the mirror.
   out.on('error', () => undefined);
   let dropped = 0;
   out.on('drop', (text: string) => {
@@ -77,7 +74,7 @@ function standardOutput(onDropped: (lines: number) => void): {
   const write = process.stdout.isTTY ? prettily(out) : (lines: string) => out.write(lines);
   out.on('drain', () => {
     if (dropped === 0) return;
-    const msg = 'lines of this log were dropped, since nobody read it';
+    const msg = 'log lines were dropped: the reader of standard output is too slow';
     write(`${JSON.stringify({ level: 40, time: Date.now(), lines: dropped, msg })}\n`);
     dropped = 0;
   });
@@ -106,9 +103,9 @@ function prettily(out: LineSink): (lines: string) => unknown {
 }
 
 export interface LogOutput {
-  /** In place of standard output (tests). */
+  /** Replaces standard output in tests. */
   readonly sink?: LineSink | undefined;
-  /** Lines were dropped, since nobody read them in time. */
+  /** Called with the number of dropped lines. */
   readonly onDropped?: (lines: number) => void;
 }
 
@@ -119,15 +116,15 @@ export function createLog(options: LogOptions, { sink, onDropped = () => undefin
     { level: options.level, base: null, serializers: { err: (error: unknown) => serializeError(error) } },
     batch,
   );
-  let accessWanted = events.isLevelEnabled('info');
+  let isAccessLogged = events.isLevelEnabled('info');
   return {
     events,
     access(fields) {
-      if (accessWanted) batch.write(`{"level":30,"time":${Date.now()},${fields.slice(1)}\n`);
+      if (isAccessLogged) batch.write(`{"level":30,"time":${Date.now()},${fields.slice(1)}\n`);
     },
     setLevel(level) {
       events.level = level;
-      accessWanted = events.isLevelEnabled('info');
+      isAccessLogged = events.isLevelEnabled('info');
     },
     async close() {
       batch.flush();
@@ -136,10 +133,10 @@ export function createLog(options: LogOptions, { sink, onDropped = () => undefin
   };
 }
 
-/** Messages may quote what others have sent. */
+/** Messages may quote upstream and client input. */
 const maxMessage = 2000;
 
-/** The chain of messages tells what happened; stacks are for bugs. */
+/** Messages of the error and its causes; stacks only for bugs. */
 function serializeError(error: unknown, withStack = true): unknown {
   if (!(error instanceof Error)) return error;
   const { fault } = error as { fault?: string };

@@ -1,11 +1,11 @@
 import type { Metric, Registry } from 'prom-client';
 
 /**
- * Counters, gauges and histograms that prom-client's registry renders. A labelled prom-client counter costs as much as
- * answering a request from memory, so the numbers here are plain fields, and prom-client reads them when it is scraped.
+ * Counters, gauges and histograms for prom-client's registry. A labelled prom-client counter costs as much as a request
+ * answered from memory, so values are plain fields here, read at each scrape.
  */
 
-/** What prom-client's registry asks of a metric. */
+/** A value as prom-client's registry expects it. */
 interface Sample {
   labels: Record<string, string | number>;
   value: number;
@@ -18,23 +18,23 @@ interface Description {
   readonly help: string;
 }
 
-/** Shows a metric where the registry stands now: it renders in the order of registration. */
+/** Registers a metric; metrics render in order of registration. */
 function register(registry: Registry, description: Description, samples: () => Sample[]): void {
   const metric = {
     ...description,
     aggregator: 'sum',
     get: () => Promise.resolve({ ...description, aggregator: 'sum', values: samples() }),
   };
-  // prom-client's type asks for its own classes; its registry calls get() alone.
+  // The type demands prom-client's classes; the registry only calls get().
   registry.registerMetric(metric as unknown as Metric);
 }
 
-/** One series of a counter, to be counted up by whoever holds it. */
+/** One series of a counter; holders increment `count`. */
 export interface Series {
   count: number;
 }
 
-/** A counter with labels, whose values the caller gives in the order of the names. */
+/** A counter with labels; label values are given in the order of the names. */
 export class Counter<L extends string[]> {
   readonly #labels: readonly string[];
   readonly #series = new Map<string, { values: L; count: number }>();
@@ -48,7 +48,7 @@ export class Counter<L extends string[]> {
     this.series(...values).count += count;
   }
 
-  /** One series, to be counted up without being looked for again. */
+  /** The series of these label values; callers may keep it to save the lookup. */
   series(...values: L): Series {
     const key = values.join('\n');
     let series = this.#series.get(key);
@@ -84,7 +84,7 @@ export class Gauge {
   }
 }
 
-/** All series of a gauge: of each the values of the labels, in the order of their names, and its own value. */
+/** All series of a gauge: label values in the order of their names, then the value. */
 export type Reading<L extends string[]> = [...L, value: number][];
 
 /** A gauge with labels. */

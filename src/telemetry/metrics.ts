@@ -7,17 +7,17 @@ export type Kind = 'manifest' | 'blob' | 'tags' | 'referrers';
 type ProxyKind = 'manifest' | 'blob';
 export type UpstreamKind = Kind | 'token' | 'ping' | 'redirect';
 
-/** What the gauges of upstreams and their accounts show, read at each scrape. */
+/** Gauges of upstreams and their accounts, read at each scrape. */
 export interface UpstreamReadings {
   readonly quotaLimit: () => Reading<[registry: string, account: string]>;
   readonly quotaRemaining: () => Reading<[registry: string, account: string]>;
   readonly quotaResetSeconds: () => Reading<[registry: string, account: string]>;
   readonly quotaExhaustionSeconds: () => Reading<[registry: string, account: string]>;
-  readonly accountsAside: () => Reading<[registry: string, account: string]>;
-  readonly hostsShut: () => Reading<[registry: string, host: 'registry' | 'other']>;
+  readonly accountsRefused: () => Reading<[registry: string, account: string]>;
+  readonly openBreakers: () => Reading<[registry: string, host: 'registry' | 'other']>;
 }
 
-/** What all gauges show, read at each scrape. */
+/** All gauges, read at each scrape. */
 export interface Readings extends UpstreamReadings {
   readonly fillsActive: () => number;
   readonly fillBytesPending: () => number;
@@ -30,7 +30,7 @@ export interface Readings extends UpstreamReadings {
   readonly buildInfo: () => Reading<[version: string, node: string]>;
 }
 
-/** Every metric of the mirror, in one table: they are shown in its order. */
+/** All metrics of the mirror, rendered in this order. */
 export class Metrics {
   readonly #r = new Registry();
   #readings: Readings | undefined;
@@ -38,7 +38,7 @@ export class Metrics {
   readonly #requests = new Counter<[registry: string, kind: Kind, result: string]>(
     this.#r,
     'layercache_requests_total',
-    'Requests by registry, kind and result (as X-Cache, or error).',
+    'Client requests, by registry, kind and result (X-Cache value or "error").',
     ['registry', 'kind', 'result'],
   );
   readonly #servedBytes = new Counter<[registry: string, kind: Kind, result: string]>(
@@ -50,7 +50,7 @@ export class Metrics {
   readonly upstreamRequests = new Counter<[registry: string, kind: UpstreamKind, status: string]>(
     this.#r,
     'layercache_upstream_requests_total',
-    'Calls to upstreams, by status code or "error".',
+    'Requests to upstreams, by status code or "error".',
     ['registry', 'kind', 'status'],
   );
   readonly upstreamBytes = new Counter<[registry: string]>(
@@ -62,13 +62,13 @@ export class Metrics {
   readonly requestSeconds = new Histogram(
     this.#r,
     'layercache_request_seconds',
-    'Time from request to the last byte of its answer.',
+    'Time from a request to the last byte of its response.',
     seconds,
   );
   readonly firstByteSeconds = new Histogram(
     this.#r,
     'layercache_first_byte_seconds',
-    'Time from request to the headers of its answer.',
+    'Time from a request to the headers of its response.',
     seconds,
   );
   readonly fillsActive = new Gauge(this.#r, 'layercache_fills_active', 'Downloads in progress.', () =>
@@ -83,123 +83,123 @@ export class Metrics {
   readonly prefetchedBytes = new Counter<[used: 'yes' | 'no']>(
     this.#r,
     'layercache_prefetched_bytes_total',
-    'Bytes of layers fetched before a client asked for them, by whether one did within 5 minutes.',
+    'Bytes of prefetched layers, by whether a client requested them within 5 minutes.',
     ['used'],
   );
   readonly storeBytes = new Gauge(
     this.#r,
     'layercache_store_bytes',
-    'Bytes that stored and arriving content takes on disk.',
+    'Bytes on disk of stored and arriving content.',
     () => this.#readings?.storeBytes(),
   );
   readonly storeLimitBytes = new Gauge(
     this.#r,
     'layercache_store_limit_bytes',
-    'The cap, store.maxBytes.',
+    'Cap of the store, store.maxBytes.',
     () => this.#readings?.storeLimitBytes(),
   );
   readonly quotaLimit = new Gauges<[registry: string, account: string]>(
     this.#r,
     'layercache_quota_limit',
-    'Pulls in a window, as the upstream says; absent where it counts none.',
+    'Pulls per window, as reported by the upstream; absent if it reports none.',
     ['registry', 'account'],
     () => this.#readings?.quotaLimit(),
   );
   readonly quotaRemaining = new Gauges<[registry: string, account: string]>(
     this.#r,
     'layercache_quota_remaining',
-    'Pulls that are left.',
+    'Pulls left in the window.',
     ['registry', 'account'],
     () => this.#readings?.quotaRemaining(),
   );
   readonly quotaResetSeconds = new Gauges<[registry: string, account: string]>(
     this.#r,
     'layercache_quota_reset_seconds',
-    'Until pulls may be back; 0 while some are left.',
+    'Seconds until pulls may be available again; 0 while some are left.',
     ['registry', 'account'],
     () => this.#readings?.quotaResetSeconds(),
   );
   readonly quotaExhaustionSeconds = new Gauges<[registry: string, account: string]>(
     this.#r,
     'layercache_quota_exhaustion_seconds',
-    'Until no pull is left, at the rate of the last 15 minutes.',
+    'Seconds until no pull is left, at the rate of the last 15 minutes.',
     ['registry', 'account'],
     () => this.#readings?.quotaExhaustionSeconds(),
   );
-  readonly accountsAside = new Gauges<[registry: string, account: string]>(
+  readonly accountsRefused = new Gauges<[registry: string, account: string]>(
     this.#r,
     'layercache_account_refused',
-    '1 while the account is set aside, since its credentials were refused or cannot be had.',
+    '1 while the account is not used: its credentials were refused or are unavailable.',
     ['registry', 'account'],
-    () => this.#readings?.accountsAside(),
+    () => this.#readings?.accountsRefused(),
   );
-  readonly hostsShut = new Gauges<[registry: string, host: 'registry' | 'other']>(
+  readonly openBreakers = new Gauges<[registry: string, host: 'registry' | 'other']>(
     this.#r,
     'layercache_breaker_open',
-    'Hosts that are not asked for a while: the registry itself, and token servers and CDNs.',
+    'Hosts whose circuit breaker is open: the registry itself, or other (token servers, CDNs).',
     ['registry', 'host'],
-    () => this.#readings?.hostsShut(),
+    () => this.#readings?.openBreakers(),
   );
   readonly upstreamInsecure = new Gauges<[registry: string]>(
     this.#r,
     'layercache_upstream_insecure',
-    '1 for an upstream that is believed without a certificate (insecureSkipVerify).',
+    '1 for an upstream whose TLS certificate is not verified (insecureSkipVerify).',
     ['registry'],
     () => this.#readings?.upstreamInsecure(),
   );
   readonly admissionsRefused = new Counter<[registry: string, reason: string]>(
     this.#r,
     'layercache_admissions_refused_total',
-    'Upstream calls that were not made, by reason.',
+    'Upstream requests that were not made, by reason.',
     ['registry', 'reason'],
   );
   readonly ledger = new Gauges<[registry: string, item: string]>(
     this.#r,
     'layercache_ledger',
-    'What pulls have cost and saved in the last year, over restarts: see docs/quota.md.',
+    'Pulls and bytes spent and saved in the last year, across restarts: see docs/quota.md.',
     ['registry', 'item'],
     () => this.#readings?.ledger(),
   );
   readonly evictions = new Counter<[reason: string]>(
     this.#r,
     'layercache_evictions_total',
-    'Blobs put out of the store, by reason.',
+    'Blobs evicted from the store, by reason.',
     ['reason'],
   );
   readonly damagedBlobs = new Counter<[]>(
     this.#r,
     'layercache_damaged_blobs_total',
-    'Stored blobs that were found wrong, and taken out.',
+    'Stored blobs found damaged and removed.',
     [],
   );
   readonly storeWritable = new Gauge(
     this.#r,
     'layercache_store_writable',
-    '0 while the disk does not take what is written: pulls go past the store.',
+    '0 while the disk cannot be written: pulls bypass the store.',
     () => this.#readings?.storeWritable(),
   );
   readonly storePinnedBytes = new Gauge(
     this.#r,
     'layercache_store_pinned_bytes',
-    'Bytes of stored blobs that pins keep from being evicted.',
+    'Bytes of stored blobs protected by pins.',
     () => this.#readings?.storePinnedBytes(),
   );
   readonly logLinesDropped = new Counter<[]>(
     this.#r,
     'layercache_log_dropped_lines_total',
-    'Lines of the log that nobody took in time.',
+    'Log lines dropped because the reader of standard output was too slow.',
     [],
   );
   readonly catalogPruned = new Counter<[table: string]>(
     this.#r,
     'layercache_catalog_pruned_total',
-    'Rows that were removed from the catalog for being too many or of no more use, by table.',
+    'Superfluous rows removed from the catalog, by table.',
     ['table'],
   );
   readonly prefetchSkipped = new Counter<[]>(
     this.#r,
     'layercache_prefetch_skipped_total',
-    'Layers that were not fetched ahead, since too many were waiting for it.',
+    'Layers not prefetched because the prefetch queue was full.',
     [],
   );
   readonly faults = new Counter<[fault: string]>(this.#r, 'layercache_faults_total', 'Faults, by name.', [
@@ -208,15 +208,15 @@ export class Metrics {
   readonly buildInfo = new Gauges<[version: string, node: string]>(
     this.#r,
     'layercache_build_info',
-    'Always 1; the labels say what runs.',
+    'Always 1; labels give the versions of the mirror and of Node.js.',
     ['version', 'node'],
     () => this.#readings?.buildInfo(),
   );
 
-  // The series of the CNCF registry's proxy, so that dashboards made for it go on working.
-  readonly #proxyRequests = this.#proxySeries('requests', 'Requests of clients.');
+  // Series of the CNCF registry's proxy, for dashboards made for it.
+  readonly #proxyRequests = this.#proxySeries('requests', 'Client requests.');
   readonly #proxyHits = this.#proxySeries('hits', 'Requests answered from the store.');
-  readonly #proxyMisses = this.#proxySeries('misses', 'Requests that asked the upstream.');
+  readonly #proxyMisses = this.#proxySeries('misses', 'Requests that needed the upstream.');
   readonly proxyPulledBytes = this.#proxySeries('pulled_bytes', 'Bytes received from upstreams.');
   readonly #proxyPushedBytes = this.#proxySeries('pushed_bytes', 'Bytes sent to clients.');
 
@@ -224,17 +224,17 @@ export class Metrics {
 
   constructor() {
     collectDefaultMetrics({ register: this.#r });
-    // Gauges by the names of counters; the same figures are there by type.
+    // Gauges that are named like counters; the same figures exist by type.
     for (const what of ['handles', 'requests', 'resources'])
       this.#r.removeSingleMetric(`nodejs_active_${what}_total`);
   }
 
-  /** Where the gauges read from now on: what has the figures counts by these metrics itself, so it is made after them. */
-  show(readings: Readings): void {
+  /** Connects the gauges. Their sources use these metrics, and are built after them. */
+  connect(readings: Readings): void {
     this.#readings = readings;
   }
 
-  /** Counts an answer to a client: on the path of every hit, so its series are looked up once. */
+  /** Counts a response to a client. Its series are cached: every cache hit comes here. */
   answered(registry: string, kind: Kind, result: string, bytes: number): void {
     const key = `${registry} ${kind} ${result}`;
     let series = this.#answers.get(key);

@@ -1,11 +1,11 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 
-/** What a client's request has cost so far. Work that it starts for others too (a fill) is booked on it. */
+/** Upstream cost of a client's request, including shared work (a fill) that it started. */
 export interface Trace {
   upstreamCalls: number;
-  /** The mirrors that it has come through: told to upstreams, so that a ring of mirrors is seen. */
+  /** Pseudonyms from the request's Via, passed on to upstreams to detect loops. */
   readonly mirrors: readonly string[];
 }
 
-/** Carried along every await, so that no signature on the way has to name it. */
+/** Follows the async context, so that it need not be a parameter everywhere. */
 export const trace = new AsyncLocalStorage<Trace>();

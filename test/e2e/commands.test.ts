@@ -284,7 +284,7 @@ describe('store commands', () => {
       assert.match(err, why);
     }
     const { err } = await layercache(['unpin', 'docker.io/**'], { LAYERCACHE_ADMIN_LISTEN: 'off' });
-    assert.match(err, /a mirror is running on this store, and its adminListen is off/);
+    assert.match(err, /a mirror is running on this store with adminListen off/);
   });
 
   for (const state of ['running', 'stopped'] as const) {
@@ -437,7 +437,7 @@ describe('store commands', () => {
     await rm(directory, { recursive: true });
   });
 
-  test('off loopback the operations need a token', async () => {
+  test('operations from a non-loopback address need a token', async () => {
     const post = (headers: Record<string, string>) =>
       ask(`${mirror.adminUrl}/api/pins`, {
         method: 'POST',

@@ -50,7 +50,7 @@ describe('the program', () => {
       });
       await started.promise;
       program.child.kill('SIGTERM');
-      await until(() => program.output.includes('running answers have 30 s'), 'it drains');
+      await until(() => program.output.includes('running responses have 30 s'), 'it drains');
       // npm passes the same signal on: it is not a second one.
       program.child.kill('SIGTERM');
       await until(
@@ -146,7 +146,7 @@ describe('the program', () => {
         assert.equal(second.child.exitCode, 1);
         assert.match(
           second.errors,
-          /cannot listen on 127\.0\.0\.1:\d+: another program listens there: stop it/,
+          /cannot listen on 127\.0\.0\.1:\d+: the address is in use: stop the other/,
         );
       });
       first.child.kill('SIGTERM');
@@ -196,7 +196,7 @@ describe('the program', () => {
       agent.destroy();
       assert.ok((await dropped()) > 0);
       program.child.stdout?.resume();
-      await until(() => program.output.includes('lines of this log were dropped'), 'it is told');
+      await until(() => program.output.includes('log lines were dropped'), 'it is told');
       program.child.stdout?.pause();
       program.child.kill('SIGTERM');
       program.child.stdout?.resume();

@@ -383,7 +383,7 @@ describe('store', () => {
         .slice(mark)
         .split('\n')
         .filter((line) => /"level":(40|50|60)/.test(line));
-    const mended = /"level":40.*"strayFiles":1,"lostBlobs":1,"msg":"mended what a crash had left behind"/;
+    const mended = /"level":40.*"strayFiles":1,"lostBlobs":1,"msg":"removed leftovers of a crash"/;
     await until(() => mended.test(loud().join('\n')), 'it is told');
     assert.equal(loud().length, 1, 'what a crash leaves is no damage');
     assert.equal(await mirror.metric('layercache_damaged_blobs_total'), 0);

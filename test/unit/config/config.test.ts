@@ -123,7 +123,7 @@ describe('configuration', () => {
       ['LAYERCACHE_UPSTREAMS_2_URLS', 'LAYERCACHE_UPSTREAMS_2_URL'],
     ] as const)
       assert.deepEqual(problems({}, { [name]: 'x' }), [
-        `the environment variable ${name} names no key: did you mean ${meant}? Rename or unset it`,
+        `the environment variable ${name} matches no key: did you mean ${meant}? Rename or unset it`,
       ]);
   });
 
@@ -257,10 +257,10 @@ describe('configuration', () => {
       { upstreams: [{ registry: 'docker.io' }, { registry }] },
       /^upstreams\[1\]\.registry: found ".*", expected a host such as .* or a pattern/,
     ]),
-    [{ upstreams: [{ registry: '*.azurecr.io' }] }, /^upstreams: found patterns alone/],
+    [{ upstreams: [{ registry: '*.azurecr.io' }] }, /^upstreams: found only patterns/],
     [
       { upstreams: [{ registry: 'x.io' }, { registry: '*.azurecr.io', url: 'https://x.io' }] },
-      /^upstreams\[1\]\.url: found a URL, expected nothing: a pattern stands for many registries/,
+      /^upstreams\[1\]\.url: found a URL, expected nothing: a pattern covers many registries/,
     ],
     [
       {
