@@ -346,7 +346,7 @@ describe('configuration', () => {
     assert.equal(proxyOf({}, {}), undefined);
     assert.match(
       problems({}, { HTTPS_PROXY: 'socks5://u:s3cret@x' })[0] ?? '',
-      /^upstreams\[0\]\.proxy: HTTPS_PROXY names/,
+      /^upstreams\[0\]\.proxy: HTTPS_PROXY is not/,
     );
   });
 
