@@ -9,8 +9,8 @@ import { format, resolveConfig } from 'prettier';
 import { systems, versionOf, type Running, type System } from './systems.ts';
 
 /**
- * `npm run bench`: Layercache beside nginx and docker-registry, as far as they are installed, against one upstream.
- * `npm run bench -- --write` puts the table into docs/benchmarks.md; other words choose the cases whose names have them.
+ * `npm run bench` compares Layercache with nginx and docker-registry, if installed, against one upstream. `--write` writes
+ * the table to docs/benchmarks.md; other arguments select the cases whose names contain them.
  */
 
 const runs = 3;
@@ -24,21 +24,21 @@ interface Upstream {
   readonly layers: readonly string[];
   readonly config: string;
   readonly manifest: string;
-  /** What has been asked since the last call. */
+  /** Traffic since the last call. */
   stats(): Promise<{ bytes: number; requests: number }>;
   stop(): Promise<void>;
 }
 
-/** What one system did in one run: figures by name. */
+/** Results of one system in one run, by name. */
 type Figures = Readonly<Record<string, number>>;
 
 interface Case {
   readonly what: string;
   readonly client: string;
   readonly upstream: 'fast' | 'slow';
-  /** `nth` run: cold ones take another blob each time. */
+  /** `nth`: number of the run; cold cases use another blob each time. */
   readonly measure: (system: Running, upstream: Upstream, nth: number) => Promise<Figures>;
-  /** The figure that the ratio is of, and whether more of it is better. */
+  /** The figure to compare, and whether higher is better. */
   readonly main: string;
   readonly more: boolean;
 }
@@ -120,7 +120,7 @@ async function curl(url: string, ...options: string[]): Promise<void> {
   await run('curl', ['-fsS', '-o', '/dev/null', ...options, url]);
 }
 
-/** Lets writes to disk end, so that one measurement does not pay for the one before. */
+/** Waits for pending disk writes, so that they do not slow the next measurement. */
 async function settle(): Promise<void> {
   await run('sync');
 }
@@ -164,7 +164,7 @@ async function manifests(system: Running, reference: string): Promise<Figures> {
   return { 'requests/s': Number(/Requests\/sec:\s+([\d.]+)/.exec(stdout)?.[1]) };
 }
 
-/** As dockerd does: the manifest, then the config beside the layers, three of these at a time. */
+/** Pulls as dockerd does: the manifest, then config and layers, three at a time. */
 async function pullImage(system: Running, upstream: Upstream): Promise<Figures> {
   const agent = new Agent({ keepAlive: true });
   const base = `${system.url}/v2/library/bench`;
@@ -222,7 +222,7 @@ interface Row {
   readonly figures: Figures;
 }
 
-/** The systems take turns, so that a slow moment of the machine hits them alike. */
+/** Runs the systems alternately, so that noise of the machine affects all of them. */
 async function measure(each: Case, all: readonly System[], upstream: Upstream): Promise<Row[]> {
   const results = all.map((): Figures[] => []);
   for (let nth = 0; nth < runs; nth++) {

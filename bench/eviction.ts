@@ -1,19 +1,19 @@
 /**
- * Which policy keeps what is asked for again: `node bench/eviction.ts [ACCESS-LOG ...]` replays pulls, made up and
- * recorded, against caches of several sizes and prints the hit ratios by bytes and by requests.
+ * Compares eviction policies: `node bench/eviction.ts [ACCESS-LOG ...]` replays synthetic and recorded pulls against caches
+ * of several sizes and prints hit ratios by bytes, requests and manifest pulls.
  */
 import { mostUses, worthOf } from '../src/store/catalog/worth.ts';
 import { recordedTrace, syntheticTraces, type Request, type Trace } from './traces.ts';
 
-/** A cache of blobs that decides what leaves. */
+/** A simulated cache with an eviction policy. */
 interface Policy {
-  /** Whether it was there. */
+  /** Whether it was a hit. */
   ask(request: Request, at: number): boolean;
 }
 
 type MakePolicy = (capacity: number, trace: Trace) => Policy;
 
-/** The smallest first; what has been pushed again, or removed, is passed over when it comes up. */
+/** A min-heap; stale entries (pushed again or removed) are skipped when popped. */
 class Heap {
   readonly #keys = new Map<number, number>();
   readonly #heap: { key: number; blob: number }[] = [];
@@ -80,7 +80,7 @@ interface Held {
   uses: number;
 }
 
-/** Whatever can be said by one figure for each blob: the least leaves first. */
+/** Policies with one priority per blob: the lowest is evicted first. */
 function byPriority(
   priority: (request: Request, held: Held, at: number, inflation: number) => number,
   mayStay: (request: Request, at: number) => boolean = () => true,
@@ -120,7 +120,7 @@ function byPriority(
 const lru = byPriority((_request, _held, at) => at);
 const lfuWithAging = byPriority((_request, { uses }, _at, inflation) => inflation + uses);
 
-/** Greedy-Dual-Size-Frequency: what a byte of it saves, with a cost for each fetch beside its bytes. */
+/** Greedy-Dual-Size-Frequency: savings per byte, with a fixed cost per fetch in addition to the bytes. */
 function gdsf(fixedBytes: number, manifestBytes = fixedBytes): MakePolicy {
   return byPriority(({ size, isManifest }, { uses }, _at, inflation) => {
     const cost = size + (isManifest ? manifestBytes : fixedBytes);
@@ -128,13 +128,13 @@ function gdsf(fixedBytes: number, manifestBytes = fixedBytes): MakePolicy {
   });
 }
 
-/** As the store does it. */
+/** The policy of the store. */
 const ours = byPriority(
   ({ size, isManifest }, { uses }, _at, inflation) =>
     inflation + Math.min(uses, mostUses) * worthOf(size, isManifest),
 );
 
-/** Two LRU lists: what was used once, and what was used again, which has four fifths of the room. */
+/** Two LRU lists: blobs used once, and blobs used repeatedly, which get four fifths of the space. */
 const slru: MakePolicy = (capacity) => {
   const lists = [new Map<number, number>(), new Map<number, number>()] as const;
   const used = [0, 0];
@@ -174,7 +174,7 @@ const slru: MakePolicy = (capacity) => {
   };
 };
 
-/** S3-FIFO: a small queue for what is new, a main one for what was asked for again, and the ghosts of what has left. */
+/** S3-FIFO: a small queue for new blobs, a main queue for reused ones, and ghosts of evicted ones. */
 const s3fifo: MakePolicy = (capacity) => {
   const small = new Map<number, Held>();
   const main = new Map<number, Held>();
@@ -240,7 +240,7 @@ const s3fifo: MakePolicy = (capacity) => {
   };
 };
 
-/** Belády: knows what comes, and lets go what is asked for last; `bySize`: the most bytes for the longest time. */
+/** Belády: evicts the blob whose next use is farthest; `bySize`: the largest product of size and that distance. */
 function belady(bySize: boolean): MakePolicy {
   return (capacity, { requests }) => {
     const nextUse = new Float64Array(requests.length);

@@ -4,12 +4,12 @@ import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 
-/** A mirror under measurement, in front of one upstream, with an empty directory. */
+/** A mirror under test, in front of one upstream, with an empty directory. */
 export interface Running {
   readonly url: string;
   /** CPU seconds of all its processes so far. */
   cpuSeconds(): number;
-  /** The most memory that its processes have held since `forgetPeak`, bytes. */
+  /** Peak resident memory of its processes since `forgetPeak`, bytes. */
   peakBytes(): number;
   forgetPeak(): void;
   stop(): Promise<void>;
@@ -24,7 +24,7 @@ export interface System {
 const root = join(import.meta.dirname, '..');
 const ticksPerSecond = 100;
 
-/** Layercache, and those of its peers that are installed here. */
+/** Layercache and the installed alternatives. */
 export function systems(): System[] {
   const nginx = versionOf('nginx', '-v', /nginx\/(\S+)/);
   const registry = versionOf('docker-registry', '--version', /(\d+\.\d+\.\d+)/);
@@ -52,7 +52,7 @@ async function startLayercache(upstreamUrl: string, directory: string): Promise<
       upstreams: [{ registry: 'docker.io', url: upstreamUrl }],
     }),
   );
-  // As npm start has it.
+  // As set by npm start.
   process.env['MALLOC_ARENA_MAX'] = '1';
   return run(process.execPath, [join(root, 'src/main.js'), 'serve', '--config', config], port, directory);
 }

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 
-/** What is asked for: a blob of an image, by number. */
+/** A request for a blob, by number. */
 export interface Request {
   readonly blob: number;
   readonly size: number;
@@ -17,7 +17,7 @@ type Image = readonly Request[];
 const KB = 1000;
 const MB = 1000 * KB;
 
-/** The same numbers in every run. */
+/** Deterministic random numbers. */
 function randomly(seed: number): () => number {
   let state = seed;
   return () => {
@@ -28,7 +28,7 @@ function randomly(seed: number): () => number {
   };
 }
 
-/** Images as they are built: a few base images, and on one of them some layers, a configuration and a manifest. */
+/** Synthetic images: layers on one of a few base images, a configuration and a manifest. */
 class Registry {
   readonly random: () => number;
   #next = 0;
@@ -39,7 +39,7 @@ class Registry {
     this.#bases = Array.from({ length: bases }, () => this.#layers(1 + this.#upTo(4), 12 * MB));
   }
 
-  /** `from`: shares the layers of this one but the last. */
+  /** `from`: an image whose layers it shares, except the last. */
   image(from?: Image): Image {
     const base = from?.slice(2, -1) ?? this.#bases[Math.floor(this.#bases.length * this.random() ** 2)] ?? [];
     const own = this.#layers(from ? 1 : 1 + this.#upTo(5), 4 * MB);
@@ -54,7 +54,7 @@ class Registry {
     return Math.floor(count * this.random());
   }
 
-  /** Sizes of layers are spread over five orders of magnitude: lognormal around `median`. */
+  /** Lognormal around `median`: layer sizes span five orders of magnitude. */
   #layers(count: number, median: number): Request[] {
     return Array.from({ length: count }, () => {
       const normal = Math.sqrt(-2 * Math.log(1 - this.random())) * Math.cos(2 * Math.PI * this.random());
@@ -67,7 +67,7 @@ class Registry {
   }
 }
 
-/** Which of `count`, the first ones most often: Zipf's law. */
+/** An index below `count`, by Zipf's law. */
 function zipf(count: number, exponent: number, random: () => number): () => number {
   const sums: number[] = [];
   let sum = 0;
@@ -85,7 +85,7 @@ function zipf(count: number, exponent: number, random: () => number): () => numb
   };
 }
 
-/** Every pull asks for all of an image: runners of a CI start empty. */
+/** Every pull requests the whole image: CI runners start empty. */
 function zipfTrace(): Trace {
   const registry = new Registry(1);
   const images = registry.images(3000);
@@ -93,7 +93,7 @@ function zipfTrace(): Trace {
   return { name: 'zipf', requests: Array.from({ length: 20_000 }, () => images[pick()] ?? []).flat() };
 }
 
-/** CI that pulls a hundred images all day, and now and then a crawl through a thousand others. */
+/** CI that pulls a hundred images all day, with occasional crawls through a thousand others. */
 function scanTrace(): Trace {
   const registry = new Registry(2);
   const hot = registry.images(100);
@@ -110,7 +110,7 @@ function scanTrace(): Trace {
   return { name: 'scans', requests: pulls.flat() };
 }
 
-/** A hundred projects, built every night on what they were the day before; today's image is pulled, yesterday's hardly. */
+/** A hundred projects rebuilt every night on the day before; mostly today's images are pulled. */
 function nightlyTrace(): Trace {
   const registry = new Registry(3);
   let projects = registry.images(100);
@@ -129,7 +129,7 @@ function nightlyTrace(): Trace {
   return { name: 'nightly builds', requests: pulls.flat() };
 }
 
-/** Services that are rolled out over a fleet one after the other, and sometimes rolled back. */
+/** Services rolled out over a fleet one after another, and sometimes rolled back. */
 function rollingTrace(): Trace {
   const registry = new Registry(4);
   const releases = registry.images(60).map((image) => [image]);
@@ -141,7 +141,7 @@ function rollingTrace(): Trace {
     const image = service.at(isRollback ? -2 : -1) ?? service.at(-1) ?? [];
     for (let node = 0; node < 40; node++) {
       pulls.push(image);
-      // Nodes come and go, and pull what runs everywhere.
+      // New nodes pull all running services.
       if (registry.random() < 0.2)
         pulls.push(releases[Math.floor(releases.length * registry.random())]?.at(-1) ?? []);
     }
@@ -149,14 +149,14 @@ function rollingTrace(): Trace {
   return { name: 'rolling releases', requests: pulls.flat() };
 }
 
-/** All of these at once, as behind one mirror of a company. */
+/** All of these at once, as behind a company's mirror. */
 function mixedTrace(parts: readonly Trace[]): Trace {
   const random = randomly(5);
   const queues = parts.map(({ requests }, part) => ({ requests, part, at: 0 }));
   const requests: Request[] = [];
   for (let live = queues; live.length > 0; live = live.filter((queue) => queue.at < queue.requests.length)) {
     const queue = live[Math.floor(live.length * random())];
-    // A pull at a time: up to the next manifest.
+    // Interleave whole pulls: up to the next manifest.
     for (let first = true; queue && queue.at < queue.requests.length; first = false) {
       const request = queue.requests[queue.at];
       if (!request || (!first && request.isManifest)) break;
@@ -167,7 +167,7 @@ function mixedTrace(parts: readonly Trace[]): Trace {
   return { name: 'all together', requests };
 }
 
-/** Answers to GETs in a Layercache access log. */
+/** Successful GETs of a Layercache access log. */
 export function recordedTrace(file: string): Trace {
   const numbers = new Map<string, number>();
   const requests: Request[] = [];

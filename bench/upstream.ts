@@ -4,9 +4,9 @@ import type { AddressInfo } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /**
- * The upstream of the benchmarks, as a program of its own: `node upstream.ts '{ "sizes": [...], "latencyMs": 50,
- * "bytesPerSecond": 20e6 }'` serves blobs of these sizes and an image of the first eight, and prints its port and digests
- * as JSON. The rate is that of a connection, the latency that of a round trip.
+ * The upstream of the benchmarks: `node upstream.ts '{ "sizes": [...], "latencyMs": 50, "bytesPerSecond": 20e6 }'` serves
+ * blobs of these sizes and an image of the first eight, and prints its port and digests as JSON. `bytesPerSecond` is per
+ * connection, `latencyMs` per round trip.
  */
 interface Options {
   readonly sizes: readonly number[];
@@ -60,7 +60,7 @@ async function answer(req: IncomingMessage, res: ServerResponse): Promise<void> 
     stats.requests = 0;
     return;
   }
-  // A handshake is a round trip too.
+  // The handshake costs a round trip too.
   const trips = seen.has(req.socket) ? 1 : 2;
   seen.add(req.socket);
   if (latencyMs > 0) await sleep(trips * latencyMs);

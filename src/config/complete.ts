@@ -125,11 +125,11 @@ function resolvePatterns(
   { allow, deny, clients, store, tags }: Parsed,
   { upstreams, families }: Pick<Config, 'upstreams' | 'families'>,
   problems: string[],
-): Pick<Config, 'allow' | 'deny' | 'idlePatterns' | 'tags'> & {
+): Pick<Config, 'allow' | 'deny' | 'unmatchedPatterns' | 'tags'> & {
   groups: Parsed['clients']['groups'];
   pins: Pattern[];
 } {
-  const idlePatterns: string[] = [];
+  const unmatchedPatterns: string[] = [];
   const resolveAll = (patterns: readonly Pattern[], at: string): Pattern[] =>
     patterns.map((pattern, i) => {
       const { text } = pattern;
@@ -142,7 +142,7 @@ function resolvePatterns(
         families.some(({ pattern }) => pattern.matches(registry));
       if (/[A-Z]|\/\//.test(text.replace(/:[^:/]*$/, '')))
         problems.push(`${at}[${i}]: found ${show(text)}, expected a name in lower case, without empty parts`);
-      if (!isKnown) idlePatterns.push(`${at}[${i}]`);
+      if (!isKnown) unmatchedPatterns.push(`${at}[${i}]`);
       return aliased ? patternOf([aliased.registry, ...rest].join('/')) : pattern;
     });
   const groups = clients.groups.map((group, i) => {
@@ -165,6 +165,6 @@ function resolvePatterns(
     groups,
     tags: { ...tags, rules },
     pins: resolveAll(store.pins, 'store.pins'),
-    idlePatterns,
+    unmatchedPatterns,
   };
 }

@@ -44,7 +44,7 @@ export interface Config extends Omit<
   readonly families: readonly FamilyConfig[];
   readonly defaultUpstream: string;
   /** Keys of patterns that name a registry that is not configured. */
-  readonly idlePatterns: readonly string[];
+  readonly unmatchedPatterns: readonly string[];
   /** `LAYERCACHE_*` environment variables that match no key. */
   readonly ignoredVariables: readonly string[];
 }

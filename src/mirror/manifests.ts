@@ -1,6 +1,6 @@
 import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
-import { parseManifest, unnamedType, usualType } from '../oci/manifest.ts';
+import { parseManifest, unnamedType, defaultManifestType } from '../oci/manifest.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { UpstreamManifest } from '../upstream/registry-client.ts';
@@ -108,7 +108,7 @@ export class Manifests {
   /** The media type of a manifest whose bytes declare none. */
   typeOf(repo: Repo, digest: Digest): string {
     const { links, store } = this.#context;
-    return links.typeOf(repo, digest) ?? usualType(store.children(digest));
+    return links.typeOf(repo, digest) ?? defaultManifestType(store.children(digest));
   }
 
   /** Reads a large manifest from its file, so that slow clients do not hold memory. */

@@ -94,12 +94,12 @@ export interface ManifestContent {
 export const unnamedType = '';
 
 /** Default type of a manifest without `mediaType` and without a known Content-Type. */
-export function usualType(children: readonly Child[]): string {
+export function defaultManifestType(children: readonly Child[]): string {
   return children.some(({ kind }) => kind === 'manifest') ? ociIndex : ociManifest;
 }
 
 /** Whether a manifest without `mediaType` may be served as `type`, judged by its descriptors. */
-export function mayBe(type: string, children: readonly Child[]): boolean {
+export function isPlausibleType(type: string, children: readonly Child[]): boolean {
   const has = (kind: Child['kind']): boolean => children.some((child) => child.kind === kind);
   if (indexTypes.includes(type)) return !has('config') && !has('layer');
   if (manifestTypes.includes(type)) return has('config') && !has('manifest');

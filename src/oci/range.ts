@@ -15,7 +15,7 @@ export type Want = 'whole' | ByteRange | { readonly last: number };
 /** The ranges of a request, in order. */
 export type Wants = Want | readonly Want[];
 
-export function isSeveral(wants: Wants): wants is readonly Want[] {
+export function isMultiRange(wants: Wants): wants is readonly Want[] {
   return Array.isArray(wants);
 }
 
@@ -62,8 +62,8 @@ function endAfter(last: string): number {
 }
 
 /** A range that covers all of them, without knowing the size; the whole if one counts from the end. */
-export function hullOf(wants: Wants): Want {
-  if (!isSeveral(wants)) return wants;
+export function enclosingRange(wants: Wants): Want {
+  if (!isMultiRange(wants)) return wants;
   const ranges = wants.flatMap((want) => (want !== 'whole' && 'start' in want ? [want] : []));
   if (ranges.length < wants.length) return 'whole';
   return {

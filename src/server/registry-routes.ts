@@ -3,7 +3,7 @@ import type { Answer, ClientRequest } from '../mirror/answer.ts';
 import type { Mirror } from '../mirror/mirror.ts';
 import type { Lists } from '../mirror/tags/lists.ts';
 import type { Upstreams } from '../mirror/upstreams.ts';
-import { hullOf, type Wants } from '../oci/range.ts';
+import { enclosingRange, type Wants } from '../oci/range.ts';
 import type { Repo } from '../oci/repo.ts';
 import { parseRoute, splitAbsolute, type Route } from '../oci/route.ts';
 import type { Ledger } from '../telemetry/ledger.ts';
@@ -146,7 +146,7 @@ async function answer(
       addPullHeaders(exchange, repo, context);
   } else {
     if (method === 'GET') wants = wantsOf(req, route.digest);
-    found = await mirror.blob(repo, route.digest, asked, hullOf(wants));
+    found = await mirror.blob(repo, route.digest, asked, enclosingRange(wants));
   }
   record.size = found.size;
   try {

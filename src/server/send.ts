@@ -3,7 +3,7 @@ import type { Answer } from '../mirror/answer.ts';
 import type { ListAnswer } from '../mirror/tags/lists.ts';
 import { smallSize, type Content } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
-import { isSeveral, parseRanges, resolveWants, type ByteRange, type Wants } from '../oci/range.ts';
+import { isMultiRange, parseRanges, resolveWants, type ByteRange, type Wants } from '../oci/range.ts';
 import type { Route } from '../oci/route.ts';
 import type { Kind } from '../telemetry/metrics.ts';
 import { faults, MirrorError } from '../util/errors.ts';
@@ -223,6 +223,6 @@ function partOf(wants: Wants, content: Content | undefined): ByteRange | Multipa
     return undefined;
   const ranges = resolveWants(wants, size);
   const [first] = ranges;
-  if (first) return isSeveral(wants) ? new Multipart(ranges, size, mediaType) : first;
+  if (first) return isMultiRange(wants) ? new Multipart(ranges, size, mediaType) : first;
   throw new MirrorError('range-unsatisfiable', `blob ${digest}: Range selects none of its ${size} bytes`);
 }

@@ -185,7 +185,7 @@ export class Service {
 
   /** Logs risky or ineffective settings. */
   #warn(): void {
-    const { clients, tls, trustedProxies, upstreams, families, idlePatterns } = this.#live.now;
+    const { clients, tls, trustedProxies, upstreams, families, unmatchedPatterns } = this.#live.now;
     for (const { registry, insecureSkipVerify } of [...upstreams, ...families]) {
       if (insecureSkipVerify)
         this.log.events.warn(
@@ -193,7 +193,7 @@ export class Service {
           'insecureSkipVerify: TLS verification is off: a man in the middle can impersonate the upstream',
         );
     }
-    for (const key of idlePatterns)
+    for (const key of unmatchedPatterns)
       this.log.events.warn({ key }, 'a pattern names a registry that is not configured');
     if (clients.htpasswd !== undefined && !tls && !trustedProxies)
       this.log.events.warn('clients.htpasswd without tls: passwords cross the network unencrypted');

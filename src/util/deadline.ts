@@ -74,7 +74,7 @@ export class SharedDeadline extends Deadline {
 }
 
 /** Awaits `work` until the signal aborts, then rejects with `late()`; the work itself continues. */
-export function orLate<T>(work: Promise<T>, signal: AbortSignal, late: () => unknown): Promise<T> {
+export function untilAborted<T>(work: Promise<T>, signal: AbortSignal, late: () => unknown): Promise<T> {
   return unlessLate(work, late, (leave) => {
     if (signal.aborted) leave();
     signal.addEventListener('abort', leave, { once: true });

@@ -285,7 +285,7 @@ describe('pulls', () => {
 
     test('a spent account that alone sees a repo is asked whether pulls are back', async () => {
       await start({ logins, pulls: 3 }, { upstreamConfig });
-      upstream.seers.set('me/secret', 'bob');
+      upstream.permittedUsers.set('me/secret', 'bob');
       for (let i = 0; i < 5; i++) upstream.addImage('me/secret', images[i]!, `t${i}`);
       const secret = (reference: string, method = 'GET'): Promise<Reply> =>
         mirror.get(`/v2/me/secret/manifests/${reference}`, { method });
@@ -319,7 +319,7 @@ describe('pulls', () => {
 
     test('who may see a private repo is remembered', async () => {
       await start({ logins, pulls: 100 }, { upstreamConfig });
-      upstream.seers.set('me/secret', 'bob');
+      upstream.permittedUsers.set('me/secret', 'bob');
       for (let i = 0; i < 5; i++) upstream.addImage('me/secret', images[i]!, `t${i}`);
       for (let i = 0; i < 5; i++)
         assert.equal((await mirror.get(`/v2/me/secret/manifests/t${i}`)).status, 200);
@@ -327,7 +327,7 @@ describe('pulls', () => {
       assert.equal(upstream.spent.get('ann'), undefined);
       assert.equal(upstream.calls.filter(({ url }) => url.includes('account=ann')).length, 1);
       // Nobody sees it: one look by each, and then none for a while.
-      upstream.seers.set('me/none', 'eve');
+      upstream.permittedUsers.set('me/none', 'eve');
       upstream.forget();
       for (let i = 0; i < 5; i++) assert.equal((await mirror.get('/v2/me/none/manifests/1')).status, 404);
       assert.ok(upstream.calls.length <= 8, String(upstream.calls.length));
@@ -338,7 +338,7 @@ describe('pulls', () => {
         { logins, anonymous: true },
         { upstreamConfig: { accounts: [{ anonymous: true }, logins[1]] } },
       );
-      upstream.seers.set('me/secret', 'bob');
+      upstream.permittedUsers.set('me/secret', 'bob');
       upstream.addImage('me/secret', images[20]!, '1');
       await get(0);
       await mirror.get('/v2/me/secret/manifests/1');

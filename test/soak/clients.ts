@@ -7,22 +7,22 @@ import { limits, type Subject } from './subject.ts';
 import type { Item, Version, World } from './world.ts';
 
 const outsiderAddress = '127.0.0.3';
-/** What the mirror may say while an upstream is in trouble. */
+/** Statuses allowed while an upstream fails. */
 const refusals = new Set([429, 502, 503, 504]);
-/** For the delays of this process itself. */
+/** Allowance for delays of this process. */
 const toleranceMs = 3000;
 const longestAnswerMs = 120_000;
-/** A large body that is known to be wrong on the disk may be served until it has been read again. */
+/** A damaged large blob may be served until it is verified again. */
 const damageShowsMs = 11 * 60_000;
 
-/** What all clients share: what is true now, and where they write what they see. */
+/** State shared by all clients. */
 export interface Surroundings {
   readonly world: World;
   readonly subject: Subject;
   readonly findings: Findings;
-  /** Since when (ms) nothing is in trouble and every pull must work; Infinity while something is. */
+  /** Time (ms) since which no trouble is active and every pull must work; Infinity during trouble. */
   calmSince: number;
-  /** When (ms) a blob was damaged on the disk, by digest. */
+  /** Time (ms) at which a blob was damaged on disk, by digest. */
   readonly damaged: Map<string, number>;
   isOver: boolean;
 }
@@ -31,14 +31,14 @@ interface Expected {
   readonly what: string;
   readonly path: string;
   readonly ns: string;
-  /** What a whole answer consists of; undefined: it must be refused. */
+  /** The expected body; undefined: the request must be refused. */
   readonly bytes: Buffer | undefined;
   readonly digest: string;
   readonly range?: readonly [start: number, end: number];
   readonly options?: Ask;
 }
 
-/** A client that pulls, in one way after another, and checks each byte that it gets. */
+/** A client that pulls in various ways and checks every byte. */
 export class Client {
   readonly #around: Surroundings;
   readonly #random: Random;
@@ -79,7 +79,7 @@ export class Client {
     this.#agent.destroy();
   }
 
-  /** A whole pull, as engines do it: the tag, one platform, configuration and layers together. */
+  /** A complete pull: tag, one platform, then configuration and layers in parallel. */
   async #pull(item: Item): Promise<void> {
     const version = await this.#tag(item);
     if (!version) return;
@@ -88,7 +88,7 @@ export class Client {
     await Promise.all([image.config, ...image.layers].map((blob) => this.#blob(item, blob)));
   }
 
-  /** What the tag leads to; undefined: there was no whole answer, or a wrong one. */
+  /** Resolves a tag; undefined if the response was incomplete or wrong. */
   async #tag(item: Item, options: Ask = {}): Promise<Version | undefined> {
     const asked = Date.now();
     const path = `/v2/${item.repo}/manifests/${item.tag}`;
@@ -138,7 +138,7 @@ export class Client {
     });
   }
 
-  /** A download that breaks off and goes on by a range. */
+  /** Aborts a download and resumes it by a range. */
   async #resume(item: Item): Promise<void> {
     const { digest, bytes } = this.#layer(item);
     const path = `/v2/${item.repo}/blobs/${digest}`;
@@ -186,7 +186,7 @@ export class Client {
     if (!tags.includes(item.tag)) this.#wrong(path, reply, 'the list lacks the tag');
   }
 
-  /** Content of a private repo by way of another repo, of the hub or of a registry that claims to have everything. */
+  /** Requests content of a private repo through another repo, of the hub or of a registry that claims to have everything. */
   async #foreign(item: Item): Promise<void> {
     const { digest, bytes } = this.#around.world.foreignTo(item);
     const isLiar = this.#random.next() < 0.5;
@@ -231,7 +231,7 @@ export class Client {
   #compare(path: string, reply: Reply, expected: Buffer, digest: string): void {
     if (reply.body.equals(expected)) return;
     const since = this.#around.damaged.get(digest);
-    // The end of a broken answer may be wrong when the upstream's bytes were: the break says so.
+    // The end of a broken response may be wrong if the upstream's bytes were: the break signals it.
     if (since !== undefined && Date.now() - since < damageShowsMs)
       this.#around.findings.count('damage was shown');
     else if (reply.broken && reply.status === 200 && !this.#isCalmSince(Date.now() - 1000))
@@ -241,7 +241,7 @@ export class Client {
     else this.#wrong(path, reply, 'wrong bytes');
   }
 
-  /** An answer that came; undefined: there was none, and that is as it should be. */
+  /** The response; undefined: there was none, as expected. */
   async #ask(path: string, ns: string, options: Ask, mayBeRefused: boolean): Promise<Reply | undefined> {
     const { subject, findings } = this.#around;
     const url = `${subject.url}${path}${ns === 'docker.io' ? '' : `?ns=${ns}`}`;
@@ -251,7 +251,7 @@ export class Client {
     const overdue = setTimeout(() => abort.abort(), longestAnswerMs);
     try {
       const ways: Ask = { ...options, signal: abort.signal, onHeaders: () => (headersAt = Date.now()) };
-      // A connection that was just closed for being idle is no fault of the answer.
+      // Retry once: the keep-alive connection may just have been closed as idle.
       const reply = await ask(url, { ...ways, agent: this.#agent }).catch(() =>
         ask(url, {
           ...ways,

@@ -1,8 +1,8 @@
-/** What was found wrong, and what was seen, from all parts of the soak. */
+/** Errors and counters of the soak. */
 export class Findings {
   readonly counts = new Map<string, number>();
   readonly wrong: string[] = [];
-  /** What goes on, for those who read a finding. */
+  /** The current phase, printed with each finding. */
   phase = 'start';
   readonly #started = Date.now();
 

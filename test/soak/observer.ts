@@ -10,7 +10,7 @@ interface Reading {
   readonly lagSeconds: number;
 }
 
-/** Looks at the mirror from outside, all the time: disk, memory, handles, the lag of its event loop. */
+/** Monitors the mirror from outside: disk, memory, handles, event loop lag. */
 export class Observer {
   readonly #around: Surroundings;
   readonly #peak: Record<keyof Reading, number> = { diskBytes: 0, rssBytes: 0, handles: 0, lagSeconds: 0 };
@@ -57,20 +57,20 @@ export class Observer {
     }
   }
 
-  /** With nobody pulling: what the metrics say against the files, and what is still open. */
+  /** Without clients: compares the metrics with the files, and checks for open handles. */
   async atRest(): Promise<void> {
     const { subject, findings } = this.#around;
     const metrics = await subject.metrics();
-    const said = metrics.get('layercache_store_bytes') ?? 0;
+    const reported = metrics.get('layercache_store_bytes') ?? 0;
     const folders = await Promise.all(
       ['blobs', 'ingest', 'quarantine'].map((folder) => subject.files(folder)),
     );
     const found = folders.flat().reduce((sum, file) => sum + file.diskBytes, 0);
-    findings.say(`at rest: layercache_store_bytes ${said}, du ${found}`);
-    if (Math.abs(said - found) > 2_000_000)
-      findings.add(`layercache_store_bytes is ${said}, du says ${found}`);
+    findings.say(`at rest: layercache_store_bytes ${reported}, du ${found}`);
+    if (Math.abs(reported - found) > 2_000_000)
+      findings.add(`layercache_store_bytes is ${reported}, du reports ${found}`);
     if ((metrics.get('layercache_fills_active') ?? 0) !== 0)
-      findings.add('downloads are active with nobody pulling');
+      findings.add('downloads are active without clients');
     if ((this.#last?.handles ?? 0) > 150) findings.add(`${this.#last?.handles ?? 0} handles at rest`);
     const used = [...metrics].filter(([name]) => name.startsWith('layercache_faults_total'));
     findings.say(

@@ -1,6 +1,6 @@
 import { blockSize, largeBlob, type Blob } from '../support/images.ts';
 
-/** Numbers that a seed repeats (mulberry32). */
+/** Seeded random numbers (mulberry32). */
 export class Random {
   #state: number;
 
@@ -26,7 +26,7 @@ export class Random {
     return choices[this.between(0, choices.length)] as T;
   }
 
-  /** The first choices far more often than the last (Zipf, exponent 1). */
+  /** A choice by Zipf's law, exponent 1. */
   zipf<T>(choices: readonly T[]): T {
     const rank = Math.floor(Math.exp(this.next() * Math.log(choices.length + 1))) - 1;
     return choices[Math.min(rank, choices.length - 1)] as T;
@@ -39,7 +39,7 @@ export class Random {
       .map(({ choice }) => choice);
   }
 
-  /** No two blocks of a blob, and no two blobs, are alike. */
+  /** A blob whose blocks are unique within and across blobs. */
   blob(size: number): Blob {
     const block = Buffer.alloc(blockSize);
     for (let at = 0; at < block.length; at += 4) block.writeUInt32LE(this.between(0, 2 ** 32), at);

@@ -1,7 +1,7 @@
 /**
- * Thirty clients pull through a real process while upstreams fail in every way, the process is killed and restarted, files
- * are damaged and content is purged, with a cap far below what is pulled. Each byte of each answer is checked; when nothing
- * is in trouble, every pull must work. `npm run soak -- --minutes 20 --seed 1`; it ends with 1 if anything was wrong.
+ * Thirty clients pull through a real process while upstreams fail, the process is killed and restarted, files are damaged
+ * and content is purged, with a cap far below the pulled bytes. Every byte is checked; while no trouble is active, every
+ * pull must work. `npm run soak -- --minutes 20 --seed 1`; exit code 1 if anything was wrong.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -26,7 +26,7 @@ const { values } = parseArgs({
 });
 const endsAt = Date.now() + Number(values.minutes) * 60_000;
 const random = new Random(Number(values.seed));
-/** Breakers try again within a minute. */
+/** Breakers probe within a minute. */
 const recoveryMs = 90_000;
 const calmMs = 8000;
 
@@ -50,7 +50,7 @@ const clients = Array.from(
 );
 const running = Promise.all([...clients.map((client) => client.run()), observer.run()]);
 
-/** Whether an image that nobody has asked for yet can be pulled from each upstream. */
+/** Whether an image that was never pulled can be pulled. */
 async function works(item: Item): Promise<boolean> {
   const { manifest, images } = item.versions[0]!;
   const paths = [`manifests/${manifest.digest}`, `blobs/${images[0]!.config.digest}`];
@@ -72,7 +72,7 @@ async function settle(): Promise<void> {
       }
       await sleep(1000);
     }
-  // What was asked for during the trouble still ends in its way.
+  // Requests from the time of the trouble may still fail.
   await sleep(2000);
   findings.count('recoveries');
 }

@@ -6,10 +6,10 @@ import { until } from '../support/mirror.ts';
 import { freePort, main, Program, run } from '../support/programs.ts';
 import { login, type World } from './world.ts';
 
-/** Figures of the mirror that the clients and the observer judge by. */
+/** Limits of the mirror that clients and observer check. */
 export const limits = {
   maxBytes: 100_000_000,
-  /** What the data directory may have beyond its cap. */
+  /** Allowed size of the data directory above its cap. */
   slackBytes: 32_000_000,
   tagTtlMs: 4000,
   firstByteMs: 10_000,
@@ -18,11 +18,11 @@ export const limits = {
   loopLagSeconds: 1.5,
 };
 
-/** The mirror under test: a process of its own, which is killed, started again and given new configurations. */
+/** The mirror under test, a process that is killed, restarted and reconfigured. */
 export class Subject {
   readonly directory: string;
   readonly data: string;
-  /** Connections that break are its own affair as long as it is not meant to run. */
+  /** False while it is stopped on purpose: broken connections are then expected. */
   isUp = false;
   readonly #world: World;
   readonly #port: number;
@@ -75,7 +75,7 @@ export class Subject {
     await this.#end();
   }
 
-  /** The exit code after SIGTERM. */
+  /** Stops it by SIGTERM; resolves to the exit code. */
   async stop(): Promise<number | null> {
     this.isUp = false;
     this.#program?.child.kill('SIGTERM');
@@ -83,7 +83,7 @@ export class Subject {
     return this.#program?.child.exitCode ?? null;
   }
 
-  /** Another configuration, taken over by SIGHUP. */
+  /** Changes the configuration and sends SIGHUP. */
   async reload(): Promise<void> {
     this.#reloads += 1;
     await this.#configure();
@@ -99,7 +99,7 @@ export class Subject {
     return JSON.parse(reply.body.toString());
   }
 
-  /** What the command says, also when it ends with 1. */
+  /** The output of a command, also on exit code 1. */
   async command(...args: string[]): Promise<string> {
     const { stdout } = await run(process.execPath, [main, 'store', ...args], { cwd: this.directory }).catch(
       (error: unknown) => error as { stdout: string },
@@ -123,7 +123,7 @@ export class Subject {
 
   /** Files below a folder of the data directory. */
   files(below = ''): Promise<FoundFile[]> {
-    // It is not there before the first start.
+    // Missing before the first start.
     return filesBelow(join(this.data, below)).catch(() => []);
   }
 

@@ -7,7 +7,7 @@ import type { Surroundings } from './clients.ts';
 import type { Random } from './random.ts';
 import type { Item, World } from './world.ts';
 
-/** What upstreams do wrong, for a while. */
+/** Temporary failures of upstreams. */
 const answers: Readonly<
   Record<string, (random: Random, upstream: Upstream, world: World) => [kinds: Kind[], script: Script][]>
 > = {
@@ -84,7 +84,7 @@ export interface Trouble {
   run(): Promise<void>;
 }
 
-/** Every kind of trouble once. */
+/** All kinds of trouble. */
 export function troubles(around: Surroundings, random: Random): Trouble[] {
   const { world } = around;
   const ofUpstreams = Object.entries(answers).map(([name, of]) => ({
@@ -92,7 +92,7 @@ export function troubles(around: Surroundings, random: Random): Trouble[] {
     run: () =>
       forAWhile(world, random, (upstream) => {
         for (const [kinds, script] of of(random, upstream, world))
-          // Blobs of the hub come by its CDN: their redirect is well.
+          // Blobs of the hub come from its CDN: its redirects stay correct.
           for (const kind of kinds)
             if (kind !== 'blob' || upstream !== world.hub) upstream.script(kind, script);
       }),
@@ -159,7 +159,7 @@ function events(around: Surroundings, random: Random): Trouble[] {
         const [gone, cut] = random.shuffled(await subject.files('blobs'));
         if (gone) await rm(gone.path, { force: true });
         if (cut) await truncate(cut.path, random.between(0, cut.size)).catch(() => undefined);
-        // Who reads it at this moment gets what is left of it.
+        // Current readers get the truncated file.
         for (const file of [gone, cut]) if (file) around.damaged.set(digestOf(file.path), Date.now());
       },
     },
@@ -214,7 +214,7 @@ async function flip(path: string, random: Random): Promise<void> {
     await file.write(Buffer.from([(byte[0] ?? 0) ^ 0x10]), 0, 1, at);
     await file.close();
   } catch (error) {
-    // It was evicted meanwhile.
+    // Evicted meanwhile.
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
   }
 }

@@ -3,7 +3,7 @@ import { rentRegistries, type Rented } from '../support/rented.ts';
 import { Upstream } from '../support/upstream.ts';
 import type { Random } from './random.ts';
 
-/** What a tag led to, and when (ms) it was moved on. */
+/** A version of a tag, and when (ms) the tag moved on. */
 export interface Version {
   readonly manifest: Manifest;
   readonly images: readonly Image[];
@@ -15,9 +15,9 @@ export interface Item {
   readonly upstream: Upstream;
   readonly repo: string;
   readonly tag: string;
-  /** Of the request's query: which registry is meant. */
+  /** Value of the `ns` parameter. */
   readonly ns: string;
-  /** What outsiders must not see. */
+  /** Whether outsiders must not see it. */
   readonly isPrivate: boolean;
   readonly versions: Version[];
 }
@@ -59,7 +59,7 @@ export class World {
     const items = kinds.flatMap(({ prefix, ...kind }) =>
       Array.from({ length: itemsPerUpstream }, (_, i) => {
         const repo = `${prefix}${i}`;
-        if (kind.isPrivate) kind.upstream.seers.set(repo, login.username);
+        if (kind.isPrivate) kind.upstream.permittedUsers.set(repo, login.username);
         return { ...kind, repo, tag: 'latest', versions: [] };
       }),
     );
@@ -83,7 +83,7 @@ export class World {
     return [this.hub, this.open, this.honest];
   }
 
-  /** Content of another's that nobody may get by way of `item`. */
+  /** Private content of another item that must not be served through `item`. */
   foreignTo(item: Item): Blob {
     const others = this.items.filter((each) => each.isPrivate && each !== item);
     return this.#random.of(this.#random.of(others).versions.at(-1)!.images[0]!.layers.slice(1));
@@ -92,7 +92,7 @@ export class World {
   /** Moves a tag to a new image. */
   push(item: Item, layerBytes = this.#random.between(50_000, 300_000)): void {
     const random = this.#random;
-    // Layers of private repos are theirs alone: what others have too is no secret.
+    // Private repos share no layers: shared ones would be public.
     const base = item.isPrivate ? random.blob(random.between(100_000, 1_000_000)) : random.of(this.#bases);
     const layers = [base, random.blob(layerBytes), random.blob(random.between(10, 20_000))];
     const images = [imageOf(layers, random.blob(500))];
@@ -111,7 +111,7 @@ export class World {
     item.versions.push({ manifest, images, replacedAt: Infinity });
   }
 
-  /** An image of an upstream that nobody has asked for yet. */
+  /** An image of an upstream that was never requested. */
   probe(upstream: Upstream): Item {
     const like = this.items.find((item) => item.upstream === upstream && !item.isPrivate)!;
     const item = { ...like, repo: `${like.repo}/probe${this.#probes++}`, versions: [] };

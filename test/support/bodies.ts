@@ -4,23 +4,23 @@ import type { Blob } from './images.ts';
 import type { Call, Script } from './upstream.ts';
 
 export interface BodyOptions {
-  /** Ends the connection after so many bytes of this answer. */
+  /** Breaks the connection after so many bytes. */
   cutAfter?: number;
-  /** Falls silent after so many bytes of this answer. */
+  /** Stalls after so many bytes. */
   stallAfter?: number;
-  /** Takes no ranges. */
+  /** Ignores Range. */
   ignoresRange?: boolean;
   bytesPerSecond?: number;
   headers?: Record<string, string>;
-  /** Each byte that is sent. */
+  /** Sent instead of the blob's bytes. */
   bytes?: Buffer;
-  /** Waits before the headers. */
+  /** Delay of the headers. */
   latencyMs?: number;
 }
 
 const stepBytes = 64 * 1024;
 
-/** An answer to a GET of a blob that comes in the given way. What is counted as sent has left for the connection. */
+/** Answers a GET of a blob with the given misbehaviour. `call.sent` counts bytes handed to the connection. */
 export function sendBlob(blob: Blob, options: BodyOptions = {}): Script {
   return async (call, req, res) => {
     if (options.latencyMs) await sleep(options.latencyMs);

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { run } from './programs.ts';
 
-/** An authority of our own, and what it signs, made by openssl: files in PEM. */
+/** A test CA and certificates signed by it, made with openssl: PEM files. */
 export class Authority {
   readonly certificate: string;
   readonly #directory: string;
@@ -21,7 +21,7 @@ export class Authority {
     return authority;
   }
 
-  /** For a server on this machine, or a client of that name. */
+  /** A certificate for a local server or a client with this CN. */
   async sign(name: string): Promise<{ cert: string; key: string }> {
     const base = join(this.#directory, `${name}-${this.#count++}`);
     const [key, request, cert] = [`${base}.key`, `${base}.csr`, `${base}.pem`];

@@ -4,11 +4,11 @@ import { join } from 'node:path';
 export interface FoundFile {
   readonly path: string;
   readonly size: number;
-  /** What it takes on the disk. */
+  /** Allocated bytes. */
   readonly diskBytes: number;
 }
 
-/** Every file below a directory; what goes away meanwhile is left out. */
+/** All files below a directory, except files deleted meanwhile. */
 export async function filesBelow(root: string): Promise<FoundFile[]> {
   const names = await readdir(root, { recursive: true });
   const found = await Promise.all(

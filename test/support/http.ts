@@ -6,30 +6,29 @@ export interface Reply {
   readonly status: number;
   readonly headers: IncomingHttpHeaders;
   readonly body: Buffer;
-  /** The connection broke before the body was whole. */
+  /** The connection broke before the body was complete. */
   readonly broken: boolean;
 }
 
 export interface Ask {
   method?: string;
   headers?: Record<string, string>;
-  /** Sees each chunk; `false` ends the connection. */
+  /** Called with each chunk; returning `false` closes the connection. */
   onData?: (chunk: Buffer, total: number) => boolean | Promise<void> | undefined;
   onHeaders?: (headers: IncomingHttpHeaders) => void;
   body?: string | Buffer;
   agent?: Agent;
   signal?: AbortSignal;
-  /** For https. */
   tls?: AgentOptions;
-  /** The request target, if it is not the path of the URL. */
+  /** Raw request target in place of the URL's path. */
   target?: string;
 }
 
-/** One request on a connection of its own. Whatever comes back is a value, also half an answer. */
+/** One request on its own connection. A broken response resolves too, with `broken` set. */
 export function ask(url: string, options: Ask = {}): Promise<Reply> {
   return new Promise((resolve, reject) => {
     const { hostname, port, protocol } = new URL(url);
-    // The target as it was written: URL would tidy it up.
+    // The target as written: URL would normalise it.
     const path = options.target ?? url.slice(url.indexOf('/', 'https://'.length));
     const isTls = protocol === 'https:';
     const request = isTls ? requestOverTls : requestPlainly;
@@ -67,13 +66,13 @@ export function ask(url: string, options: Ask = {}): Promise<Reply> {
   });
 }
 
-/** The fault's OCI code and message. */
+/** OCI error code and message of a response. */
 export function errorOf(reply: Reply): { code: string; message: string } {
   const { errors } = JSON.parse(reply.body.toString()) as { errors: [{ code: string; message: string }] };
   return errors[0];
 }
 
-/** Of large bodies nobody wants to see the difference, or wait for it. */
+/** Compares large bodies without assert's slow diff. */
 export function sameBytes(actual: Buffer, expected: Buffer): void {
   assert.ok(actual.equals(expected), `${actual.length} bytes are not the ${expected.length} expected ones`);
 }

@@ -24,14 +24,14 @@ export function blobOf(bytes: Buffer | string): Blob {
   return { bytes: buffer, digest: digestOf(buffer) };
 }
 
-/** Bytes that are not to be had twice. */
+/** A blob of random bytes. */
 export function randomBlob(size: number): Blob {
   return blobOf(randomBytes(size));
 }
 
 export const blockSize = 4096;
 
-/** A large blob made of one block with its number written into it: cheap to make, and no two places are alike. */
+/** A large blob of repeated blocks, each with its number written into it: cheap, and no two blocks are equal. */
 export function largeBlob(size: number, block = randomBytes(blockSize)): Blob {
   const bytes = Buffer.alloc(size, block);
   for (let at = 0; at + 4 <= size; at += blockSize) bytes.writeUInt32LE(at / blockSize, at);

@@ -8,7 +8,7 @@ import type { Clock } from '../../src/util/clock.ts';
 import { filesBelow } from './files.ts';
 import { ask, type Ask, type Reply } from './http.ts';
 
-/** Time that stands still until a test moves it, or lets it run. Both clocks move together. */
+/** A clock that stands still until a test advances it or lets it run. */
 export class TestClock implements Clock {
   #now = Date.parse('2026-01-01T00:00:00Z');
   #runsSince: number | undefined;
@@ -34,15 +34,15 @@ export interface MirrorOptions {
   /** The upstream's URL. */
   upstream: string;
   registry?: string;
-  /** Further keys of the upstream's configuration. */
+  /** More keys of the upstream's configuration. */
   upstreamConfig?: Record<string, unknown>;
-  /** Further upstreams. */
+  /** More upstreams. */
   upstreams?: readonly object[];
-  /** Further keys of the configuration. */
+  /** More keys of the configuration. */
   config?: Record<string, unknown>;
 }
 
-/** A whole mirror on port 0, in a directory of its own. */
+/** A complete mirror on port 0, in its own directory. */
 export class TestMirror {
   readonly directory: string;
   readonly clock = new TestClock();
@@ -91,7 +91,7 @@ export class TestMirror {
     await this.#service.reconciled;
   }
 
-  /** As after SIGHUP. */
+  /** Reloads the configuration, as on SIGHUP. */
   async reload(options: Partial<MirrorOptions>): Promise<void> {
     this.reconfigure(options);
     this.service.reload(await this.#load());
@@ -121,7 +121,7 @@ export class TestMirror {
     return loadConfig({ file, env: {}, directory: this.directory });
   }
 
-  /** From the next start on. */
+  /** Changes options for the next start. */
   reconfigure(options: Partial<MirrorOptions>): void {
     this.#options = { ...this.#options, ...options };
   }
@@ -153,7 +153,7 @@ export class TestMirror {
     return (await ask(`${this.adminUrl}/metrics`)).body.toString();
   }
 
-  /** The value of one series, as it is written. */
+  /** The value of one series, named as in the text format. */
   async metric(series: string): Promise<number> {
     const line = (await this.metrics()).split('\n').find((each) => each.startsWith(`${series} `));
     return line === undefined ? 0 : Number(line.slice(series.length + 1));
@@ -166,11 +166,11 @@ export class TestMirror {
   }
 }
 
-/** Waits until something holds, looking again after every turn of the event loop. */
+/** Waits until the condition holds; polls on every turn of the event loop. `what`: for the error message. */
 export async function until(holds: () => boolean | Promise<boolean>, what: string): Promise<void> {
   const deadline = performance.now() + 10_000;
   while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error(`waited in vain until ${what}`);
+    if (performance.now() > deadline) throw new Error(`timed out waiting until ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }

@@ -9,7 +9,7 @@ import { promisify } from 'node:util';
 import { ask } from './http.ts';
 import { until } from './mirror.ts';
 
-/** Why a test with these programs cannot run here; undefined when it can. */
+/** Why tests with these programs are skipped; undefined if they can run. */
 export function missing(...programs: string[]): string | undefined {
   if (process.getuid?.() !== 0) return 'skipped: needs root';
   const path = [...(process.env['PATH'] ?? '').split(delimiter), '/usr/sbin'];
@@ -37,7 +37,7 @@ export async function freePort(): Promise<number> {
   return port;
 }
 
-/** Runs a program to its end; rejects with what it said when it fails. */
+/** Runs a program to its end; rejects with its output if it fails. */
 export const run = promisify(execFile);
 
 /** A program that runs until it is stopped. */
@@ -60,7 +60,7 @@ export class Daemon {
   }
 }
 
-/** Debian's docker-registry: an upstream that we did not write. Its own access log counts what it was asked. */
+/** Debian's docker-registry as an independent upstream. Its access log counts requests. */
 export class DockerRegistry {
   readonly port: number;
   readonly #config: string;
@@ -71,7 +71,7 @@ export class DockerRegistry {
     this.#config = config;
   }
 
-  /** `htpasswd`: the file of those who may come in. */
+  /** `htpasswd`: path of its htpasswd file. */
   static async start(directory: string, { name = 'registry', htpasswd = '' } = {}): Promise<DockerRegistry> {
     const port = await freePort();
     const config = join(directory, `${name}.yml`);
@@ -110,7 +110,7 @@ export class DockerRegistry {
     this.#daemon = undefined;
   }
 
-  /** The pulls among what it was asked, as `HEAD manifests/latest`. */
+  /** Pull requests that it received, as `HEAD manifests/latest`. */
   pulls(): string[] {
     const lines =
       this.#daemon?.output.matchAll(/"(GET|HEAD) \/v2\/[^ ]*?((?:manifests|blobs)\/[^ /?]+) HTTP/g) ?? [];
@@ -122,24 +122,24 @@ export class DockerRegistry {
   }
 }
 
-/** What starts the program. */
+/** Entry point of the program. */
 export const main = join(import.meta.dirname, '../../src/main.js');
 
-/** Whether another user could run the program where it lies. */
+/** Whether another user can run the program from this directory. */
 export function canRunAs(uid: number): boolean {
   if (process.getuid?.() !== 0) return false;
   const look = `require('node:fs').accessSync(${JSON.stringify(main)})`;
   return spawnSync(process.execPath, ['-e', look], { uid, gid: uid, cwd: '/' }).status === 0;
 }
 
-/** The program as a process of its own, told what to do by a configuration file. */
+/** The program as its own process, with a configuration file. */
 export class Program {
   readonly child: ChildProcess;
   readonly exited: Promise<unknown>;
   output = '';
   errors = '';
 
-  /** `as`: another user than this one. */
+  /** `as`: user to run as. */
   constructor(args: string[], cwd: string, as: { uid?: number; gid?: number } = {}) {
     const options = { cwd, stdio: ['ignore' as const, 'pipe' as const, 'pipe' as const], ...as };
     this.child = spawn(process.execPath, [main, ...args], options);
@@ -154,7 +154,7 @@ export class Program {
   }
 }
 
-/** Runs `work` in a directory with a configuration, and removes it. */
+/** Runs `work` in a temporary directory with a configuration file. */
 export async function inDirectory(config: object, work: (directory: string) => Promise<void>): Promise<void> {
   const directory = await mkdtemp(join(tmpdir(), 'layercache-test-'));
   try {

@@ -7,7 +7,7 @@ import { ask } from './http.ts';
 import { blobOf, indexOf, manifestOf, ociManifest, type Blob, type Image, type Manifest } from './images.ts';
 import { run } from './programs.ts';
 
-/** A real image that says so when it is run, for each of the architectures. */
+/** A runnable multi-arch image that prints a message. */
 export async function realImage(
   directory: string,
   architectures: readonly string[],
@@ -58,7 +58,7 @@ function imageOfTar(tar: Buffer, architecture: string): Image {
   return { manifest, config, layers: [layer] };
 }
 
-/** Pushes to a registry that we did not write. */
+/** Pushes to an independent registry. */
 export async function push(
   registry: string,
   repo: string,

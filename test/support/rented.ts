@@ -15,8 +15,7 @@ export interface Rented {
 }
 
 /**
- * Registries at names that a pattern covers: each name leads to a scripted upstream, through a proxy that ends the tunnel
- * and its TLS itself.
+ * Registries covered by a pattern: each name leads to a scripted upstream, through a proxy that terminates the tunnel's TLS.
  */
 export async function rentRegistries(pattern: string, hosts: Record<string, Upstream>): Promise<Rented> {
   const directory = await mkdtemp(join(tmpdir(), 'layercache-rented-'));

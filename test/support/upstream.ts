@@ -15,7 +15,7 @@ export interface Call {
   readonly kind: Kind;
   readonly method: string;
   readonly repo: string;
-  /** A tag, a digest, or a scope. */
+  /** Tag, digest or token scope. */
   readonly reference: string;
   readonly url: string;
   readonly headers: IncomingHttpHeaders;
@@ -25,20 +25,19 @@ export interface Call {
 }
 
 export interface UpstreamOptions {
-  /** How the registry wants to be asked. */
   auth?: 'none' | 'bearer' | 'basic';
-  /** Blobs come by redirect from another origin. */
+  /** Redirects blobs to another origin. */
   cdn?: boolean;
-  /** The only login that sees anything. */
+  /** The only login with access. */
   login?: Login;
-  /** Or several. */
+  /** Several logins with access. */
   logins?: readonly Login[];
-  /** Without a login the public repos are seen. */
+  /** Public repos need no login. */
   anonymous?: boolean;
   tokenLifeSeconds?: number;
-  /** It keeps lists of referrers. */
+  /** Has the referrers API. */
   referrers?: boolean;
-  /** Pulls that each account has in a window. */
+  /** Pulls per account and window. */
   pulls?: number;
 }
 
@@ -49,7 +48,7 @@ export interface Login {
 
 const windowSeconds = 21_600;
 
-/** Answers a call in its own way; `next` is the well-behaved answer. */
+/** Replaces the answer to a call; `next` gives the normal answer. */
 export type Script = (
   call: Call,
   req: IncomingMessage,
@@ -64,15 +63,15 @@ interface Rule {
   times: number;
 }
 
-/** A registry, a token server and a CDN on real sockets, which count every call and misbehave as they are told. */
+/** A registry, token server and CDN on real sockets, which record every call and misbehave as scripted. */
 export class Upstream {
   readonly calls: Call[] = [];
   readonly tokens = new Set<string>();
-  /** Who may see a repo; who is not named here may see all. */
-  readonly seers = new Map<string, string>();
-  /** Pulls by account. */
+  /** User with access, by private repo. */
+  readonly permittedUsers = new Map<string, string>();
+  /** Spent pulls by account. */
   readonly spent = new Map<string, number>();
-  /** Pulls that were refused. */
+  /** Refused pulls. */
   overspent = 0;
   readonly #options: UpstreamOptions;
   readonly #repos = new Map<
@@ -102,7 +101,7 @@ export class Upstream {
     return `http://127.0.0.1:${this.#ports[0] ?? 0}`;
   }
 
-  /** Another origin, on the same host. */
+  /** Another origin on the same host. */
   get cdnUrl(): string {
     return `http://localhost:${this.#ports[2] ?? 0}`;
   }
@@ -111,7 +110,7 @@ export class Upstream {
     return `http://127.0.0.1:${this.#ports[1] ?? 0}/token`;
   }
 
-  /** Starts listening, after `stop` on the same ports. */
+  /** Starts listening; after `stop`, on the same ports. */
   async resume(): Promise<void> {
     for (const [i, server] of this.#servers.entries()) {
       server.listen(this.#ports[i] ?? 0);
@@ -152,7 +151,7 @@ export class Upstream {
     this.#repo(repo).tags.delete(tag);
   }
 
-  /** From now on (the next `times` calls) this is how matching calls are answered. */
+  /** Scripts matching calls, or only the next `times` of them. */
   script(
     kind: Kind,
     script: Script,
@@ -173,7 +172,7 @@ export class Upstream {
     ).length;
   }
 
-  /** Bytes of blobs that left for the mirror. */
+  /** Blob bytes sent to the mirror. */
   get blobBytes(): number {
     return this.calls
       .filter(({ kind, status }) => (kind === 'blob' || kind === 'cdn') && status < 300)
@@ -252,8 +251,8 @@ export class Upstream {
     const given = req.headers.authorization;
     if (auth === 'none') return true;
     if (auth === 'basic') return given === basic(login);
-    const seer = this.seers.get(repo);
-    if (seer !== undefined && holderOf(given) !== seer) return false;
+    const permitted = this.permittedUsers.get(repo);
+    if (permitted !== undefined && holderOf(given) !== permitted) return false;
     return (
       this.tokens.has(`${given ?? ''} ${repo}`) || (repo === '' && given?.startsWith('Bearer ') === true)
     );
@@ -292,7 +291,7 @@ export class Upstream {
     });
   }
 
-  /** Counts a GET, and says how many are left after it. */
+  /** Counts a GET as a pull; returns the `ratelimit-*` headers. */
   #spend({ method, headers }: Call): Record<string, string> {
     const { pulls } = this.#options;
     if (pulls === undefined) return {};
@@ -387,7 +386,7 @@ export class Upstream {
   }
 }
 
-/** Whose token it is. */
+/** The user of a token. */
 function holderOf(authorization: string | undefined): string {
   return authorization?.split('-').at(-1) ?? 'anonymous';
 }

@@ -3,7 +3,7 @@ import { randomInt } from 'node:crypto';
 import { Writable } from 'node:stream';
 import type { Content } from '../../oci/content.ts';
 import { hashesTo, type Digest } from '../../oci/digest.ts';
-import { mayBe, parseManifest, unnamedType } from '../../oci/manifest.ts';
+import { isPlausibleType, parseManifest, unnamedType } from '../../oci/manifest.ts';
 import type { ByteRange } from '../../oci/range.ts';
 import { isFromPattern, type Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
@@ -97,7 +97,7 @@ export class Proofs {
     const { store } = this.#context;
     const stored = store.describe(digest);
     const isSame = head?.digest === digest && head.size === stored?.size;
-    if (isSame && (stored.mediaType !== unnamedType || mayBe(head.mediaType, store.children(digest))))
+    if (isSame && (stored.mediaType !== unnamedType || isPlausibleType(head.mediaType, store.children(digest))))
       return head;
     const { bytes, isPublic, mediaType, done } = await client.manifest(repo, digest, signal);
     try {

@@ -2,7 +2,7 @@ import { copyFile, link, lstat, readdir, readFile, stat } from 'node:fs/promises
 import { join } from 'node:path';
 import { blobMediaType } from '../../oci/content.ts';
 import { isDigest, type Digest } from '../../oci/digest.ts';
-import { usualType } from '../../oci/manifest.ts';
+import { defaultManifestType } from '../../oci/manifest.ts';
 import { createRepo, isTag } from '../../oci/repo.ts';
 import { errorCode, MirrorError } from '../../util/errors.ts';
 import type { BlobStore } from '../blob-store.ts';
@@ -107,7 +107,7 @@ async function takeNames(store: BlobStore, registry: string, name: string, path:
     const held = isDigest(digest) ? store.describe(digest) : undefined;
     if (!held || held.mediaType === blobMediaType || !isTag(tag) || catalog.tags.get(repo, tag)) continue;
     const checkedAt = Math.floor((await stat(file)).mtimeMs);
-    const mediaType = held.mediaType || usualType(store.children(held.digest));
+    const mediaType = held.mediaType || defaultManifestType(store.children(held.digest));
     catalog.tags.set(
       repo,
       tag,

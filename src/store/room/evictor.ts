@@ -1,5 +1,5 @@
 import type { Digest } from '../../oci/digest.ts';
-import { orLate } from '../../util/deadline.ts';
+import { untilAborted } from '../../util/deadline.ts';
 import { MirrorError } from '../../util/errors.ts';
 import { formatSize } from '../../util/units.ts';
 import type { Victim } from '../catalog/tables/uses.ts';
@@ -88,7 +88,7 @@ export class Evictor implements RoomMaker {
   async makeRoom(wanted: () => number, grant: () => void, signal?: AbortSignal): Promise<void> {
     const made = this.#inLine(() => this.#makeRoom(wanted(), grant, signal));
     const late = (): MirrorError => full(wanted(), 'none could be made in time');
-    await (signal ? orLate(made, signal, late) : made);
+    await (signal ? untilAborted(made, signal, late) : made);
   }
 
   /**

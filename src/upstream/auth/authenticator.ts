@@ -1,6 +1,6 @@
 import type { Repo } from '../../oci/repo.ts';
 import type { Clock } from '../../util/clock.ts';
-import { orLate } from '../../util/deadline.ts';
+import { untilAborted } from '../../util/deadline.ts';
 import { toMirrorError, type Fault } from '../../util/errors.ts';
 import { Flight } from '../../util/flight.ts';
 import { accountRefused, type Account } from '../accounts/account.ts';
@@ -184,5 +184,5 @@ function isAccountFault(fault: Fault): boolean {
 
 /** Waits for shared work, up to the caller's deadline. */
 function within<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
-  return orLate(work, signal, () => toFault('authentication', signal.reason, signal));
+  return untilAborted(work, signal, () => toFault('authentication', signal.reason, signal));
 }

@@ -359,7 +359,7 @@ describe('configuration', () => {
       config.deny.map(({ text }) => text),
       ['docker.io/evil/**', 'docker.io/x', 'nosuch.io/x'],
     );
-    assert.deepEqual(config.idlePatterns, ['deny[2]']);
+    assert.deepEqual(config.unmatchedPatterns, ['deny[2]']);
   });
 
   test('comments and trailing commas may stand in the file', () => {

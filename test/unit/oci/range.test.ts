@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import {
-  hullOf,
+  enclosingRange,
   parseContentRange,
   parseRanges,
   resolveWant,
@@ -75,9 +75,9 @@ describe('range', () => {
     });
 
     test('their hull is known before the size is', () => {
-      assert.deepEqual(hullOf(parseRanges('bytes=5-6,1-2,9-9') as Want[]), { start: 1, end: 10 });
-      assert.deepEqual(hullOf(parseRanges('bytes=5-6,7-') as Want[]), { start: 5, end: Infinity });
-      assert.equal(hullOf(parseRanges('bytes=5-6,-2') as Want[]), 'whole');
+      assert.deepEqual(enclosingRange(parseRanges('bytes=5-6,1-2,9-9') as Want[]), { start: 1, end: 10 });
+      assert.deepEqual(enclosingRange(parseRanges('bytes=5-6,7-') as Want[]), { start: 5, end: Infinity });
+      assert.equal(enclosingRange(parseRanges('bytes=5-6,-2') as Want[]), 'whole');
     });
   });
 
