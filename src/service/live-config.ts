@@ -37,7 +37,7 @@ export class LiveConfig {
     this.#listeners.push(listener);
   }
 
-  /** Applies a new configuration, all or nothing. Returns the changed keys that need a restart. Throws if a listener refuses it. */
+  /** Applies a new configuration, or throws and changes nothing. Returns the changed keys that need a restart. */
   replace(next: Config): string[] {
     const now = this.#now;
     const hasSameTls = !next.tls === !now.tls && !next.tls?.clientCa === !now.tls?.clientCa;
