@@ -1,7 +1,6 @@
 import { resolve } from 'node:path';
 import { RegistryPattern } from '../mirror/registry-pattern.ts';
-import type { Pattern } from '../oci/pattern.ts';
-import { patternOf } from '../oci/pattern.ts';
+import { patternOf, type Pattern } from '../oci/pattern.ts';
 import { NetworkPolicy } from '../upstream/http/network-policy.ts';
 import type { ProxyOptions } from '../upstream/http/proxy.ts';
 import { presetOf } from '../upstream/presets.ts';

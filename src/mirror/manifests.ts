@@ -1,6 +1,6 @@
 import { blobMediaType, type Content, type Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
-import { parseManifest, unnamedType, defaultManifestType } from '../oci/manifest.ts';
+import { defaultManifestType, parseManifest, unnamedType } from '../oci/manifest.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import type { UpstreamManifest } from '../upstream/registry-client.ts';

@@ -110,7 +110,13 @@ async function serve(exchange: Exchange, context: RegistryContext): Promise<void
   record.repo = repo;
   record.reference = referenceOf(route);
   clients.authorize(client, repo, tagOf(route));
-  await answer(exchange, route, repo, { method, client: client.address, clientHas: hasClientCopy(req) }, context);
+  await answer(
+    exchange,
+    route,
+    repo,
+    { method, client: client.address, clientHas: hasClientCopy(req) },
+    context,
+  );
 }
 
 async function answer(

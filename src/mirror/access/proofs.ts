@@ -97,7 +97,10 @@ export class Proofs {
     const { store } = this.#context;
     const stored = store.describe(digest);
     const isSame = head?.digest === digest && head.size === stored?.size;
-    if (isSame && (stored.mediaType !== unnamedType || isPlausibleType(head.mediaType, store.children(digest))))
+    if (
+      isSame &&
+      (stored.mediaType !== unnamedType || isPlausibleType(head.mediaType, store.children(digest)))
+    )
       return head;
     const { bytes, isPublic, mediaType, done } = await client.manifest(repo, digest, signal);
     try {

@@ -1,7 +1,7 @@
-import { BlobTable } from './tables/blobs.ts';
-import { ChildTable } from './tables/children.ts';
 import { Connection, type ConnectionOptions } from './connection.ts';
 import { explain } from './damage.ts';
+import { BlobTable } from './tables/blobs.ts';
+import { ChildTable } from './tables/children.ts';
 import { LedgerTable } from './tables/ledger.ts';
 import { LinkTable } from './tables/links.ts';
 import { ListTable } from './tables/lists.ts';

@@ -1,8 +1,8 @@
 import type Database from 'better-sqlite3';
 import type { Digest } from '../../oci/digest.ts';
 import type { Pattern } from '../../oci/pattern.ts';
-import { footprintOfSize } from '../catalog/tables/blobs.ts';
 import { openToRead } from '../catalog/catalog-file.ts';
+import { footprintOfSize } from '../catalog/tables/blobs.ts';
 import { readIntervals } from '../ingest/journal.ts';
 
 /**

@@ -2,8 +2,8 @@ import type { Digest } from '../../oci/digest.ts';
 import type { Pattern } from '../../oci/pattern.ts';
 import { inSteps } from '../../util/steps.ts';
 import type { BlobStore } from '../blob-store.ts';
-import { footprint } from '../catalog/tables/blobs.ts';
 import type { Catalog } from '../catalog/catalog.ts';
+import { footprint } from '../catalog/tables/blobs.ts';
 import type { Root } from '../catalog/tables/roots.ts';
 
 export interface Purged {

@@ -9,8 +9,8 @@ import type { Clock } from '../../util/clock.ts';
 import { OperationError } from '../../util/errors.ts';
 import { atOnce, inSteps } from '../../util/steps.ts';
 import { formatSize } from '../../util/units.ts';
-import { footprint } from '../catalog/tables/blobs.ts';
 import type { Catalog } from '../catalog/catalog.ts';
+import { footprint } from '../catalog/tables/blobs.ts';
 import type { Root } from '../catalog/tables/roots.ts';
 
 export interface Pin {

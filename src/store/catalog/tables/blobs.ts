@@ -1,10 +1,10 @@
 import { blobMediaType, type Descriptor } from '../../../oci/content.ts';
 import type { Digest } from '../../../oci/digest.ts';
 import type { Child } from '../../../oci/manifest.ts';
-import type { ChildTable } from './children.ts';
 import type { Connection } from '../connection.ts';
-import type { Uses } from './uses.ts';
 import { worthOf } from '../worth.ts';
+import type { ChildTable } from './children.ts';
+import type { Uses } from './uses.ts';
 
 /** What a file of `size` bytes takes on disk: whole blocks. The cap of the store is meant as `du` counts. */
 export function footprint(size: number): number {
