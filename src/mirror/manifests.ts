@@ -3,6 +3,7 @@ import type { Digest } from '../oci/digest.ts';
 import { defaultManifestType, parseManifest, unnamedType } from '../oci/manifest.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
+import { MemoryContent } from '../store/reading/stored-content.ts';
 import type { UpstreamManifest } from '../upstream/registry-client.ts';
 import type { Deadline } from '../util/deadline.ts';
 import { Flight } from '../util/flight.ts';
@@ -34,6 +35,8 @@ export class Manifests {
   }
 
   async answer(repo: Repo, digest: Digest, request: TimedRequest): Promise<Answer> {
+    const hit = this.hitAtOnce(repo, digest, request);
+    if (hit) return hit;
     const { deadline } = request;
     const { negatives, upstreams } = this.#context;
     return negatives.remember(`${repo.key} manifest ${digest}`, async () => {
@@ -47,6 +50,19 @@ export class Manifests {
       const { value, joined } = await this.fetch(repo, digest, deadline);
       return answerWith(await this.#fromFile(value, deadline), joined ? 'joined' : 'miss');
     });
+  }
+
+  /** A hit that waits for nothing: the manifest is in memory, or no bytes are wanted. Undefined: anything else. */
+  hitAtOnce(repo: Repo, digest: Digest, request: TimedRequest): Answer | undefined {
+    const { links } = this.#context;
+    if (!this.holds(digest) || !links.grants(repo, digest)) return undefined;
+    const held = this.lease(digest, request);
+    if (!held) return undefined;
+    const isReady = !('copyTo' in held) || held instanceof MemoryContent;
+    const isTypeKnown = held.mediaType !== unnamedType || links.typeOf(repo, digest) !== undefined;
+    if (isReady && isTypeKnown) return answerWith(held, 'hit');
+    if ('release' in held) held.release();
+    return undefined;
   }
 
   /** Stored content, once the repo's access is proven. Undefined: not stored. */

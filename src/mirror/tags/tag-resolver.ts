@@ -49,11 +49,16 @@ export class TagResolver {
   }
 
   async answer(repo: Repo, tag: string, request: TimedRequest): Promise<Answer> {
-    const { clock, tags, upstreams, stale } = this.#context;
+    const { clock, tags, upstreams, manifests, stale } = this.#context;
     const known = tags.get(repo, tag);
     const ttlMs = upstreams.of(repo).ttlOf(repo, tag);
     const fresh = known !== undefined && isFresh(known.checkedAt, clock.now(), ttlMs);
     try {
+      if (fresh) {
+        const hit = manifests.hitAtOnce(repo, known.digest, request);
+        const reason = known.isUpstreamStale ? 'upstream-stale' : 'tag-fresh';
+        if (hit) return { ...hit, reason, ageMs: clock.now() - known.saidAt };
+      }
       if (known && mayRevalidateBehind(known.checkedAt, clock.now(), ttlMs, this.#settings().tags)) {
         const early = await this.#answerEarly(repo, tag, known, fresh, request);
         if (early) return early;
