@@ -1,5 +1,6 @@
 import type { Content, Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
+import type { BlobStore } from '../store/blob-store.ts';
 import type { Deadline } from '../util/deadline.ts';
 
 /** How the answer was produced; sent as `X-Cache`. */
@@ -47,4 +48,13 @@ export function wantsNoBytes({ method, clientHas }: ClientRequest, digest: Diges
 export function answerWith(held: Content | Descriptor, result: Result): Answer {
   const { digest, mediaType, size } = held;
   return { digest, mediaType, size, result, ...('copyTo' in held && { content: held }) };
+}
+
+/** For a GET a lease; what is known of it where no bytes are wanted. */
+export function leaseFor(
+  store: BlobStore,
+  digest: Digest,
+  request: ClientRequest,
+): Content | Descriptor | undefined {
+  return wantsNoBytes(request, digest) ? store.describe(digest) : store.open(digest);
 }

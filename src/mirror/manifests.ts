@@ -9,7 +9,7 @@ import type { Deadline } from '../util/deadline.ts';
 import { Flight } from '../util/flight.ts';
 import type { Authorizer, Proven } from './access/authorize.ts';
 import type { Links } from './access/links.ts';
-import { answerWith, wantsNoBytes, type Answer, type TimedRequest } from './answer.ts';
+import { answerWith, leaseFor, wantsNoBytes, type Answer, type TimedRequest } from './answer.ts';
 import { beforeDeadline, deadlineExceeded, isReadable } from './in-time.ts';
 import type { Negatives } from './tags/negatives.ts';
 import type { Upstreams } from './upstreams.ts';
@@ -39,7 +39,7 @@ export class Manifests {
     if (hit) return hit;
     const { deadline } = request;
     const { negatives, upstreams } = this.#context;
-    return negatives.remember(`${repo.key} manifest ${digest}`, async () => {
+    return negatives.unlessKnownAbsent(`${repo.key} manifest ${digest}`, async () => {
       const held = await this.#held(repo, digest, request);
       if (held) return answerWith(held, 'hit');
       if (wantsNoBytes(request, digest)) {
@@ -56,7 +56,7 @@ export class Manifests {
   hitAtOnce(repo: Repo, digest: Digest, request: TimedRequest): Answer | undefined {
     const { links } = this.#context;
     if (!this.holds(digest) || !links.grants(repo, digest)) return undefined;
-    const held = this.lease(digest, request);
+    const held = leaseFor(this.#context.store, digest, request);
     if (!held) return undefined;
     const isReady = !('copyTo' in held) || held instanceof MemoryContent;
     const isTypeKnown = held.mediaType !== unnamedType || links.typeOf(repo, digest) !== undefined;
@@ -74,7 +74,7 @@ export class Manifests {
         proven = await authorizer.prove(repo, digest, 'manifest', deadline);
         continue;
       }
-      const held = this.lease(digest, request);
+      const held = leaseFor(this.#context.store, digest, request);
       if (!held || !(await isReadable(held, deadline))) continue;
       const isTypeKnown = held.mediaType !== unnamedType || links.typeOf(repo, digest) !== undefined;
       if (isTypeKnown || proven === 'stored') return held;
@@ -113,12 +113,6 @@ export class Manifests {
   holds(digest: Digest): boolean {
     const held = this.#context.store.describe(digest);
     return held !== undefined && held.mediaType !== blobMediaType;
-  }
-
-  /** A lease for GET; the descriptor if no bytes are wanted. */
-  lease(digest: Digest, request: TimedRequest): Content | Descriptor | undefined {
-    const { store } = this.#context;
-    return wantsNoBytes(request, digest) ? store.describe(digest) : store.open(digest);
   }
 
   /** The media type of a manifest whose bytes declare none. */

@@ -12,6 +12,7 @@ import type { Links } from './access/links.ts';
 import { Proofs } from './access/proofs.ts';
 import {
   answerWith,
+  leaseFor,
   wantsNoBytes,
   type Answer,
   type ClientRequest,
@@ -59,7 +60,7 @@ export class Mirror {
     const negatives = new Negatives(policy, context.clock);
     const authorizer = new Authorizer({ ...context, policy, proofs: new Proofs(context) });
     const manifests = new Manifests({ ...context, authorizer, negatives });
-    const stale = new StaleTags({ ...context, policy, manifests });
+    const stale = new StaleTags({ ...context, policy });
     this.#negatives = negatives;
     this.#authorizer = authorizer;
     this.#manifests = manifests;
@@ -82,7 +83,7 @@ export class Mirror {
     const timed = this.#timed(request);
     const { deadline } = timed;
     const what = `${repo.key} blob ${digest}`;
-    return this.#negatives.remember(what, async () => {
+    return this.#negatives.unlessKnownAbsent(what, async () => {
       for (let proven: Proven; ;) {
         const source = this.#authorizer.sourceOf(repo, digest, proven, deadline);
         if (source instanceof Promise) {
@@ -90,7 +91,7 @@ export class Mirror {
           continue;
         }
         // From the look-up to the lease nothing awaits, so the content is in the store, in a fill, or in neither.
-        const held = source === 'store' ? this.#manifests.lease(digest, timed) : undefined;
+        const held = source === 'store' ? leaseFor(store, digest, timed) : undefined;
         if (held) {
           this.#noteBlobRequest(repo, digest, request, want, 'hit');
           if (isWholeWant(want) && 'copyTo' in held) store.taken(digest, request.client);

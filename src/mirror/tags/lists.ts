@@ -98,7 +98,7 @@ export class Lists {
     const key = `${repo.key}/${page.name}`;
     const deadline = new Deadline(this.#settings().firstByteTimeoutMs);
     const fetch = ({ signal }: Deadline): Promise<ListRow> => this.#fetch(repo, page, signal);
-    return this.#negatives.remember(key, () =>
+    return this.#negatives.unlessKnownAbsent(key, () =>
       this.#flights.within(key, deadline, fetch, () => deadlineExceeded(`GET ${key}`)),
     );
   }

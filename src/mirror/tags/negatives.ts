@@ -23,7 +23,7 @@ export class Negatives {
   }
 
   /** Throws the negative answer cached for the key; else does the work, and caches its definite negative answer. */
-  async remember<T>(key: string, work: () => Promise<T>): Promise<T> {
+  async unlessKnownAbsent<T>(key: string, work: () => Promise<T>): Promise<T> {
     const cached = this.#cached.get(key);
     if (cached) throw cached;
     try {

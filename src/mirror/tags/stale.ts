@@ -6,10 +6,9 @@ import type { TagRow } from '../../store/catalog/tables/tags.ts';
 import type { Clock } from '../../util/clock.ts';
 import type { MirrorError } from '../../util/errors.ts';
 import type { Links } from '../access/links.ts';
-import { answerWith, type Answer, type TimedRequest } from '../answer.ts';
+import { answerWith, leaseFor, type Answer, type TimedRequest } from '../answer.ts';
 import type { Fills } from '../fill/fills.ts';
 import { isReadable } from '../in-time.ts';
-import type { Manifests } from '../manifests.ts';
 import { isServableStale, mayServeAfter, type TagPolicy } from './freshness.ts';
 import { isWhole } from './wholeness.ts';
 
@@ -18,7 +17,6 @@ export interface StaleContext {
   readonly store: BlobStore;
   readonly links: Links;
   readonly fills: Fills;
-  readonly manifests: Manifests;
   readonly policy: () => TagPolicy;
 }
 
@@ -37,7 +35,7 @@ export class StaleTags {
     request: TimedRequest,
     error: MirrorError,
   ): Promise<Answer | undefined> {
-    const { clock, manifests } = this.#context;
+    const { clock, store } = this.#context;
     const policy = this.#context.policy();
     const now = clock.now();
     const isGone = error.row.definite === true;
@@ -46,7 +44,7 @@ export class StaleTags {
     // `quota-spent` blocks manifests only: blobs can still be fetched.
     const needed = error.fault === 'quota-spent' ? 'manifests' : 'all';
     const digest = await this.#firstWhole(repo, [row.digest, row.previous], needed);
-    const held = digest && manifests.lease(digest, request);
+    const held = digest && leaseFor(store, digest, request);
     if (!held || !(await isReadable(held, request.deadline))) return undefined;
     const reason = isGone ? 'tag-gone' : error.fault;
     return { ...answerWith(held, 'stale'), reason, ageMs: now - row.saidAt };

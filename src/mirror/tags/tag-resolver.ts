@@ -8,7 +8,7 @@ import { Deadline } from '../../util/deadline.ts';
 import { MirrorError, toMirrorError } from '../../util/errors.ts';
 import { Flight } from '../../util/flight.ts';
 import type { Links } from '../access/links.ts';
-import { answerWith, wantsNoBytes, type Answer, type TimedRequest } from '../answer.ts';
+import { answerWith, leaseFor, wantsNoBytes, type Answer, type TimedRequest } from '../answer.ts';
 import { deadlineExceeded, isReadable } from '../in-time.ts';
 import type { Manifests } from '../manifests.ts';
 import type { Upstreams } from '../upstreams.ts';
@@ -64,7 +64,7 @@ export class TagResolver {
         if (early) return early;
       }
       const row = fresh ? known : await this.#resolve(repo, tag, request.deadline);
-      return await this.#answerWith(repo, tag, row, fresh, request);
+      return await this.#answerFrom(repo, tag, row, fresh, request);
     } catch (error) {
       const row = tags.get(repo, tag);
       const fault = toMirrorError(error);
@@ -80,7 +80,7 @@ export class TagResolver {
   }
 
   /** `fresh`: the row is within its TTL; else the upstream has just confirmed it. */
-  async #answerWith(
+  async #answerFrom(
     repo: Repo,
     tag: string,
     row: TagRow,
@@ -117,13 +117,13 @@ export class TagResolver {
     fresh: boolean,
     request: TimedRequest,
   ): Promise<Answer | undefined> {
-    const { clock, links, manifests } = this.#context;
+    const { clock, links, manifests, store } = this.#context;
     const key = `${repo.key}:${tag}`;
     const isRunning = this.#refreshing.has(key);
     if (!isRunning && (fresh || this.#failedRefreshes.has(key))) return undefined;
     const digest = [known.digest, known.previous].find((each) => each !== null && manifests.holds(each));
     if (!digest || !links.grants(repo, digest)) return undefined;
-    const held = manifests.lease(digest, request);
+    const held = leaseFor(store, digest, request);
     if (!held || !(await isReadable(held, request.deadline))) return undefined;
     if (!isRunning) void this.#refresh(repo, tag);
     const reason = fresh && digest === known.digest ? 'tag-fresh' : 'revalidated-behind';
@@ -152,7 +152,7 @@ export class TagResolver {
 
   #resolve(repo: Repo, tag: string, deadline: Deadline): Promise<TagRow> {
     const key = `${repo.key}:${tag}`;
-    return this.#context.negatives.remember(key, () =>
+    return this.#context.negatives.unlessKnownAbsent(key, () =>
       this.#shared(key, deadline, (shared) => this.#revalidate(repo, tag, shared)),
     );
   }
