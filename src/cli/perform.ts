@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import pino from 'pino';
+import { withConfiguredRegistry } from '../config/aliases.ts';
 import type { Config } from '../config/types.ts';
 import { BlobStore } from '../store/blob-store.ts';
 import { openToRead } from '../store/catalog/catalog-file.ts';
@@ -23,7 +24,7 @@ export async function perform(
 ): Promise<{ result: unknown; prepared: ReturnType<(typeof operations)[string]['prepare']> }> {
   const operation = operations[name];
   if (!operation) throw new Error(`${name}: no such operation`);
-  const prepared = operation.prepare(args);
+  const prepared = operation.prepare(withConfiguredRegistry(args, config.upstreams));
   const { read, run } = prepared;
   if (read) return { prepared, result: await withReader(config, read) };
   if (!run) throw new Error(`${name}: only for reading`);

@@ -5,6 +5,7 @@ import { NetworkPolicy } from '../upstream/http/network-policy.ts';
 import type { ProxyOptions } from '../upstream/http/proxy.ts';
 import { presetOf } from '../upstream/presets.ts';
 import { MirrorError } from '../util/errors.ts';
+import { upstreamByAlias } from './aliases.ts';
 import { checkAccounts, checkNames, problemsOfFamily } from './checks.ts';
 import { readPems, readSecret, resolveClients, resolvePath } from './files.ts';
 import { show } from './problems.ts';
@@ -133,7 +134,7 @@ function resolvePatterns(
     patterns.map((pattern, i) => {
       const { text } = pattern;
       const [registry = '', ...rest] = text.split('/');
-      const aliased = upstreams.find(({ aliases, hosts }) => [...aliases, ...hosts].includes(registry));
+      const aliased = upstreamByAlias(upstreams, registry);
       const isKnown =
         aliased !== undefined ||
         registry.includes('*') ||

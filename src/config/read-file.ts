@@ -1,4 +1,4 @@
-import { parse, printParseErrorCode, type ParseError } from 'jsonc-parser';
+import { parse, printParseErrorCode, visit, type ParseError } from 'jsonc-parser';
 import { readFileSync } from 'node:fs';
 import { errorCode } from '../util/errors.ts';
 import { ConfigError, isPlainValue, kindOf, show } from './problems.ts';
@@ -12,14 +12,35 @@ export function readConfigFile(path: string, source: string, mustExist: boolean)
     if (errorCode(error) === 'ENOENT' && !mustExist) return {};
     throw new ConfigError(source, [`the file cannot be read (${errorCode(error) ?? 'unknown'})`]);
   }
+  const text = content.replace(/^\uFEFF/, '');
   const errors: ParseError[] = [];
-  const json: unknown = parse(content.replace(/^\uFEFF/, ''), errors, { allowTrailingComma: true });
+  const json: unknown = parse(text, errors, { allowTrailingComma: true });
   const [error] = errors;
-  if (error) throw new ConfigError(source, [syntaxProblem(content.replace(/^\uFEFF/, ''), error)]);
+  if (error) throw new ConfigError(source, [syntaxProblem(text, error)]);
+  const repeated = repeatedKeys(text);
+  if (repeated.length > 0) throw new ConfigError(source, repeated);
   if (isRecord(json)) return json;
   throw new ConfigError(source, [
     `found ${isPlainValue(json) ? show(json) : kindOf(json)}, expected an object`,
   ]);
+}
+
+/** Of a key that is given twice a parser silently takes the last; `__proto__` would set keys that nobody sees. */
+function repeatedKeys(text: string): string[] {
+  const problems: string[] = [];
+  const objects: Set<string>[] = [];
+  visit(text, {
+    onObjectBegin: () => void objects.push(new Set()),
+    onObjectEnd: () => void objects.pop(),
+    onObjectProperty: (key, _offset, _length, line, column) => {
+      const at = `line ${line + 1}, column ${column + 1}`;
+      if (key === '__proto__') problems.push(`${at}: ${show(key)} is no key`);
+      if (objects.at(-1)?.has(key))
+        problems.push(`${at}: ${show(key)} is given a second time, expected once`);
+      objects.at(-1)?.add(key);
+    },
+  });
+  return problems;
 }
 
 /** Gives line and column, and quotes the line with secrets masked. */

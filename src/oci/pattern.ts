@@ -63,6 +63,8 @@ export function patternOf(text: string): Pattern {
  * registry only if it looks like a host. Throws `OperationError`.
  */
 export function imagePatternOf(text: string): Pattern {
+  if (/[A-Z]/.test(text.replace(/:[^:/]*$/, '')))
+    throw new OperationError(`${text}: names of images are in lower case`);
   const [first = '', ...rest] = text.split('/');
   // A bare host is not an image, and a bare `**` means every registry.
   if (rest.length === 0)

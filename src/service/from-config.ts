@@ -1,3 +1,4 @@
+import { withConfiguredRegistry } from '../config/aliases.ts';
 import type { Config } from '../config/types.ts';
 import type { FillsOptions } from '../mirror/fill/fills.ts';
 import type { MirrorSettings } from '../mirror/tags/freshness.ts';
@@ -69,7 +70,10 @@ export function adminOf(
     isLoopback: isLoopback(live.now.adminListen?.host ?? ''),
     token: async () => readToken()?.(),
     operations: Object.fromEntries(
-      forApi.map(([name, { prepare }]) => [name, async (args: unknown) => prepare(args).run?.(target)]),
+      forApi.map(([name, { prepare }]) => [
+        name,
+        async (args: unknown) => prepare(withConfiguredRegistry(args, live.now.upstreams)).run?.(target),
+      ]),
     ),
   };
 }

@@ -246,6 +246,10 @@ describe('store commands', () => {
     test(`patterns are written as images are named; what matches nothing says so, with the mirror ${state}`, async () => {
       if (state === 'stopped') await mirror.stop();
       assert.match((await layercache(['list', 'x:1'])).out, /docker\.io\/library\/x:1 +sha256:/);
+      assert.match(
+        (await layercache(['list', 'index.docker.io/acme/y'])).out,
+        /docker\.io\/acme\/y:1 +sha256:/,
+      );
       assert.match((await layercache(['list', 'acme/y'])).out, /docker\.io\/acme\/y:1 +sha256:/);
       assert.match((await layercache(['pin', 'x'])).out, /^[\d.]+ kB are pinned\n$/);
       assert.match((await layercache(['pins'])).out, /docker\.io\/library\/x +command/);
@@ -272,6 +276,7 @@ describe('store commands', () => {
       [['unpin', 'x'], /docker\.io\/library\/x: not pinned/],
       [['purge', '**'], /\*\*: not a pattern/],
       [['list', 'a b'], /a b: not a pattern/],
+      [['list', 'UP:1'], /UP:1: names of images are in lower case/],
       [['import', '/nowhere'], /\/nowhere: no registry's directory/],
       [
         ['import', '/nowhere', '--registry', 'quay.io'],

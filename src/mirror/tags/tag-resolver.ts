@@ -139,7 +139,12 @@ export class TagResolver {
     try {
       const { digest } = await this.#resolve(repo, tag, deadline);
       this.#failedRefreshes.delete(key);
-      if (manifests.holds(digest) || !this.#upstreamOf(repo).accounts.mayPullAhead(repo)) return;
+      if (manifests.holds(digest)) return;
+      if (!this.#upstreamOf(repo).accounts.mayPullAhead(repo)) {
+        // The reserve is for clients: the next one pulls it.
+        this.#failedRefreshes.set(key, true);
+        return;
+      }
       const { value } = await manifests.fetch(repo, digest, deadline);
       value.release();
     } catch {

@@ -403,6 +403,24 @@ describe('configuration', () => {
       assert.doesNotMatch(shown(content), /s3cret|it was read/, content);
   });
 
+  test('a key that is given twice is refused, and so is __proto__', () => {
+    const problemOf = (content: string): string => {
+      writeFileSync(join(directory, 'twice.json'), content);
+      try {
+        loadConfig({ file: 'twice.json', env: {}, directory });
+      } catch (error) {
+        return (error as Error).message;
+      }
+      return '';
+    };
+    assert.match(
+      problemOf('{\n  "deny": ["docker.io/x/y"],\n  "deny": []\n}'),
+      /line 3, column 3: "deny" is given a second time, expected once/,
+    );
+    assert.match(problemOf('{ "__proto__": { "listen": "x" } }'), /line 1, column 3: "__proto__" is no key/);
+    assert.equal(problemOf('{ "clients": { "groups": [{ "name": "a" }, { "name": "b" }] } }'), '');
+  });
+
   test('a file that was named must be there', () => {
     assert.throws(
       () => loadConfig({ file: 'absent.json', env: {}, directory }),
