@@ -27,13 +27,12 @@ import { Recheck } from './upkeep/recheck.ts';
 import { Scrubber } from './upkeep/scrubber.ts';
 import { Upkeep } from './upkeep/upkeep.ts';
 
-/** On the data directory. */
+/** The lock on the data directory. */
 export interface HeldLock {
   readonly inode: number;
   readonly unlock: () => void;
 }
 
-/** What a store is made of. */
 export interface StoreParts {
   readonly root: string;
   readonly context: StoreContext;
@@ -60,7 +59,10 @@ export interface StoreParts {
   readonly workers: DiskWorkers;
 }
 
-/** Builds a store; its timers do not run yet. Without a lock the catalog is a copy in memory. Throws what is wrong with the catalog or the pins. */
+/**
+ * Builds a store; timers are not started. Without a lock the catalog is a copy in memory. Throws when the catalog or
+ * the pins are unusable.
+ */
 export function assemble(
   options: StoreOptions,
   context: StoreContext,
@@ -74,8 +76,7 @@ export function assemble(
     context.onTagChanged(registry, repo, tag);
   });
   const pins = pinsOf(options, context, catalog);
-  const onDeath = (error: Error): void =>
-    log.error({ err: error }, 'a worker thread has ended: it is started again');
+  const onDeath = (error: Error): void => log.error({ err: error }, 'a worker thread died and is restarted');
   const workers = new DiskWorkers(onDeath);
   const verifier = new Verifier(onDeath);
   const buffers = new Buffers();
@@ -95,7 +96,7 @@ export function assemble(
   const ingests = new Ingests({ ...shared, verifier, buffers, worker: workers.files });
   const { partials } = ingests;
 
-  // Who needs room asks the evictor, and that one asks who uses what: so what is in use comes before it.
+  // Reservations ask the evictor, which asks the parts that know what is in use: these come first.
   const leases = new Leases(root);
   const memory = new Memory(catalog, clock);
   const space = new Space(catalog.blobs.footprint());
@@ -171,9 +172,9 @@ function openCatalog(
     inMemory: health.isOnCopy,
     onTagMoved,
     maxListBytes: () => sharesOf(limits()).lists,
-    // Operators are told by what they do that it failed.
+    // Without upkeep, as in commands, damage fails the operation instead.
     ...(upkeep && { onDamaged: (error: unknown) => health.catalogDamaged(error) }),
-    onLostWrite: (error) => log.warn({ err: error }, 'something could not be written to the catalog'),
+    onLostWrite: (error) => log.warn({ err: error }, 'a write to the catalog was lost'),
   });
 }
 

@@ -30,8 +30,8 @@ import {
 const lockedAtCloseMs = 5000;
 
 /**
- * The content-addressed store on local disk: files named by their digest, catalogued in SQLite. Nothing is visible
- * before it is verified and on disk for good; what is leased is not evicted.
+ * Content-addressed store on local disk: files named by digest, indexed in SQLite. A blob becomes visible when it is
+ * verified and synced to disk. Leased blobs are not evicted.
  */
 export class BlobStore {
   readonly catalog: Catalog;
@@ -42,16 +42,16 @@ export class BlobStore {
   readonly #deletion: Deletion;
   readonly #leases: Leases;
   readonly #memory: Memory;
-  /** By the file system's clock, whatever the injected one says. */
+  /** Wall clock, since it is compared with file times. */
   readonly #startedAt = Date.now();
 
-  /** Throws when the directory cannot be used, is in use, or is a newer program's. */
+  /** Throws when the directory is unusable, in use, or of a newer schema version. */
   static async open(options: StoreOptions, context: StoreContext): Promise<BlobStore> {
     try {
       return await BlobStore.#open(options, context);
     } catch (error) {
       if (!isDiskTrouble(error) || options.upkeep === false) throw error;
-      // What may go makes room, if it is room that is missing.
+      // The disk may be full: delete partials and quarantined files, and retry.
       await removeLeftovers(options.path);
       return await BlobStore.#open(options, context).catch((again: unknown) => {
         if (!isDiskTrouble(again)) throw again;
@@ -60,7 +60,7 @@ export class BlobStore {
     }
   }
 
-  /** On a disk that takes nothing: what is there is served, by a copy of the catalog in memory. */
+  /** For a disk that is not writable: stored blobs are served, from a copy of the catalog in memory. */
   static #onCopy(options: StoreOptions, context: StoreContext, why: unknown): BlobStore {
     const store = new BlobStore(options, assemble(options, context, undefined));
     store.health.failed(why);
@@ -107,24 +107,24 @@ export class BlobStore {
     if (upkeep) background.behind(scrubber.run(background.signal), 'the scrub');
   }
 
-  /** The limits are others now: room is made for a lower cap, and pins are looked at again. */
+  /** Applies changed limits: frees space for a lower cap, and scans pins again. */
   limitsChanged(): void {
     const { background, pins, upkeep } = this.#parts;
     upkeep.tidy();
     background.behind(pins.limitsChanged(), 'taking over store.pins');
   }
 
-  /** Bytes on disk, with what is set aside for what is arriving. */
+  /** Disk use, reservations included. */
   get bytes(): number {
     return this.#parts.space.bytes;
   }
 
-  /** Bytes on disk of unfinished fills, running or kept. */
+  /** Disk use of ingests, running or unfinished. */
   get pendingBytes(): number {
     return this.#parts.ingests.pendingBytes;
   }
 
-  /** Why what is pulled cannot be stored; undefined: it can. */
+  /** Why pulled content cannot be stored; undefined: it can. */
   get trouble(): string | undefined {
     const isShort = 'the file system has less free space than store.minFreeBytes';
     return this.health.trouble ?? (this.#parts.evictor.isShort ? isShort : undefined);
@@ -134,24 +134,24 @@ export class BlobStore {
     return this.#memory.get(digest) ?? this.#deletion.stored(digest);
   }
 
-  /** Whether there is something whose digest begins so. */
+  /** Whether a blob whose digest starts with `prefix` is stored. */
   holds(prefix: string): boolean {
     if (isDigest(prefix)) return this.describe(prefix) !== undefined;
     const known = [...this.#memory.settling(), ...this.catalog.blobs.withPrefix(prefix)];
     return known.some((digest) => digest.startsWith(prefix) && this.describe(digest) !== undefined);
   }
 
-  /** The parts of a held manifest. */
+  /** Children of a stored manifest. */
   children(digest: Digest): readonly Child[] {
     return this.#memory.get(digest)?.children ?? this.catalog.children.of(digest);
   }
 
-  /** How large a manifest that is held says that the digest is. */
+  /** Size that a stored manifest gives for the digest. */
   sizeOfChild(digest: Digest): number | undefined {
     return this.#memory.sizeOfChild(digest) ?? this.catalog.children.sizeOf(digest);
   }
 
-  /** Synchronous on purpose: looks up and leases in one tick. */
+  /** Leases a stored blob. Synchronous: lookup and lease happen in one tick. */
   open(digest: Digest): Content | undefined {
     const { context, buffers, damage } = this.#parts;
     const held = this.#memory.get(digest);
@@ -168,7 +168,7 @@ export class BlobStore {
     return new SmallContent(row, file, (bytes) => this.#memory.remember(row, bytes));
   }
 
-  /** A client takes the whole of a stored blob: behind the answer it may be read again. */
+  /** A client was sent a whole stored blob: may schedule a re-verification. */
   taken(digest: Digest, client: string): void {
     const file = this.#leases.get(digest);
     if (!file) return;
@@ -176,25 +176,26 @@ export class BlobStore {
     file.wasTaken = true;
   }
 
-  /** An unfinished fill from the registry has left something of the digest. */
+  /** Whether an unfinished ingest from the registry left bytes of the blob. */
   hasPartial(registry: string, digest: Digest): boolean {
     return this.#parts.ingests.partials.has(registry, digest);
   }
 
   /**
-   * A private, growing file, visible only by commit; it starts with what an earlier fill from the same registry has left.
+   * Starts a growing file, invisible until committed. It resumes from what an earlier ingest from the same registry
+   * left.
    */
   ingest(registry: string, digest: Digest, onReadersChanged: () => void = () => undefined): Ingest {
     const { ingests, evictor } = this.#parts;
     return ingests.start({ registry, digest, onReadersChanged }, evictor);
   }
 
-  /** Makes a verified ingest part of the store. Rejects when the disk would not have it: then it has to `fail`. */
+  /** Publishes a verified ingest. Rejects when it cannot be stored: then call `fail`. */
   commit(ingest: Ingest, mediaType: string): Promise<void> {
     return this.#parts.publishing.commit(ingest, mediaType);
   }
 
-  /** Takes verified bytes. They can be opened at once; they go to disk behind the answer. */
+  /** Adds verified bytes. They can be opened at once, and are written to disk in the background. */
   put(bytes: Buffer, { digest, mediaType, children }: Omit<Held, 'bytes' | 'size'>): Content {
     const { background, publishing } = this.#parts;
     const held: Held = { digest, size: bytes.length, mediaType, bytes, children };
@@ -204,8 +205,8 @@ export class BlobStore {
   }
 
   /**
-   * Writes to the lists of tags and referrers, in the order of the calls: at once, or behind the answer while much is written to the
-   * catalog. `bytes`: what of it waits in memory; what would be too much is not written. Rejects with what the database says.
+   * Writes to tag and referrers lists, in the order of the calls; delayed while the catalog's log is long. `bytes`:
+   * memory held meanwhile; beyond a limit the write is dropped. Rejects with SQLite errors.
    */
   async writeLists(write: (lists: ListTable) => void, bytes = 0): Promise<void> {
     const { background, catalogLog } = this.#parts;
@@ -213,7 +214,7 @@ export class BlobStore {
     if (written) await background.track(written);
   }
 
-  /** Resolves when what was put is on disk, or could not be written. */
+  /** Resolves when the blob is on disk, or could not be written. */
   settled(digest: Digest): Promise<void> {
     return this.#memory.settled(digest);
   }
@@ -222,19 +223,19 @@ export class BlobStore {
     return blobPath(this.#parts.root, digest);
   }
 
-  /** Takes what was found wrong out of the store, and tells of it. */
+  /** Moves a corrupt blob to quarantine and reports it. */
   quarantine(digest: Digest, why: string): Promise<void> {
     return this.#parts.damage.quarantine(digest, why);
   }
 
-  /** Puts blobs out, except what is in use or pinned. Resolves to those that went. */
+  /** Deletes blobs that are neither in use nor pinned. Resolves to the deleted digests. */
   remove(digests: Iterable<Digest>): Promise<Digest[]> {
     return this.#deletion.remove(digests);
   }
 
   /**
-   * Takes over a file from elsewhere. `bring` puts it at a path of ours, once there is room for it, verifies it, and says what
-   * it is.
+   * Imports a file. `bring` is called when space is reserved: it places the file at `path`, verifies and identifies
+   * it.
    */
   adopt(
     digest: Digest,
@@ -244,11 +245,11 @@ export class BlobStore {
     return this.#parts.publishing.adopt(digest, size, bring);
   }
 
-  /** Mends what a crash has left behind; `signal` ends it early. */
+  /** Makes files and catalog rows agree after a crash. `signal` ends it early. */
   async reconcile(signal: AbortSignal): Promise<{ strayFiles: number; lostBlobs: number }> {
     const { root, background, catalogJobs, catalogLog, damage } = this.#parts;
     const known = <T>(found: T): T => {
-      // What a damaged catalog does not know is not stray.
+      // A file without a row is stray only if all rows are readable.
       this.catalog.connection.expectUndamaged();
       return found;
     };
@@ -259,7 +260,7 @@ export class BlobStore {
     };
     try {
       await catalogJobs.checking;
-      // A copy may be older than the files: what it does not know is not stray.
+      // A catalog in memory may be older than the files.
       if (catalogLog.isFrozen) return { strayFiles: 0, lostBlobs: 0 };
       const work = reconcile(blobsPath(root), store, this.#startedAt, signal);
       const strayFiles = await background.track(work);
@@ -275,7 +276,7 @@ export class BlobStore {
   async close(): Promise<void> {
     const { background, catalogLog, directory, recheck, upkeep, verifier, workers } = this.#parts;
     background.stop();
-    // Another program may have the catalog locked for longer than anybody waits.
+    // If another program keeps the catalog locked, waiting writes are dropped.
     const locked = setInterval(() => this.catalog.connection.queue.giveUp(), lockedAtCloseMs).unref();
     await this.pins.close();
     await recheck.close();

@@ -19,27 +19,27 @@ export interface DamageParts {
   readonly context: StoreContext;
 }
 
-/** What was found wrong leaves the store, and somebody is told. */
+/** Removes corrupt blobs from the store and reports them. */
 export class Damage implements DamageListener {
   readonly #parts: DamageParts;
   #lostBlobs = 0;
-  /** From then on a file that is missing has not been lost in a crash before the start. */
+  /** Set after reconciliation at startup: a file missing later was not lost in a crash. */
   isReconciled = false;
 
   constructor(parts: DamageParts) {
     this.#parts = parts;
   }
 
-  /** How many files were missing before directory and catalog agreed again. */
+  /** Number of files found missing before reconciliation ended. */
   get lostBlobs(): number {
     return this.#lostBlobs;
   }
 
   found({ digest }: Descriptor, why: string): void {
-    this.#parts.background.behind(this.quarantine(digest, why), 'taking out a damaged blob');
+    this.#parts.background.behind(this.quarantine(digest, why), 'removing a damaged blob');
   }
 
-  /** Takes it out of the store, and tells of it. */
+  /** Moves the blob's file to quarantine, deletes its row, and reports it. */
   async quarantine(digest: Digest, why: string): Promise<void> {
     const { catalog, deletion, evictor, quarantine, context } = this.#parts;
     const row = catalog.blobs.get(digest);
@@ -47,7 +47,8 @@ export class Damage implements DamageListener {
     const pinnedFor = this.#pinnedFor(digest);
     if (why === missingFile && !this.isReconciled) {
       this.#lostBlobs += 1;
-      // A crash comes between the end of a file and that of its row. What is pinned does not go by itself.
+      // After a crash during deletion the row outlives the file. Pinned blobs are never deleted: their loss is
+      // reported.
       if (!pinnedFor) {
         await deletion.delete(row);
         return;
@@ -69,7 +70,7 @@ export class Damage implements DamageListener {
     try {
       return catalog.pins.isPinned(digest) ? catalog.links.reposOf(digest)[0] : undefined;
     } catch {
-      // Damage must go, whatever else is wrong.
+      // A corrupt blob is removed even if the catalog is damaged.
       return undefined;
     }
   }

@@ -32,15 +32,15 @@ export interface DeletionParts {
   readonly context: StoreContext;
 }
 
-/** Removing so many rows writes some hundred kilobytes. */
+/** Deleting so many rows writes some hundred kilobytes to the log. */
 const manyRows = 50;
 
-/** What leaves the store: what may, how it goes, and what is on its way out. */
+/** Deletes blobs: what is evictable, and what is being deleted. */
 export class Deletion implements Victims {
   readonly #parts: DeletionParts;
   readonly #catalog: Catalog;
   readonly #deleting = new Map<Digest, Promise<void>>();
-  /** Going, or gone though the catalog could not be told: whatever it says, it is not here. */
+  /** Being deleted, or deleted while the row could not be removed: absent, whatever the catalog says. */
   readonly #lost = new Set<Digest>();
 
   constructor(parts: DeletionParts) {
@@ -48,17 +48,17 @@ export class Deletion implements Victims {
     this.#catalog = parts.catalog;
   }
 
-  /** What is stored, and not on its way out. */
+  /** The stored blob, unless it is being deleted. */
   stored(digest: Digest): Descriptor | undefined {
     return this.#lost.has(digest) ? undefined : this.#catalog.blobs.get(digest);
   }
 
-  /** Resolves when what is being deleted of the digest is gone; undefined: nothing is. */
+  /** Resolves when a running deletion of the blob has ended; undefined: none is running. */
   gone(digest: Digest): Promise<void> | undefined {
     return this.#deleting.get(digest);
   }
 
-  /** It has its file again. Returns whether it was lost: a row that could not be removed has its blob again. */
+  /** Call when the blob has a file again. Returns whether it counted as absent while its row remained. */
   restored(digest: Digest): boolean {
     return this.#lost.delete(digest);
   }
@@ -87,7 +87,7 @@ export class Deletion implements Victims {
     return true;
   }
 
-  /** Puts blobs out, except what is in use or pinned. Resolves to those that went. */
+  /** Deletes blobs that are neither in use nor pinned. Resolves to the deleted digests. */
   async remove(digests: Iterable<Digest>): Promise<Digest[]> {
     const removed: Digest[] = [];
     for (const digest of digests) {
@@ -98,7 +98,10 @@ export class Deletion implements Victims {
     return removed;
   }
 
-  /** From this tick on nobody finds the blob; its file goes, and then its row. Resolves to whether it could be done. */
+  /**
+   * Hides the blob in this tick, deletes its file, then its row. Resolves to whether it was deleted. `dispose`: what
+   * to do with the file.
+   */
   delete(
     { digest, size }: Pick<Descriptor, 'digest' | 'size'>,
     dispose: (path: string) => Promise<void> = unlink,
@@ -107,7 +110,7 @@ export class Deletion implements Victims {
     this.#lost.add(digest);
     const { background, catalogLog, leases, memory, context } = this.#parts;
     try {
-      // Now: it may be fetched again, and linked, before it is gone.
+      // In this tick: the blob may be fetched and linked again before its deletion ends.
       this.#catalog.links.removeAllTo(digest);
     } catch (error) {
       context.log.warn({ err: error, digest }, 'the links of a blob could not be removed');
@@ -129,7 +132,7 @@ export class Deletion implements Victims {
       await dispose(blobPath(root, digest));
     } catch (error) {
       if (errorCode(error) !== 'ENOENT') {
-        // Where nothing can be deleted it is still there.
+        // The file could not be deleted: the blob is still stored.
         this.#lost.delete(digest);
         health.failed(error);
         return false;
@@ -147,20 +150,20 @@ export class Deletion implements Victims {
       }
     } catch (error) {
       if (!this.#catalog.connection.isDamaged)
-        context.log.warn({ err: error, digest }, 'the catalog could not forget a blob');
+        context.log.warn({ err: error, digest }, 'the catalog row of a deleted blob could not be removed');
     }
     space.removed(size);
     return true;
   }
 
-  /** Asked in the tick in which it is to go. */
+  /** Call in the tick of the deletion. */
   #isFree(digest: Digest): boolean {
     const { leases, ingests } = this.#parts;
     if (this.stored(digest) === undefined || leases.has(digest) || ingests.isBringing(digest)) return false;
     return !this.#catalog.pins.isPinned(digest);
   }
 
-  /** What it was chosen by is older than that: it has its place by now, and something else is to go. */
+  /** Writes unwritten uses. If there were any, the victim was selected by an outdated priority. */
   #wasJustUsed(digest: Digest): boolean {
     try {
       return this.#catalog.uses.flushOne(digest);

@@ -5,7 +5,7 @@ import { answerCalls } from '../util/worker.ts';
 import { expectWhole } from './catalog/damage.ts';
 import { prune, type Prune } from './catalog/prune.ts';
 
-/** What waits for the disk: done synchronously on a thread of its own, so that nothing else waits with it. */
+/** Blocking disk access, on a thread of its own to keep the event loop free. */
 
 function sync(path: string, how: (fd: number) => void): void {
   const fd = openSync(path, 'r');
@@ -17,7 +17,7 @@ function sync(path: string, how: (fd: number) => void): void {
 }
 
 const mostPages = 2 ** 31 - 1;
-/** Others wait for what waits here. */
+/** Short: calls to this thread queue up behind one that waits for the lock. */
 const busyMs = 100;
 const catalogs = new Map<string, Database.Database>();
 
@@ -40,7 +40,7 @@ function withDatabase(file: string, options: Database.Options, work: (db: Databa
 }
 
 answerCalls({
-  /** Makes a whole file visible under its final name, for good. */
+  /** Syncs a complete file and moves it to its final name, durably. */
   publish({ from, to }: { from: string; to: string }) {
     sync(from, fdatasyncSync);
     const directory = dirname(to);
@@ -48,22 +48,22 @@ answerCalls({
     renameSync(from, to);
     sync(directory, fsyncSync);
   },
-  /** Makes what has been written to an open file last, and its name. */
+  /** Syncs an open file and its directory entry. */
   datasync({ fd, directory }: { fd: number; directory: string }) {
     fdatasyncSync(fd);
     sync(directory, fsyncSync);
   },
-  /** A copy that is whole at every moment; of a damaged catalog none, since the last one may be sound. */
+  /** Replaces the backup atomically. A damaged catalog is not backed up: the last backup may be intact. */
   async backup({ file, to }: { file: string; to: string }) {
     const db = new Database(file, { readonly: true });
     try {
-      // In one step: it would begin anew whenever somebody writes in between.
+      // In one step: SQLite restarts a backup when another connection writes in between.
       await db.backup(`${to}.new`, { progress: () => mostPages });
     } finally {
       db.close();
     }
     try {
-      // Without a write-ahead log it can be read with nothing beside it.
+      // With a rollback journal the backup can be read without -wal and -shm files.
       withDatabase(`${to}.new`, {}, (copy) => {
         copy.pragma('journal_mode = DELETE');
         expectWhole(copy);
@@ -75,38 +75,38 @@ answerCalls({
     sync(`${to}.new`, fdatasyncSync);
     renameSync(`${to}.new`, to);
   },
-  /** Throws when it is damaged. */
+  /** Throws when the catalog is damaged. */
   check({ file }: { file: string }) {
     withDatabase(file, { readonly: true }, expectWhole);
   },
   prune(what: Prune) {
     return prune(catalogOf(what.file), what);
   },
-  /** Passive: it waits for no reader, and no writer waits for it. */
+  /** Passive: blocks neither readers nor writers. */
   checkpoint({ file }: { file: string }) {
     catalogOf(file).pragma('wal_checkpoint(PASSIVE)');
   },
   /**
-   * Gives up to so many free pages back to the file system, once the log is cut: nobody may write meanwhile. Resolves to how many
-   * are left.
+   * Frees up to `pages` free pages, once the log is checkpointed. Nothing may be written meanwhile. Returns the number
+   * of free pages left.
    */
   shrink({ file, pages }: { file: string; pages: number }) {
     const db = catalogOf(file);
     const incremental = 2;
     if (db.pragma('auto_vacuum', { simple: true }) === incremental) db.pragma(`incremental_vacuum(${pages})`);
     else {
-      // A file of an older version, written anew once.
+      // A file of an older version must be rewritten once.
       db.pragma('auto_vacuum = INCREMENTAL');
       db.exec('VACUUM');
     }
     return db.pragma('freelist_count', { simple: true });
   },
-  /** Another file has taken its place. */
+  /** Closes the connection to a replaced file. */
   forget({ file }: { file: string }) {
     catalogs.get(file)?.close();
     catalogs.delete(file);
   },
-  /** Copies what is left of the log, and cuts it to nothing: nobody may write meanwhile, and whoever reads is not waited for. */
+  /** Checkpoints and truncates the log. Nothing may be written meanwhile; does not wait for readers. */
   truncate({ file }: { file: string }) {
     catalogOf(file).pragma('wal_checkpoint(TRUNCATE)');
   },

@@ -1,19 +1,19 @@
 import { WorkerThread } from '../util/worker.ts';
 
-/** The threads that wait for the disk. */
+/** Worker threads for blocking disk access. */
 export class DiskWorkers {
-  /** For stored and arriving files. */
+  /** For blobs and ingests. */
   readonly files: WorkerThread;
-  /** For what is done with the catalog: while writes wait for it, it is not to stand in line behind files. */
+  /** Separate from files: writes to the catalog wait for it. */
   readonly catalog: WorkerThread;
 
-  /** `onDeath` is told when one has ended by itself. */
+  /** `onDeath`: called when a thread died; it is restarted. */
   constructor(onDeath: (error: Error) => void) {
     this.files = new WorkerThread('disk-worker', import.meta.url, onDeath);
     this.catalog = new WorkerThread('disk-worker', import.meta.url, onDeath);
   }
 
-  /** What takes long, on a thread of its own, so that nothing waits for it; `signal` ends it early. */
+  /** Runs a long operation on a thread of its own; `signal` terminates it. */
   async apart(method: 'check' | 'backup', files: object, signal?: AbortSignal): Promise<void> {
     const thread = new WorkerThread('disk-worker', import.meta.url);
     const end = (): void => void thread.close();

@@ -3,12 +3,12 @@ import type { Digest } from '../oci/digest.ts';
 import { blobPath } from './disk/layout.ts';
 import { SharedFile } from './reading/stored-content.ts';
 
-/** Who is told of a stored blob that was found wrong while it was read. */
+/** Receives blobs found corrupt while being read. */
 export interface DamageListener {
   found(row: Descriptor, why: string): void;
 }
 
-/** Who reads which stored file now: all who read the same share one. */
+/** Leases on stored files. All readers of a blob share one open file. */
 export class Leases {
   readonly #root: string;
   readonly #files = new Map<Digest, SharedFile>();
@@ -23,7 +23,7 @@ export class Leases {
     return this.#files.size === 0;
   }
 
-  /** How many leases there have been. */
+  /** Number of leases taken so far. */
   get taken(): number {
     return this.#taken;
   }
@@ -36,7 +36,7 @@ export class Leases {
     return this.#files.get(digest);
   }
 
-  /** Of what is stored now, in the tick in which it was looked up. */
+  /** Call in the tick in which `row` was looked up. */
   take(row: Descriptor, damage: DamageListener): SharedFile {
     this.#taken += 1;
     const { digest } = row;
@@ -46,9 +46,9 @@ export class Leases {
       onIdle: () => {
         if (this.#files.get(digest) === file) this.#files.delete(digest);
       },
-      // Later leases must not share the file that was found wanting.
+      // Later leases must not share the corrupt file.
       onDamaged: (why) => {
-        // What it was replaced by since may be all right.
+        // A file stored in its place since may be intact.
         if (this.#files.get(digest) === file) damage.found(row, why);
       },
     });
@@ -56,7 +56,7 @@ export class Leases {
     return file;
   }
 
-  /** Who leases it from now on gets what is stored from now on. */
+  /** Later leases open the file that is then stored. */
   forget(digest: Digest): void {
     this.#files.delete(digest);
   }

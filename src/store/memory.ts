@@ -6,19 +6,19 @@ import type { Clock } from '../util/clock.ts';
 import type { Catalog } from './catalog/catalog.ts';
 import type { Held } from './reading/stored-content.ts';
 
-/** What is larger is read from its file each time. */
+/** Larger blobs are read from disk each time. */
 export const memoryEntryBytes = 1024 * 1024;
 const memoryBytes = 64 * 1024 * 1024;
-/** What an entry and each of its children take beside the bytes, measured. */
+/** Memory use of an entry and of each child beside the bytes, measured. */
 const entryBytes = 512;
 const childBytes = 250;
 
-/** What content takes in memory with its children, in bytes, about. */
+/** Approximate memory use of a blob with its children, in bytes. */
 export function memoryOf({ bytes, children }: Held): number {
   return bytes.length + entryBytes + children.length * childBytes;
 }
 
-/** Verified content in memory: what is small and was used last, and what is on its way to disk. */
+/** Verified blobs in memory: recently used small ones, and those being written to disk. */
 export class Memory {
   readonly #catalog: Catalog;
   readonly #clock: Clock;
@@ -27,7 +27,7 @@ export class Memory {
     maxEntrySize: 4 * memoryEntryBytes,
     sizeCalculation: memoryOf,
   });
-  /** On the way to disk: findable until the catalog has them. */
+  /** Being written to disk; readable until they are in the catalog. */
   readonly #settling = new Map<Digest, Held>();
   readonly #written = new Map<Digest, Promise<void>>();
 
@@ -40,12 +40,12 @@ export class Memory {
     return this.#recent.get(digest) ?? this.#settling.get(digest);
   }
 
-  /** What is on its way to disk. */
+  /** Blobs being written to disk. */
   settling(): Iterable<Digest> {
     return this.#settling.keys();
   }
 
-  /** How large a manifest on its way to disk says that the digest is. */
+  /** Size that a manifest being written to disk gives for the digest. */
   sizeOfChild(digest: Digest): number | undefined {
     for (const { children } of this.#settling.values()) {
       const child = children.find((each) => each.digest === digest);
@@ -55,8 +55,8 @@ export class Memory {
   }
 
   /**
-   * Takes verified content; `write` brings it to disk, and never rejects. Returns when that is done; undefined: it is on its way
-   * already.
+   * Adds a verified blob. `write` writes it to disk and never rejects. Returns its promise; undefined: it is being
+   * written already.
    */
   put(held: Held, write: () => Promise<void>): Promise<void> | undefined {
     const { digest } = held;
@@ -71,14 +71,14 @@ export class Memory {
     return written;
   }
 
-  /** Resolves when what was put is on disk, or could not be written. */
+  /** Resolves when the blob is on disk, or could not be written. */
   async settled(digest: Digest): Promise<void> {
     await this.#written.get(digest);
   }
 
   /**
-   * Keeps what was read of a stored blob and verified. Returns its media type: the catalog of an older version may have another
-   * one.
+   * Caches the verified bytes of a stored blob. Returns the media type, which may be wrong in a catalog of an older
+   * version.
    */
   remember(row: Descriptor, bytes: Buffer): string {
     const { digest } = row;
@@ -92,7 +92,7 @@ export class Memory {
     return held.mediaType;
   }
 
-  /** It is gone from the store; what is on its way there stays. */
+  /** Drops the cached blob; one that is being written stays. */
   forget(digest: Digest): void {
     this.#recent.delete(digest);
   }

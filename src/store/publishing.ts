@@ -32,17 +32,17 @@ export interface PublishingParts {
   readonly health: Health;
   readonly ingests: Ingests;
   readonly pins: Pins;
-  /** Waits for the disk. */
+  /** For blocking disk access. */
   readonly worker: WorkerThread;
   readonly context: StoreContext;
 }
 
-/** So many manifests are written at a time: the others wait in memory, not as files that others have to make room for. */
+/** Manifests written concurrently. The others wait in memory instead of as files that take up space. */
 const manifestsAtOnce = 16;
-/** Manifests that wait in memory to be written are at most so large: what comes beyond that is not kept. */
+/** Limit for manifests waiting in memory; beyond it manifests are not stored. */
 const mostWaitingBytes = 32 * 1024 * 1024;
 
-/** How what is verified becomes part of the store. */
+/** Moves verified content into the store. */
 export class Publishing {
   readonly #parts: PublishingParts;
   readonly #catalog: Catalog;
@@ -54,7 +54,7 @@ export class Publishing {
     this.#catalog = parts.catalog;
   }
 
-  /** A verified ingest. Rejects when the disk would not have it: then it has to `fail`. */
+  /** Publishes a verified ingest. Rejects when it cannot be stored: then call `fail`. */
   async commit(ingest: Ingest, mediaType: string): Promise<void> {
     const { health, ingests } = this.#parts;
     const { digest, size, path } = ingest;
@@ -63,7 +63,7 @@ export class Publishing {
       const fault = new MirrorError('store-full', `blob ${digest}: cannot be stored`, { cause });
       health.failed(cause);
       if (!this.#catalog.connection.isDamaged) throw fault;
-      // That is told already, and its readers have what they want.
+      // Damage is reported already, and readers of verified bytes are not affected.
       await ingest.fail(fault);
       return undefined;
     });
@@ -73,7 +73,7 @@ export class Publishing {
     ingest.committed();
   }
 
-  /** What is in memory. Never rejects: what cannot be written is not kept. */
+  /** Writes a blob from memory. Never rejects: failures are logged. */
   async persist(held: Held): Promise<void> {
     const { digest } = held;
     const { health, context } = this.#parts;
@@ -83,12 +83,13 @@ export class Publishing {
       const { signal } = this.#parts.background;
       if (this.#catalog.connection.isDamaged || (signal.aborted && error === signal.reason)) return;
       if (!isFault(error, 'store-full')) health.failed(error);
-      context.log.warn({ err: error, digest }, 'content is not kept: it could not be written');
+      context.log.warn({ err: error, digest }, 'content is not stored: it could not be written');
     }
   }
 
   /**
-   * A file from elsewhere. `bring` puts it at a path of ours, once there is room for it, verifies it, and says what it is.
+   * Imports a file. `bring` is called when space is reserved: it places the file at `path`, verifies and identifies
+   * it.
    */
   adopt(
     digest: Digest,
@@ -112,7 +113,7 @@ export class Publishing {
     return background.track(work());
   }
 
-  /** When it is its turn: wide ones that still wait when the store closes are not kept. */
+  /** Waits for a slot. Wide manifests that still wait when the store closes are not stored. */
   async #persistManifest(held: Held): Promise<void> {
     const bytes = memoryOf(held);
     if (this.#waitingBytes > 0 && this.#waitingBytes + bytes > mostWaitingBytes)
@@ -151,8 +152,8 @@ export class Publishing {
   }
 
   /**
-   * datasync, rename, sync of the directory, row: in this order, so that a crash leaves nothing that is not whole. Resolves
-   * to whether the blob is new in the store.
+   * Order: fdatasync, rename, fsync of the directory, catalog row; so a crash leaves no incomplete blob. Resolves to
+   * whether the blob is new.
    */
   #publish(path: string, descriptor: Descriptor, children: readonly Child[]): Promise<boolean> {
     const { digest } = descriptor;
@@ -173,7 +174,7 @@ export class Publishing {
         };
         return (await this.#write(add, children.length)) || wasLost;
       } catch (error) {
-        // Without a row the file would be on nobody's account.
+        // A file without a row would not be counted.
         if (!this.#catalog.connection.isDamaged && !this.#catalog.blobs.get(digest))
           await unlink(to).catch(() => undefined);
         throw error;
@@ -182,7 +183,7 @@ export class Publishing {
     return background.track(work());
   }
 
-  /** Each child is a row: they are written when the log is short, and those of wide manifests when the catalog has room for them. */
+  /** Each child is a row: manifests wait until the log is short, wide ones also for room in the catalog. */
   #write(add: () => boolean, children: number): Promise<boolean> {
     const { catalogLog, catalogSize } = this.#parts;
     if (children === 0) return this.#catalog.connection.queue.write(add);

@@ -7,18 +7,21 @@ import { copyOf } from './copy-of-file.ts';
 import { expectWhole, explain } from './damage.ts';
 import { expectVersion, migrate } from './schema.ts';
 
-/** A write-ahead log is cut to this when it is begun anew. */
+/** A checkpoint that resets the write-ahead log truncates its file to this size. */
 const walLimitBytes = 4 * 1024 * 1024;
 
-/** A larger file is checked for damage after the start, since reading it takes longer than a start may. */
+/** Larger catalogs are checked for damage after the start: the check reads the whole file. */
 const largeBytes = 128 * 1024 * 1024;
 
-/** What is larger is more than memory may have: it is opened where it lies, and what SQLite needs for that is left beside it. */
+/**
+ * Larger catalogs are opened in place instead of copied to memory; SQLite then leaves its -wal and -shm files beside
+ * them.
+ */
 const mostCopiedBytes = 1024 * 1024 * 1024;
 
 /**
- * The catalog for whoever only reads: beside the process that has the store, else a copy in memory. Nothing is written. Throws
- * when there is none, and when it is damaged or another version's.
+ * Opens the catalog read-only: beside the process that holds the data directory, else as a copy in memory. Throws when
+ * the file is missing, damaged or of another schema version.
  */
 export function openToRead(root: string): Database.Database {
   const db = openAsItIs(root);
@@ -38,14 +41,14 @@ function openAsItIs(root: string): Database.Database {
   if (beside) return beside;
   if (statSync(file).size > mostCopiedBytes) return new Database(file, { readonly: true });
   const copy = copyOf(file);
-  // A process that has just begun may have written while it was read.
+  // A process may have started, and written, while the file was copied.
   const late = isLocked(lockPath(root)) ? openBeside(file) : undefined;
   if (!late) return copy;
   copy.close();
   return late;
 }
 
-/** Undefined: where nothing can be written, not even what processes have in common can be opened. */
+/** Returns undefined if SQLite cannot open its shared memory (-shm), as on a read-only file system. */
 function openBeside(file: string): Database.Database | undefined {
   let db: Database.Database | undefined;
   try {
@@ -59,11 +62,10 @@ function openBeside(file: string): Database.Database | undefined {
   }
 }
 
-/** A copy in memory of the catalog as it was last committed: what is written to it is lost with it. */
+/** Copies the last committed state of the catalog to memory. An absent or empty file gives an empty catalog. */
 export function openInMemory(file: string): Database.Database {
   let db: Database.Database | undefined;
   try {
-    // Without a file it is empty.
     const isThere = existsSync(file) && statSync(file).size > 0;
     db = isThere ? copyOf(file) : new Database(':memory:');
     expectWhole(db);
@@ -75,26 +77,27 @@ export function openInMemory(file: string): Database.Database {
   }
 }
 
-/** Whether checking it for damage takes too long for a start: that is done after it. */
+/** Whether checking the file for damage would delay the start too much. */
 export function isLarge(file: string): boolean {
   const { size } = statSync(file, { throwIfNoEntry: false }) ?? { size: 0 };
   return size > largeBytes;
 }
 
-/** `checks`: the file is checked for damage first, unless it is large. Throws what `explain` makes of the fault. */
+/** `checks`: check the file for damage, unless it is large. Throws errors made by `explain`. */
 export function openForWriting(file: string, checks = false): Database.Database {
   const db = new Database(file);
   try {
-    // Of a file that is there it changes nothing before the next VACUUM (disk-worker).
+    // For an existing file this takes effect with the next VACUUM (disk-worker).
     db.pragma('auto_vacuum = INCREMENTAL');
     db.pragma('journal_mode = WAL');
     if (checks && !isLarge(file)) expectWhole(db);
     db.pragma('synchronous = NORMAL');
-    // Checkpoints wait for the disk: a worker thread makes them (disk-worker).
+    // A checkpoint waits for the disk: a worker thread makes them (disk-worker).
     db.pragma('wal_autocheckpoint = 0');
     db.pragma(`journal_size_limit = ${walLimitBytes}`);
     migrate(db, file);
-    // All requests wait meanwhile: what another program has locked for longer is written later (WriteQueue).
+    // SQLite blocks the event loop while it waits for a lock. Writes that stay locked out longer are retried by
+    // WriteQueue.
     db.pragma('busy_timeout = 50');
     return db;
   } catch (error) {

@@ -15,13 +15,13 @@ import { Uses } from './tables/uses.ts';
 
 export interface CatalogOptions extends ConnectionOptions {
   readonly onTagMoved?: OnTagMoved;
-  /** What lists of tags and referrers may take, as it is now; default: no limit. */
+  /** Current limit for tag and referrers lists, in bytes; default: none. */
   readonly maxListBytes?: () => number;
 }
 
 /**
- * What the store knows, in SQLite: synchronous, so that looking up and leasing happen in one tick. Use-times are
- * gathered and written in batches; everything else is written at once (WAL, without waiting for the disk).
+ * The store's index in SQLite. Synchronous, so that lookup and lease happen in one tick. Uses are written in batches,
+ * everything else at once (WAL, without waiting for the disk).
  */
 export class Catalog {
   readonly connection: Connection;
@@ -38,7 +38,7 @@ export class Catalog {
   readonly notes: NoteTable;
   readonly ledger: LedgerTable;
 
-  /** Throws when the file is damaged, locked by another program, or of another version. */
+  /** Throws when the file is damaged, locked by another program, or of a newer schema version. */
   constructor(file: string, options: CatalogOptions = {}) {
     const { onTagMoved = (): void => undefined, maxListBytes = (): number => Infinity } = options;
     const connection = new Connection(file, options);

@@ -6,28 +6,28 @@ import { Statement } from './statement.ts';
 import { WriteQueue } from './write-queue.ts';
 
 export interface ConnectionOptions {
-  /** A database that is already open, for reading alone; closed with the connection. */
+  /** An open read-only database; closed with the connection. */
   readonly reader?: Database.Database;
-  /** A copy of the file as it was last committed; nothing that is written to it reaches the disk. */
+  /** Open a copy of the last committed state; writes do not reach the disk. */
   readonly inMemory?: boolean;
-  /** A write that had to wait could not be done in the end. */
+  /** Called for each deferred write that failed or was dropped. */
   readonly onLostWrite?: (error: unknown) => void;
   /**
-   * The catalog was found to be damaged while in use. From then on nothing is written, and what cannot be read counts as
-   * absent. Without this each access to a damaged page throws.
+   * Called when damage is found. From then on nothing is written, and unreadable rows count as absent. Without it,
+   * access to a damaged page throws.
    */
   readonly onDamaged?: (error: unknown) => void;
 }
 
-/** The open SQLite database of the catalog, with its prepared statements. */
+/** The open SQLite database and its prepared statements. */
 export class Connection {
-  /** Writes wait in it while another connection has the write lock; reads do not see them before they are done. */
+  /** Reads do not see writes that still wait. */
   readonly queue: WriteQueue;
   readonly #damage: Damage;
   readonly #statements: { prepareFor(db: Database.Database): void }[] = [];
   #db: Database.Database;
 
-  /** Throws when the file is damaged, locked by another program, or of a newer version. */
+  /** Throws when the file is damaged, locked by another program, or of a newer schema version. */
   constructor(file: string, options: ConnectionOptions) {
     const { reader, inMemory = false, onLostWrite = (): void => undefined, onDamaged } = options;
     this.queue = new WriteQueue(onLostWrite, (work) => this.#db.transaction(work).immediate());
@@ -35,19 +35,19 @@ export class Connection {
     this.#db = reader ?? (inMemory ? openInMemory(file) : openForWriting(file, true));
   }
 
-  /** To be called once for each statement, not for each execution. */
+  /** Call once per statement, not per execution. */
   prepare<Params extends unknown[], Row = unknown>(sql: string): Statement<Params, Row> {
     const statement = new Statement<Params, Row>(this.#db, sql, this.#damage);
     this.#statements.push(statement);
     return statement;
   }
 
-  /** Everything that `work` writes, or nothing of it. */
+  /** Commits all writes of `work`, or none if it throws. */
   transaction<T>(work: () => T): T {
     return this.#db.transaction(work)();
   }
 
-  /** Notes damage that was found by other means, as in a worker thread. */
+  /** Records damage found elsewhere, as by a worker thread. */
   damaged(error: unknown): void {
     this.#damage.found(error);
   }
@@ -56,12 +56,12 @@ export class Connection {
     return this.#damage.error !== undefined;
   }
 
-  /** Throws when it is damaged: for work that must not go on with a part of the rows. */
+  /** Throws when damage is known: for work that needs all rows. */
   expectUndamaged(): void {
     if (this.#damage.error) throw this.#damage.error;
   }
 
-  /** The database's size in bytes, free pages included; and how many bytes its free pages are. */
+  /** Bytes of the database, free pages included, and bytes of its free pages. */
   size(): { bytes: number; free: number } {
     const number = (name: string): number => this.#db.pragma(name, { simple: true }) as number;
     const page = number('page_size');
@@ -69,8 +69,8 @@ export class Connection {
   }
 
   /**
-   * Goes on with the file in place of the copy in memory, whose writes are lost.
-   * Throws when it cannot be opened: the copy stays then.
+   * Replaces the copy in memory, and its writes, by the file. Throws when the file cannot be opened; the copy then
+   * stays in use.
    */
   openFile(file: string): void {
     const db = openForWriting(file);
@@ -78,7 +78,7 @@ export class Connection {
     this.#use(db);
   }
 
-  /** For a file that was deleted while it is open: writes what it held to a new file, and goes on with that. */
+  /** Call if the open file was deleted: writes the database to a new file and uses that. */
   async rescue(file: string): Promise<void> {
     await this.queue.during(async () => {
       const copy = `${file}.rescued`;
@@ -96,7 +96,7 @@ export class Connection {
     for (const statement of this.#statements) statement.prepareFor(db);
   }
 
-  /** Does the writes that wait, as far as possible, and closes the database. */
+  /** Does the waiting writes, as far as possible, and closes the database. */
   close(): void {
     this.queue.giveUp();
     this.#db.close();

@@ -2,10 +2,13 @@ import Database from 'better-sqlite3';
 import { readFileSync } from 'node:fs';
 import { errorCode } from '../../util/errors.ts';
 
-/** Where SQLite keeps how a file is journalled: 1 is not by a write-ahead log, which memory has none of. */
+/**
+ * Header bytes of the file format version: 1 is the rollback journal. A database in memory cannot use a write-ahead
+ * log (2).
+ */
 const journalBytes = [18, 19] as const;
 
-/** A copy in memory of the file, with what its write-ahead log has. Throws when it cannot be read. */
+/** Copies the database, with the transactions in its write-ahead log, to memory. Throws when it cannot be read. */
 export function copyOf(file: string): Database.Database {
   const bytes = withLog(readFileSync(file), readIfThere(`${file}-wal`));
   for (const at of journalBytes) if (at < bytes.length) bytes[at] = 1;
@@ -23,10 +26,10 @@ function readIfThere(file: string): Buffer {
 
 const logHeaderBytes = 32;
 const frameHeaderBytes = 24;
-/** The last bit says that its checksums are of big-endian words. */
+/** The lowest bit tells that checksums are over big-endian words. */
 const logMagic = 0x377f0682;
 
-/** The file as the transactions in its log have left it (sqlite.org/fileformat2.html#the_write_ahead_log). */
+/** Applies the committed transactions of the log to the file (sqlite.org/fileformat2.html#the_write_ahead_log). */
 function withLog(file: Buffer, log: Buffer): Buffer {
   if (log.length < logHeaderBytes || (log.readUInt32BE(0) & ~1) !== logMagic) return file;
   const isBigEndian = log.readUInt32BE(0) % 2 === 1;
@@ -35,14 +38,14 @@ function withLog(file: Buffer, log: Buffer): Buffer {
   const salt = log.subarray(16, 24);
   let sum = checksum(log.subarray(0, 24), [0, 0], isBigEndian);
   if (!isSum(log, 24, sum)) return file;
-  /** Where which page is, of what has been committed; and of the transaction that is being read. */
+  /** Offset in the log of each committed page; `open`: pages of the transaction being read. */
   const pages = new Map<number, number>();
   let open: [page: number, at: number][] = [];
   let count: number | undefined;
   for (let at = logHeaderBytes; at + frameBytes <= log.length; at += frameBytes) {
     const bytes = log.subarray(at + frameHeaderBytes, at + frameBytes);
     sum = checksum(bytes, checksum(log.subarray(at, at + 8), sum, isBigEndian), isBigEndian);
-    // From here on it is what an earlier log has left.
+    // The rest are frames of an earlier log.
     if (!salt.equals(log.subarray(at + 8, at + 16)) || !isSum(log, at + 16, sum)) break;
     open.push([log.readUInt32BE(at), at + frameHeaderBytes]);
     const pagesThen = log.readUInt32BE(at + 4);

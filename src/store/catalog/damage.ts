@@ -1,43 +1,43 @@
 import Database from 'better-sqlite3';
 import { errorCode } from '../../util/errors.ts';
 
-/** The codes by which SQLite reports damage. */
+/** SQLite error codes that report damage. */
 const corruptCode = /^SQLITE_(NOTADB|CORRUPT)/;
 
-/** Whether SQLite reports, as this error or as its cause, that the file is damaged. */
+/** Whether the error, or one of its causes, is SQLite reporting a damaged file. */
 export function isCorrupt(error: unknown): boolean {
   for (let each = error; each instanceof Error; each = each.cause)
     if (corruptCode.test(errorCode(each) ?? '')) return true;
   return false;
 }
 
-/** Throws when it is damaged. Reads all of it: 1.3 ms for a thousand blobs, when the kernel has it in memory. */
+/** Throws when the database is damaged. Reads the whole file: 1.3 ms per thousand blobs, if cached by the kernel. */
 export function expectWhole(db: Database.Database): void {
   const found = db.pragma('quick_check(1)', { simple: true });
   if (found !== 'ok') throw new Database.SqliteError(String(found), 'SQLITE_CORRUPT');
 }
 
-/** The error with what an operator can do about it; one that says nothing about the file is returned as it is. */
+/** Adds a remedy to errors about the file; returns other errors unchanged. */
 export function explain(error: unknown, file: string): unknown {
   const code = errorCode(error) ?? '';
   const remedy = corruptCode.test(code)
     ? 'it is damaged: "layercache store rebuild" makes a new one from its backup and the files'
     : code.startsWith('SQLITE_BUSY')
-      ? 'another program has it locked: end that one'
+      ? 'another program has it locked: stop that program'
       : code === 'SQLITE_FULL' || code.startsWith('SQLITE_IOERR')
-        ? 'the disk is full or cannot be written: make some room, the files under ingest/ and quarantine/ may go'
+        ? 'the disk is full or cannot be written: free some space; the files under ingest/ and quarantine/ may be deleted'
         : code === 'SQLITE_ERROR'
-          ? 'its tables are not those of this program: "layercache store rebuild" makes new ones from the files'
+          ? 'its tables are not those of layercache: "layercache store rebuild" makes new ones from the files'
           : code === 'SQLITE_READONLY' || code.startsWith('SQLITE_CANTOPEN')
-            ? 'it cannot be written: give this user the directory'
+            ? 'it is not writable: give this user the data directory'
             : undefined;
   if (remedy === undefined) return error;
   return new Error(`${file} cannot be used (${code}): ${remedy}`, { cause: error });
 }
 
 /**
- * Whether an open catalog was found to be damaged. With `onFound` the catalog stays in use then: what cannot be read counts as
- * absent, and nothing is written any more, so that no request fails. Without it each access throws.
+ * Damage found in an open catalog. With `onFound` the catalog stays in use: unreadable rows count as absent and
+ * nothing is written, so that no request fails. Without it each access throws.
  */
 export class Damage {
   readonly #file: string;
@@ -49,7 +49,7 @@ export class Damage {
     this.#onFound = onFound;
   }
 
-  /** What was found, with what to do about it; undefined: the catalog is not known to be damaged. */
+  /** The error with its remedy; undefined: no damage is known. */
   get error(): Error | undefined {
     return this.#error;
   }
@@ -58,20 +58,20 @@ export class Damage {
     return this.#error !== undefined && this.#onFound !== undefined;
   }
 
-  /** Notes the first damage that is found. */
+  /** Records the first damage found. */
   found(error: unknown): void {
     if (this.#error) return;
     this.#error = explain(error, this.#file) as Error;
     this.#onFound?.(this.#error);
   }
 
-  /** After a read that failed: throws the error again, unless it is damage with which the catalog stays in use. */
+  /** Call after a failed read. Throws the error again, unless the catalog stays in use in spite of it. */
   afterRead(error: unknown): void {
     if (!this.#onFound || !isCorrupt(error)) throw error;
     this.found(error);
   }
 
-  /** After a write that failed: notes damage. The caller throws the error again. */
+  /** Call after a failed write. Records damage; the caller throws the error again. */
   afterWrite(error: unknown): void {
     if (this.#onFound && isCorrupt(error)) this.found(error);
   }

@@ -5,29 +5,31 @@ import { errorCode } from '../../util/errors.ts';
 export interface Prune {
   /** The catalog. */
   readonly file: string;
-  /** Links to what is not here go when they were confirmed before (ms since the epoch). */
+  /** Remove links to absent blobs if confirmed before this time (ms since the epoch). */
   readonly linksBefore: number;
-  /** Of tags so many stay, if that many are not held: those that were asked about last. */
+  /**
+   * Number of tags to keep, in excess of which tags without a stored manifest are removed first, then those checked
+   * longest ago.
+   */
   readonly maxTags: number;
 }
 
 export interface Pruned {
   readonly links: number;
   readonly tags: number;
-  /** Of manifests that were removed, when that was broken off. */
+  /** Children left behind by an interrupted deletion of their manifest. */
   readonly children: number;
 }
 
-/** Others want to write too: each step takes a few milliseconds. */
+/** Each step holds the write lock for a few milliseconds only. */
 const rowsAtOnce = 200;
 const restMs = 5;
 const busyTries = 20;
 const busyRestMs = 100;
 
 /**
- * Removes rows of the catalog that serve nobody: links to blobs that are neither stored nor arriving, tags beyond the limit
- * (first those whose manifest is not held), and children of manifests that are gone. It runs beside the mirror, with a connection
- * of its own.
+ * Removes unneeded rows: links to blobs that are neither stored nor being fetched, tags beyond the limit (first those
+ * whose manifest is not stored), and children of deleted manifests. Uses its own connection, while the mirror runs.
  */
 export async function prune(db: Database, { linksBefore, maxTags }: Prune): Promise<Pruned> {
   const links = await inSteps(
@@ -50,7 +52,7 @@ export async function prune(db: Database, { linksBefore, maxTags }: Prune): Prom
   );
   const children = await inSteps(
     db,
-    // From one parent to the next, past its children.
+    // Skips from parent to parent instead of reading every child.
     `WITH RECURSIVE parents (parent) AS (
        SELECT min(parent) FROM children
        UNION ALL SELECT (SELECT min(parent) FROM children WHERE parent > parents.parent) FROM parents WHERE parent IS NOT NULL
@@ -58,14 +60,14 @@ export async function prune(db: Database, { linksBefore, maxTags }: Prune): Prom
      SELECT parent, position FROM parents JOIN children USING (parent)
      WHERE NOT EXISTS (SELECT 1 FROM blobs WHERE blobs.digest = parent)`,
     [],
-    // It may have come again since.
+    // The manifest may have been stored again since.
     `DELETE FROM children WHERE parent = @parent AND position = @position
        AND NOT EXISTS (SELECT 1 FROM blobs WHERE blobs.digest = @parent)`,
   );
   return { links, tags, children };
 }
 
-/** Looks for all of it first: that holds up nobody who writes. */
+/** Reads all rows first: reading does not block writers. */
 async function inSteps(db: Database, find: string, args: number[], remove: string): Promise<number> {
   const rows = db.prepare(find).all(...args);
   const statement = db.prepare(remove);
@@ -77,7 +79,7 @@ async function inSteps(db: Database, find: string, args: number[], remove: strin
         removeSome.immediate(some);
         break;
       } catch (error) {
-        // Somebody writes something large.
+        // Another connection holds the write lock.
         if (tries >= busyTries || errorCode(error) !== 'SQLITE_BUSY') throw error;
         await sleep(busyRestMs);
       }

@@ -1,6 +1,6 @@
 import type { Database } from 'better-sqlite3';
 
-/** The catalog's migrations, in order: the database's `user_version` is how many of them it has had. */
+/** Migrations in order; `user_version` is the number applied. */
 const migrations: readonly string[] = [
   `
   CREATE TABLE blobs (
@@ -12,8 +12,8 @@ const migrations: readonly string[] = [
   ) WITHOUT ROWID;
   CREATE INDEX blobs_by_use ON blobs (used_at, digest);
 
-  -- That a digest belongs to a repo: the upstream said so. An empty repo stands for the whole registry: content that
-  -- was fetched anonymously.
+  -- Repos that a digest belongs to, as confirmed by the upstream. An empty repo stands for the whole registry: content
+  -- that was fetched anonymously.
   CREATE TABLE links (
     digest TEXT NOT NULL,
     registry TEXT NOT NULL,
@@ -30,7 +30,7 @@ const migrations: readonly string[] = [
     size INTEGER NOT NULL,
     media_type TEXT NOT NULL,
     checked_at INTEGER NOT NULL,
-    -- What the tag pointed to before, to be served while the new one cannot be had.
+    -- Digest that the tag pointed to before, served while the new one cannot be fetched.
     previous TEXT,
     PRIMARY KEY (registry, repo, tag)
   ) WITHOUT ROWID;
@@ -59,11 +59,11 @@ const migrations: readonly string[] = [
     updated_at INTEGER NOT NULL
   ) WITHOUT ROWID;
 
-  -- How large a blob is said to be, before anything of it is here.
+  -- Size of a blob that is not fetched yet.
   CREATE INDEX children_by_digest ON children (digest, size);
   `,
   `
-  -- What upstreams have said about the pulls that an account has left. Times in ms since the epoch.
+  -- Pull quota of accounts, as reported by upstreams. Times in ms since the epoch.
   CREATE TABLE quotas (
     registry TEXT NOT NULL,
     account TEXT NOT NULL,
@@ -77,7 +77,7 @@ const migrations: readonly string[] = [
     PRIMARY KEY (registry, account)
   ) WITHOUT ROWID;
 
-  -- What pulls have cost and saved. An empty repo stands for what cannot be told by repo.
+  -- Client and upstream pulls. An empty repo stands for counts that belong to no single repo.
   CREATE TABLE ledger (
     day TEXT NOT NULL,
     registry TEXT NOT NULL,
@@ -93,7 +93,7 @@ const migrations: readonly string[] = [
   ) WITHOUT ROWID;
   `,
   `
-  -- What is worth least leaves first (worth.ts); what is pinned stays.
+  -- Unpinned blobs are evicted in ascending priority (worth.ts).
   ALTER TABLE blobs ADD COLUMN uses INTEGER NOT NULL DEFAULT 1;
   ALTER TABLE blobs ADD COLUMN worth REAL NOT NULL DEFAULT 1;
   ALTER TABLE blobs ADD COLUMN priority REAL NOT NULL DEFAULT 1;
@@ -103,26 +103,26 @@ const migrations: readonly string[] = [
   CREATE INDEX blobs_by_priority ON blobs (priority, digest) WHERE pinned = 0;
   CREATE INDEX blobs_pinned ON blobs (digest) WHERE pinned = 1;
 
-  -- Patterns that were pinned while it ran.
+  -- Patterns pinned by command.
   CREATE TABLE pins (pattern TEXT PRIMARY KEY, pinned_at INTEGER NOT NULL) WITHOUT ROWID;
   CREATE INDEX tags_by_digest ON tags (digest);
   CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
   CREATE INDEX links_by_repo ON links (registry, repo, digest);
   `,
   `
-  -- Pages of tags and of referrers, as the upstream last gave them.
+  -- Pages of tag and referrers lists, as the upstream last sent them.
   CREATE TABLE lists (
     registry TEXT NOT NULL,
     repo TEXT NOT NULL,
-    -- What of it: the end of the path, and the query.
+    -- End of the path, and query.
     page TEXT NOT NULL,
-    -- Absent: the upstream keeps no such list.
+    -- NULL: the upstream has no such list.
     digest TEXT,
     size INTEGER NOT NULL,
     body BLOB,
-    -- The query of the page after it.
+    -- Query of the next page.
     next TEXT,
-    -- What the upstream says that it has filtered by.
+    -- Filters that the upstream reports as applied.
     filters TEXT,
     checked_at INTEGER NOT NULL,
     UNIQUE (registry, repo, page)
@@ -130,7 +130,7 @@ const migrations: readonly string[] = [
   CREATE INDEX lists_by_age ON lists (checked_at);
   `,
   `
-  -- Unverified bytes belong to the registry that they came from. Of older ones that is not known: their files go.
+  -- Unverified bytes belong to the registry they came from. Older rows do not record it: their files are deleted.
   DROP TABLE ingests;
   CREATE TABLE ingests (
     registry TEXT NOT NULL,
@@ -147,48 +147,48 @@ const migrations: readonly string[] = [
     PRIMARY KEY (registry, digest)
   ) WITHOUT ROWID;
 
-  -- A manifest that names no type of its own is what each repo's upstream has given it as.
+  -- A manifest without a mediaType field has the type under which each repo's upstream served it.
   ALTER TABLE links ADD COLUMN media_type TEXT;
   `,
   `
-  -- When the registry at the end of a chain of mirrors said it; absent: when we were told.
+  -- When the registry at the end of a chain of mirrors confirmed the tag; NULL: at checked_at.
   ALTER TABLE tags ADD COLUMN said_at INTEGER;
   ALTER TABLE tags ADD COLUMN upstream_stale INTEGER NOT NULL DEFAULT 0;
 
-  -- Whether the part was ever stored: what nobody has asked for yet is not missed. Of older ones that is not known.
+  -- Whether the child was ever stored: a child never requested does not make an image incomplete. Unknown for older
+  -- rows.
   ALTER TABLE children ADD COLUMN was_held INTEGER NOT NULL DEFAULT 1;
   `,
   `
-  -- The name or pattern by which the registry is configured: lists of all that a pattern covers share their room.
+  -- Name or pattern of the configured upstream: all registries of a pattern share one limit for lists.
   ALTER TABLE lists ADD COLUMN upstream TEXT NOT NULL DEFAULT '';
   `,
   `
-  -- Manifests that may have very many parts, of which each is a row: they leave first when the catalog is too large.
+  -- Manifests that may have very many children, each of which is a row: evicted first when the catalog is too large.
   CREATE INDEX blobs_wide ON blobs (used_at, digest)
     WHERE size > 16000 AND media_type <> 'application/octet-stream';
   `,
 ];
 
-/** What this program reads and writes. */
 const schemaVersion = migrations.length;
 
-/** Throws when another version of the program has written it. */
+/** Throws when the catalog has another schema version. */
 export function expectVersion(db: Database): void {
   const version = db.pragma('user_version', { simple: true }) as number;
   if (version === schemaVersion) return;
   throw new Error(
     version < schemaVersion
-      ? 'its catalog is an older one: start the mirror once'
-      : 'a newer layercache wrote it',
+      ? 'its catalog has an older schema: start the mirror once to migrate it'
+      : 'its catalog was written by a newer layercache',
   );
 }
 
-/** Brings the catalog to this program's version. Throws when it is a newer program's. */
+/** Applies missing migrations. Throws when the schema version is newer than this program. */
 export function migrate(db: Database, file: string): void {
   const version = db.pragma('user_version', { simple: true }) as number;
   if (version > migrations.length) {
     throw new Error(
-      `${file} has schema version ${version}, this program knows ${migrations.length}: start the newer layercache that wrote it, or use another store.path`,
+      `${file} has schema version ${version}, this program supports up to ${migrations.length}: start the newer layercache that wrote it, or use another store.path`,
     );
   }
   migrations.slice(version).forEach((sql, i) => {

@@ -3,7 +3,7 @@ import type { Damage } from './damage.ts';
 
 const nothingWritten: Database.RunResult = { changes: 0, lastInsertRowid: 0 };
 
-/** A prepared statement that stays valid when its connection goes on with another database. */
+/** A prepared statement that can be moved to another database. */
 export class Statement<Params extends unknown[], Row> {
   readonly #sql: string;
   readonly #damage: Damage;
@@ -15,12 +15,11 @@ export class Statement<Params extends unknown[], Row> {
     this.#prepared = db.prepare<Params, Row>(sql);
   }
 
-  /** Prepares it for another database. */
   prepareFor(db: Database.Database): void {
     this.#prepared = db.prepare<Params, Row>(this.#sql);
   }
 
-  /** The first row. Undefined too when damage keeps it from being read. */
+  /** The first row; undefined also if damage makes it unreadable. */
   get(...params: Params): Row | undefined {
     try {
       return this.#prepared.get(...params);
@@ -30,7 +29,7 @@ export class Statement<Params extends unknown[], Row> {
     }
   }
 
-  /** All rows. None when damage keeps one of them from being read. */
+  /** All rows; none if damage makes one of them unreadable. */
   all(...params: Params): Row[] {
     try {
       return this.#prepared.all(...params);
@@ -40,7 +39,7 @@ export class Statement<Params extends unknown[], Row> {
     }
   }
 
-  /** Writes. Changes nothing once the catalog is known to be damaged, unless every access is to throw. */
+  /** Writes. Does nothing once damage is known, if the catalog stays in use in spite of it. */
   run(...params: Params): Database.RunResult {
     if (this.#damage.stopsWrites) return nothingWritten;
     try {

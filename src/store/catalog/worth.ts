@@ -1,15 +1,16 @@
-/** What one more request to the upstream costs beside the bytes, in bytes; and where it counts as a pull. */
+/**
+ * Cost of a request to the upstream, beside the bytes, expressed in bytes; `pullCost`: of one that counts as a pull.
+ */
 const fetchCost = 1_000_000;
 const pullCost = 16_000_000;
 const leastSize = 4096;
 
-/** Uses beyond these say nothing more about the next one: what was popular once must be able to leave. */
+/** Further uses do not raise the priority: a blob that was popular once must become evictable. */
 export const mostUses = 16;
 
 /**
- * What each use of a blob saves for each byte that it takes (Greedy-Dual-Size-Frequency). A blob's priority is this
- * times its uses, above the priority of what was evicted last: so it ages without being touched. Chosen by
- * `node bench/eviction.ts`; the table is in docs/benchmarks.md.
+ * Bytes saved by each use, per byte stored (Greedy-Dual-Size-Frequency). Priority = priority of the blob evicted last
+ * + uses × worth. Chosen by `node bench/eviction.ts`; the table is in docs/benchmarks.md.
  */
 export function worthOf(size: number, isManifest: boolean): number {
   return (size + (isManifest ? pullCost : fetchCost)) / Math.max(size, leastSize);

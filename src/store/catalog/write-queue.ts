@@ -3,43 +3,45 @@ import { errorCode } from '../../util/errors.ts';
 import { stepMs } from '../../util/steps.ts';
 
 const retryMs = 20;
-/** More than comes in the time that a checkpoint takes; what another program has locked for longer is lost. */
+/** More writes than arrive during a checkpoint. Beyond this limit the oldest waiting write is dropped. */
 const maxWaiting = 20_000;
 
 interface Waiting {
-  /** Done again from its beginning, if what it was written with could not be. */
+  /** Must be repeatable: a transaction that fails is retried. */
   readonly write: () => void;
   readonly onDone: () => void;
   readonly onError: (error: unknown) => void;
 }
 
 /**
- * Writes to the catalog in their order. While another connection has the write lock, as the one that cuts the write-ahead log
- * short, they wait in memory: nothing blocks, and none is lost. What has waited is written some at a time, those in one
- * transaction.
+ * Writes to the catalog, in order. While another connection holds the write lock, as during a checkpoint, they wait in
+ * memory instead of blocking. Waiting writes are then done in batches, one transaction each.
  */
 export class WriteQueue {
   readonly #onError: (error: unknown) => void;
   readonly #inOne: (work: () => void) => void;
   readonly #waiting: Waiting[] = [];
-  /** How many works go on in which nothing is written: they may overlap. */
+  /** Number of running calls of `pauseDuring`; they may overlap. */
   #pauses = 0;
   #isWriting = false;
   #isDraining = false;
   #timer: NodeJS.Timeout | undefined;
 
   /**
-   * `onError` is told why a write that had to wait could not be done in the end. `inOne` does all of its work in one
-   * transaction, or nothing of it.
+   * `onError`: called for each deferred write that failed or was dropped. `inOne`: runs its argument in one
+   * transaction.
    */
   constructor(onError: (error: unknown) => void, inOne: (work: () => void) => void) {
     this.#onError = onError;
     this.#inOne = inOne;
   }
 
-  /** Does it now, or as soon as that can be. Throws what it throws now, but that the catalog is locked. */
+  /**
+   * Writes now, or later if the catalog is locked. Throws errors of an immediate write, except that the catalog is
+   * locked.
+   */
   do(write: () => void): void {
-    // Part of a write that is being done.
+    // A nested call: part of the current write.
     if (this.#isWriting) {
       write();
       return;
@@ -57,7 +59,7 @@ export class WriteQueue {
     }
   }
 
-  /** Does it now, or as soon as that can be; resolves to what it returns. It may be done twice, if the first time is undone. */
+  /** As `do`, but resolves to the result. `write` may be called again if its transaction was rolled back. */
   write<T>(write: () => T): Promise<T> {
     return new Promise((resolve, reject) => {
       let value: { readonly of: T } | undefined;
@@ -78,12 +80,12 @@ export class WriteQueue {
     });
   }
 
-  /** Whether what is to be written now has to wait. */
+  /** Whether a new write would have to wait. */
   get isWaiting(): boolean {
     return this.#pauses > 0 || this.#waiting.length > 0;
   }
 
-  /** Nothing is written while `work` goes on. */
+  /** Holds back all writes while `work` runs. */
   async during<T>(work: () => Promise<T>): Promise<T> {
     this.#pauses += 1;
     try {
@@ -95,21 +97,21 @@ export class WriteQueue {
     }
   }
 
-  /** Does all that waits, as far as that can be. */
+  /** Does all waiting writes, until the catalog is locked. */
   flush(): void {
     while (this.#step());
   }
 
-  /** Does what can be done, and gives the rest up, if it does not wait for work of our own. */
+  /** Does the waiting writes that can be done and drops the rest, unless the queue is paused. */
   giveUp(): void {
     if (this.#pauses > 0) return;
     this.flush();
     clearTimeout(this.#timer);
     const given = this.#waiting.splice(0);
-    for (const { onError } of given) onError(new Error('the catalog was locked to the end'));
+    for (const { onError } of given) onError(new Error('the catalog stayed locked until the store closed'));
   }
 
-  /** Until nothing waits, or it is locked. */
+  /** Writes in batches until nothing waits or the catalog is locked. */
   async #drain(): Promise<void> {
     if (this.#isDraining) return;
     this.#isDraining = true;
@@ -118,7 +120,7 @@ export class WriteQueue {
     this.#isDraining = false;
   }
 
-  /** Returns whether there is more that can be done. */
+  /** Writes one batch. Returns whether more can be written now. */
   #step(): boolean {
     if (this.#pauses > 0 || this.#waiting.length === 0) return false;
     const until = performance.now() + stepMs;
@@ -138,7 +140,7 @@ export class WriteQueue {
         this.#retryLater();
         return false;
       }
-      // Each for itself: what is wrong with one is not the others' matter.
+      // One by one: a failing write must not fail the others.
       return this.#stepOneByOne(until);
     } finally {
       this.#isWriting = false;
@@ -162,7 +164,7 @@ export class WriteQueue {
     return this.#waiting.length > 0;
   }
 
-  /** Throws when it is locked, and nothing else. */
+  /** Throws only if the catalog is locked. */
   #do({ write, onDone, onError }: Waiting): void {
     try {
       this.#isWriting = true;

@@ -6,12 +6,11 @@ import { isDigest, type Digest } from '../../oci/digest.ts';
 import { recognise, type Child } from '../../oci/manifest.ts';
 import { blobsPath } from './layout.ts';
 
-/** What is said of a file that is not there. */
+/** Reasons reported for a corrupt blob. */
 export const missingFile = 'its file is missing';
-/** What is said of what is a directory, a pipe or a device. */
-export const notAFile = 'it is no regular file';
+export const notAFile = 'its file is not a regular file';
 
-/** What the file system has left: bytes, and files; Infinity where it does not count these. */
+/** Free space of a file system: bytes, and inodes (Infinity if it does not count them). */
 export interface FreeSpace {
   readonly bytes: number;
   readonly files: number;
@@ -19,7 +18,7 @@ export interface FreeSpace {
 
 const maxManifestBytes = 8 * 1024 * 1024;
 
-/** The blobs whose files are there. */
+/** Digests of all blob files. */
 export async function* filesOf(root: string): AsyncGenerator<Digest> {
   for (const algorithm of ['sha256', 'sha512']) {
     const directory = join(blobsPath(root), algorithm);
@@ -32,12 +31,12 @@ export async function* filesOf(root: string): AsyncGenerator<Digest> {
   }
 }
 
-/** Opens a stored file to be read. What is no file at all is not waited for, as a named pipe is for somebody who writes. */
+/** Opens a stored file for reading. Does not block if it is a named pipe. */
 export function openStored(path: string): Promise<FileHandle> {
   return open(path, constants.O_RDONLY | constants.O_NONBLOCK);
 }
 
-/** What a file holds of which only its name is known. */
+/** Identifies a file of which only the digest is known: manifest or blob. */
 export async function contentOf(
   path: string,
   size: number,
@@ -46,7 +45,7 @@ export async function contentOf(
   return manifest ?? { mediaType: blobMediaType, children: [] };
 }
 
-/** In bytes; 0 when there is no such file. */
+/** In bytes; 0 if absent. */
 export async function sizeOf(file: string): Promise<number> {
   return stat(file).then(
     ({ size }) => size,
@@ -54,7 +53,7 @@ export async function sizeOf(file: string): Promise<number> {
   );
 }
 
-/** Undefined: there is no such file. */
+/** Undefined if absent. */
 export async function inodeOf(file: string): Promise<number | undefined> {
   return stat(file).then(
     ({ ino }) => ino,

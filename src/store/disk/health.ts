@@ -4,23 +4,23 @@ import type { Logger } from '../../telemetry/log.ts';
 import { errorCode } from '../../util/errors.ts';
 import { blobsPath, ingestPath, lockPath } from './layout.ts';
 
-/** As much as a manifest takes: an empty file fits on a full disk. */
+/** The size of a manifest: an empty file can be created on a full disk. */
 const probeBytes = 64 * 1024;
 
-/** Whether the disk takes what is written: said when it changes, and tried until it does again. */
+/** Whether the store is writable. Changes are logged; after a failure, writing is retried until it works. */
 export class Health {
   readonly #root: string;
-  /** The inode of the lock, which shows whether the directory is still the one that was opened; undefined: there is none yet. */
+  /** Inode of the lock file when it was locked: tells whether the directory was replaced. Undefined: not locked. */
   lockedFile: number | undefined;
   readonly #log: Logger;
   #trouble: string | undefined;
   #isCatalogDamaged = false;
-  /** The data directory is not there any more: nothing of it can be served. */
+  /** The data directory was removed or replaced: nothing can be served from it. */
   isGone = false;
-  /** The disk did not take anything at the start: the catalog is a copy in memory. */
+  /** The disk was not writable at startup: the catalog is a copy in memory. */
   isOnCopy: boolean;
 
-  /** Without a lock the catalog is a copy in memory. */
+  /** Without an inode the catalog is a copy in memory. */
   constructor(root: string, lockedFile: number | undefined, log: Logger) {
     this.#root = root;
     this.lockedFile = lockedFile;
@@ -33,24 +33,25 @@ export class Health {
     return this.#trouble;
   }
 
+  /** Call when a write to the disk failed. */
   failed(error: unknown): void {
     if (this.#isCatalogDamaged) return;
     this.#note(`the store cannot be written (${errorCode(error) ?? 'unknown'})`, error);
   }
 
-  /** That lasts until it is made anew. */
+  /** Lasts until the catalog is rebuilt. */
   catalogDamaged(error: unknown): void {
     this.#isCatalogDamaged = true;
     const remedy = 'stop layercache, run "layercache store rebuild", and start it again';
     const why = `the catalog is damaged: ${remedy}`;
     this.#log.error(
       { err: error },
-      `${why}. Until then pulls go on past it, and what is missing is not kept`,
+      `${why}. Until then pulls bypass the store, and new content is not stored`,
     );
     this.#trouble = why;
   }
 
-  /** Looks whether the directory is still there, and, while there is trouble, whether it can be written. */
+  /** Checks that the directory still exists and, after a failure, whether it is writable again. */
   async probe(): Promise<void> {
     const lock = await stat(lockPath(this.#root)).catch(() => undefined);
     this.isGone = this.lockedFile !== undefined && lock?.ino !== this.lockedFile;
@@ -59,7 +60,7 @@ export class Health {
       return;
     }
     if (this.#trouble === undefined || this.#isCatalogDamaged) return;
-    // The way that blobs go.
+    // Written and renamed as blobs are.
     const [from, to] = [join(ingestPath(this.#root), '.probe'), join(blobsPath(this.#root), '.probe')];
     try {
       for (const directory of [ingestPath(this.#root), blobsPath(this.#root)])
@@ -68,7 +69,7 @@ export class Health {
       await rename(from, to);
       await unlink(to);
       this.#trouble = undefined;
-      this.#log.info('the store can be written again');
+      this.#log.info('the store is writable again');
     } catch {
       for (const path of [from, to]) await unlink(path).catch(() => undefined);
     }
@@ -76,7 +77,7 @@ export class Health {
 
   #note(why: string, error?: unknown): void {
     if (this.#trouble === undefined) {
-      this.#log.error({ err: error }, `${why}: pulls go on past it, and what is missing is not kept`);
+      this.#log.error({ err: error }, `${why}: pulls bypass the store, and new content is not stored`);
     }
     this.#trouble = why;
   }

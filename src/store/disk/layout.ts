@@ -1,17 +1,17 @@
 import { join } from 'node:path';
 import { algorithmOf, hexOf, type Digest } from '../../oci/digest.ts';
 
-/** Where what is in a data directory. */
+/** Paths within a data directory. */
 export function catalogPath(root: string): string {
   return join(root, 'catalog.db');
 }
 
-/** What was written to the catalog and is not in it yet. */
+/** The catalog's write-ahead log. */
 export function walPath(root: string): string {
   return `${catalogPath(root)}-wal`;
 }
 
-/** The last whole copy of the catalog. */
+/** The last complete copy of the catalog. */
 export function backupPath(root: string): string {
   return join(root, 'catalog.backup.db');
 }
@@ -29,12 +29,12 @@ export function blobPath(root: string, digest: Digest): string {
   return join(blobsPath(root), algorithmOf(digest), hex.slice(0, 2), hex);
 }
 
-/** Of unfinished fills. */
+/** Running and unfinished ingests. */
 export function ingestPath(root: string): string {
   return join(root, 'ingest');
 }
 
-/** Of files that were not what they should have been. */
+/** Corrupt files. */
 export function quarantinePath(root: string): string {
   return join(root, 'quarantine');
 }

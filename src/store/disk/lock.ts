@@ -1,15 +1,15 @@
 import Database from 'better-sqlite3';
 import { errorCode } from '../../util/errors.ts';
 
-/** Another process has the data directory. */
+/** Another process holds the data directory. */
 export class LockedError extends Error {
   override readonly name = 'LockedError';
 }
 
-/** Whoever looks whether it is locked holds it for less than that. */
+/** `isLocked` in another process holds the lock for less than this. */
 const lookMs = 100;
 
-/** Whether a process has the data directory: looked at without writing anything. */
+/** Whether a process holds the data directory. Writes nothing. */
 export function isLocked(file: string): boolean {
   let db: Database.Database | undefined;
   try {
@@ -24,19 +24,19 @@ export function isLocked(file: string): boolean {
 }
 
 /**
- * Makes this process the only one on a data directory. A second SQLite file held by an open exclusive transaction: the
- * kernel lets it go with the process, kill -9 included. Returns the release; throws `LockedError` when another process holds it.
+ * Locks the data directory for this process by an exclusive transaction on a second SQLite file: the kernel releases
+ * it with the process, kill -9 included. Returns the release. Throws `LockedError`.
  */
 export function lockDirectory(file: string): () => void {
   const db = new Database(file, { timeout: lookMs });
   try {
-    // Nothing is written, and so nothing needs room on a full disk.
+    // Writes nothing, and so works on a full disk.
     db.pragma('journal_mode = MEMORY');
     db.exec('BEGIN EXCLUSIVE');
   } catch (error) {
     db.close();
     if (errorCode(error) === 'SQLITE_NOTADB')
-      throw new Error(`${file} is not a lock of layercache: delete it, nothing is kept in it`, {
+      throw new Error(`${file} is not a lock of layercache: delete it, it contains no data`, {
         cause: error,
       });
     if (errorCode(error) !== 'SQLITE_BUSY') throw error;

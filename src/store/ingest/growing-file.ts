@@ -11,25 +11,25 @@ import { Intervals } from './intervals.ts';
 import { JournalWriter, type JournalWriterContext, type OpenFile } from './journal-writer.ts';
 import { withoutHoles, type Journalled, type Kept } from './journal.ts';
 
-/** What all growing files of a store share. */
+/** Shared by all growing files of a store. */
 export interface GrowingFileContext extends JournalWriterContext {
   readonly buffers: Buffers;
-  /** Writes are few at a time, since those that the kernel throttles would block every read too. */
+  /** Limits concurrent writes: writes throttled by the kernel occupy the thread pool and would block reads. */
   readonly writes: Slots;
   readonly health: Health;
 }
 
 const leastMargin = 1024 * 1024;
 const mostMargin = 16 * 1024 * 1024;
-/** Room to set aside for `bytes` and what follows, where the size is not known or not believed: as much again, up to 16 MiB. */
+/**
+ * Space to reserve for `bytes` and what follows if the size is unknown or unreliable: twice as much, with a margin of
+ * 1 to 16 MiB.
+ */
 export function withMargin(bytes: number): number {
   return bytes + Math.min(Math.max(bytes, leastMargin), mostMargin);
 }
 
-/**
- * The file of an ingest: sparse, with the set of intervals that are in it, which are written down as they grow. Each byte of
- * it is written once.
- */
+/** The sparse file of an ingest, and its journal of the intervals present. Each byte is written once. */
 export class GrowingFile implements OpenFile {
   readonly registry: string;
   readonly digest: Digest;
@@ -39,9 +39,9 @@ export class GrowingFile implements OpenFile {
   readonly #kept: Kept | undefined;
   readonly #journal: JournalWriter;
   #present = new Intervals();
-  /** What an earlier process has left, and no digest has proven: until then nobody is shown it. */
+  /** Bytes from an earlier process: not served until the digest is verified. */
   #unproven = new Intervals();
-  /** What is there or being written; a write that fails ends it all. */
+  /** Present or being written. A failed write ends the ingest. */
   #claimed = new Intervals();
   #handle: FileHandle | undefined;
   #reads: Reads | undefined;
@@ -66,7 +66,7 @@ export class GrowingFile implements OpenFile {
     this.#journal = new JournalWriter(context);
   }
 
-  /** Of the blob. */
+  /** Of the blob, in bytes. */
   get size(): number | undefined {
     return this.#size;
   }
@@ -83,7 +83,7 @@ export class GrowingFile implements OpenFile {
     return this.#unproven;
   }
 
-  /** There is a file: small blobs come and go without one. */
+  /** Whether a file exists: small blobs are never written to one. */
   get isThere(): boolean {
     return this.#handle !== undefined || this.#kept !== undefined;
   }
@@ -92,13 +92,13 @@ export class GrowingFile implements OpenFile {
     return this.#open.fd;
   }
 
-  /** Shared by all who read it. */
+  /** Shared by all readers. */
   get reads(): Reads {
     this.#reads ??= new Reads(`blob ${this.digest}`, this.#open, this.#context.buffers);
     return this.#reads;
   }
 
-  /** Opens the file that an earlier fill has left, if there is one and it holds what it is said to. */
+  /** Opens the file left by an earlier ingest, if there is one, and checks its intervals. */
   async reopen(): Promise<void> {
     const kept = this.#kept;
     if (!kept || this.#handle) return;
@@ -111,7 +111,7 @@ export class GrowingFile implements OpenFile {
       this.#claimed = new Intervals(this.#present.ranges);
       this.#unproven = new Intervals((kept.isOurs ? kept.unproven : this.#present).ranges);
     } catch {
-      // Then it is as if there had been none.
+      // Unusable: start with an empty file.
       await this.#handle?.close();
       this.#handle = undefined;
       await unlink(this.path).catch(() => undefined);
@@ -122,7 +122,7 @@ export class GrowingFile implements OpenFile {
     this.#journal.resume(kept.synced, this.#present.total);
   }
 
-  /** Sets aside room for `room` bytes in all and opens the file; what is there of another size is dropped. Throws `store-full`. */
+  /** Reserves `room` bytes in all and opens the file. Bytes for another size are dropped. Throws `store-full`. */
   async begin(size: number | undefined, room: number | undefined, signal?: AbortSignal): Promise<void> {
     if (this.#size !== undefined && size !== undefined && size !== this.#size) {
       await this.#empty();
@@ -139,7 +139,7 @@ export class GrowingFile implements OpenFile {
     this.#journal.begin();
   }
 
-  /** Sets aside room for `bytes` in all. Throws `store-full`, also when there is none before the signal aborts. */
+  /** Reserves `bytes` in all. Throws `store-full`, also if the signal aborts first. */
   async reserve(bytes: number, signal?: AbortSignal): Promise<void> {
     try {
       await this.reservation.growTo(bytes, signal);
@@ -149,8 +149,8 @@ export class GrowingFile implements OpenFile {
   }
 
   /**
-   * Puts bytes at their place; what is there already is passed over. `onPresent` is told how many are new, in the tick in which
-   * they count as present. Resolves to that number. Throws `store-full`, or `upstream-invalid` for more bytes than the size allows.
+   * Writes the bytes not yet present. `onPresent` gets their number in the tick in which they become readable.
+   * Resolves to it. Throws `store-full`, or `upstream-invalid` for bytes beyond the size.
    */
   async write(
     offset: number,
@@ -193,37 +193,37 @@ export class GrowingFile implements OpenFile {
     return added;
   }
 
-  /** The size has become known. Throws `upstream-invalid` when there are more bytes already. */
+  /** Sets the size, when learnt late. Throws `upstream-invalid` if more bytes are present. */
   setSize(size: number): void {
     const end = this.#present.ranges.at(-1)?.end ?? 0;
     if (end > (this.#size ?? size)) {
       throw new MirrorError(
         'upstream-invalid',
-        `blob ${this.digest}: ${size} bytes, though ${end} have come`,
+        `blob ${this.digest}: size ${size}, but ${end} bytes were received`,
       );
     }
     this.#size ??= size;
   }
 
-  /** All of it is to come again. */
+  /** Drops all bytes. */
   async startOver(): Promise<void> {
     await this.#empty();
     this.reservation.shrinkTo(0);
     this.#journal.write(this);
   }
 
-  /** Nobody works on it from now on. */
+  /** Stops journalling: the ingest has ended. */
   end(): void {
     this.#journal.isOver = true;
   }
 
-  /** It goes, from the disk and from the journal. */
+  /** Deletes the file and its journal entry. */
   async discard(): Promise<void> {
     this.#context.partials.forget(this);
     await unlink(this.path).catch(() => undefined);
   }
 
-  /** What is there stays for the next fill: the file and its reservation are among the partials from now on. */
+  /** Leaves the file and its reservation to the next ingest. */
   keep(): void {
     this.#context.partials.keep(this);
   }
@@ -238,7 +238,7 @@ export class GrowingFile implements OpenFile {
     return this.#handle;
   }
 
-  /** What of a range nobody has written or is writing. */
+  /** Claims and returns the parts of the range that are neither present nor being written. */
   #claim(start: number, end: number): ByteRange[] {
     const parts: ByteRange[] = [];
     for (let at = this.#claimed.endOfRun(start); at < end; at = this.#claimed.endOfRun(at)) {
@@ -267,7 +267,7 @@ export class GrowingFile implements OpenFile {
     this.#journal.reset();
   }
 
-  /** Whatever keeps bytes from being written, the store can hold no more of this. */
+  /** Whatever the cause, the blob cannot be stored. */
   #writeFault(error: unknown): MirrorError {
     if (error instanceof MirrorError) return error;
     this.#context.health.failed(error);

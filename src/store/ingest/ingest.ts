@@ -11,15 +11,15 @@ import type { Verification, Verifier } from './verifier.ts';
 
 const nothing = Buffer.alloc(0);
 
-/** Who runs the ingests of a store. */
+/** Creates the ingests of a store. */
 export interface IngestOwner {
   readonly verifier: Verifier;
   readonly buffers: Buffers;
-  /** All leases are back and the file is closed. */
+  /** All leases are released and the file is closed. */
   closed(ingest: Ingest): void;
 }
 
-/** Where a reader stands, and where it wants to stop; undefined while the size is not known. */
+/** Position of a reader, and where it stops; undefined while the size is unknown. */
 export interface Reader {
   readonly offset: number;
   readonly end: number | undefined;
@@ -28,26 +28,25 @@ export interface Reader {
 /** A lease on an ingest. */
 export interface IngestLease {
   /**
-   * Writes what is wanted at the outlet's pace. Resolves to where it stopped: before the end only if the file can take
-   * no more. Rejects with the fill's fault.
+   * Copies the range at the outlet's pace. Resolves to where it stopped: before the end only if the file is full.
+   * Rejects with the ingest's fault.
    */
   copy(outlet: Outlet, range: ByteRange | undefined): Promise<number>;
-  /** The hash of the unbroken prefix, once it is computed, to be gone on with, and how long that prefix is. */
+  /** A copy of the hash of the contiguous prefix, to continue from, and the length of that prefix. */
   prefix(): Promise<{ length: number; verification: Verification }>;
-  /** Gives the lease back. Twice is fine. */
+  /** Idempotent. */
   release(): void;
 }
 
-/** What is less is not worth a file that waits for the next fill. */
+/** Fewer bytes are not left for the next ingest. */
 const worthKeeping = 64 * 1024;
 
 /**
- * The growing file of a fill: sparse, with the set of intervals that are in it. Its readers follow it at their own pace;
- * whoever reads the whole does not get the last byte before the digest is verified. Nobody else can see it before it is
- * committed. A fill that fails leaves it to the next one, with what is there.
+ * The growing file of a fill. Readers follow it at their own pace; a reader of the whole blob gets the last byte only
+ * once the digest is verified. A failed ingest leaves its bytes to the next one.
  */
 export class Ingest {
-  /** To be called when a reader has come or gone. */
+  /** Called when a reader comes, moves or leaves. */
   readonly #onReadersChanged: () => void;
   readonly #file: GrowingFile;
   readonly #owner: IngestOwner;
@@ -58,7 +57,7 @@ export class Ingest {
   #end: 'committed' | 'kept' | 'discarded' | undefined;
   #full = false;
   #fault: MirrorError | undefined;
-  /** The leases, and one for the fill until it commits or fails. */
+  /** Leases, plus one for the fill until it commits or fails. */
   #holders = 1;
 
   constructor(file: GrowingFile, owner: IngestOwner, onReadersChanged: () => void) {
@@ -95,22 +94,22 @@ export class Ingest {
     return this.#readers;
   }
 
-  /** All bytes are there. */
+  /** All bytes are present. */
   get isComplete(): boolean {
     return this.present.total === this.size;
   }
 
-  /** What an earlier process has left: nobody is shown it before the digest is proven. */
+  /** Bytes from an earlier process: not served until the digest is verified. */
   get unproven(): Intervals {
     return this.#file.unproven;
   }
 
-  /** What was left by an earlier process may be damaged: a digest that does not match may be its fault. */
+  /** Contains bytes from an earlier process, which may be the cause of a digest mismatch. */
   get isUnproven(): boolean {
     return !this.#verified && this.unproven.total > 0;
   }
 
-  /** Bytes on disk that are not in the store yet. */
+  /** Bytes on disk, not yet in the store. */
   get pendingBytes(): number {
     return this.#end === undefined ? this.present.total : 0;
   }
@@ -119,27 +118,27 @@ export class Ingest {
     return this.#verified;
   }
 
-  /** Opens the file that an earlier fill has left, if there is one and it holds what it is said to. */
+  /** Opens the file left by an earlier ingest, if there is one, and checks its intervals. */
   reopen(): Promise<void> {
     return this.#file.reopen();
   }
 
   /**
-   * Sets aside room for `room` bytes in all and opens the file. What an earlier fill has left of another size is dropped.
-   * Throws `store-full`, also when there is no room before the signal aborts.
+   * Reserves `room` bytes in all and opens the file. Bytes for another size are dropped. Throws `store-full`, also if
+   * the signal aborts first.
    */
   begin(size: number | undefined, room: number | undefined, signal?: AbortSignal): Promise<void> {
     return this.#file.begin(size, room, signal);
   }
 
-  /** Sets aside room for `bytes` in all. Throws `store-full`, also when there is none before the signal aborts. */
+  /** Reserves `bytes` in all. Throws `store-full`, also if the signal aborts first. */
   reserve(bytes: number, signal?: AbortSignal): Promise<void> {
     return this.#file.reserve(bytes, signal);
   }
 
   /**
-   * Puts bytes at their place; what is there already is passed over. Returns how many were new. Throws `store-full`, or
-   * `upstream-invalid` for more bytes than the size allows.
+   * Writes the bytes not yet present. Resolves to their number. Throws `store-full`, or `upstream-invalid` for bytes
+   * beyond the size.
    */
   write(offset: number, chunks: readonly Uint8Array[]): Promise<number> {
     return this.#file.write(offset, chunks, (added) => {
@@ -151,8 +150,8 @@ export class Ingest {
   }
 
   /**
-   * The upstream has told the size late, or its answer has ended. Throws `upstream-invalid` when there are more bytes
-   * already, and `digest-mismatch` for an end before the first byte: of nothing no last byte can be held back.
+   * Sets the size, when learnt late. Throws `upstream-invalid` if more bytes are present, and `digest-mismatch` for an
+   * empty body: without a last byte to hold back, an unverified blob would arrive complete.
    */
   setSize(size: number): void {
     if (size === 0 && !hashesTo(nothing, this.digest))
@@ -161,27 +160,27 @@ export class Ingest {
     this.#wake();
   }
 
-  /** From now on the digest is computed, as far as the file is whole from its start. */
+  /** Starts hashing the contiguous prefix of the file. */
   startVerifying(): void {
     if (this.#verification) return;
     this.#verification = this.#owner.verifier.start(this.digest, this.#file.fd);
     this.#verification.advance(this.present.endOfRun(0));
   }
 
-  /** Everything is there: resolves when the digest is proven. Throws `digest-mismatch`. */
+  /** Resolves when the digest of the complete file is verified. Throws `digest-mismatch`. */
   async verify(): Promise<void> {
     this.startVerifying();
     if (!(await this.#verification?.matches())) {
       throw new MirrorError(
         'digest-mismatch',
-        `blob ${this.digest}: ${this.present.total} bytes that do not hash to it`,
+        `blob ${this.digest}: its ${this.present.total} bytes do not match the digest`,
       );
     }
     this.#verified = true;
     this.#wake();
   }
 
-  /** What is there does not hash to the digest, and may have been damaged before: all of it is to come again. */
+  /** Drops all bytes after a mismatch that bytes of an earlier process may have caused. */
   async startOver(): Promise<void> {
     const verification = this.#verification;
     this.#verification = undefined;
@@ -189,7 +188,7 @@ export class Ingest {
     await this.#file.startOver();
   }
 
-  /** Taken in this tick. */
+  /** Takes effect in this tick. */
   lease(range: ByteRange | undefined): IngestLease {
     this.#holders += 1;
     let reader: Reader = { offset: range?.start ?? 0, end: range?.end };
@@ -201,13 +200,13 @@ export class Ingest {
         this.#readers.delete(reader);
         reader = source;
         this.#readers.add(reader);
-        // It may stand elsewhere now.
+        // Its position may have changed.
         this.#onReadersChanged();
         await copyFile(source, outlet, this.#owner.buffers);
         return source.offset;
       },
       prefix: async () => {
-        // The reader has been shown nothing of it, so it goes on from nothing.
+        // The reader got none of the unverified bytes: hash from the start.
         if (this.isUnproven && reader.offset === 0)
           return { length: 0, verification: this.#owner.verifier.start(this.digest) };
         this.startVerifying();
@@ -226,21 +225,21 @@ export class Ingest {
     };
   }
 
-  /** The fill has committed: the file now belongs to the store. */
+  /** The file now belongs to the store. */
   committed(): void {
     this.#over('committed');
     this.#leave();
   }
 
-  /** The file can take no more: the readers get what is there, and nothing is kept. */
+  /** The store is full: readers get the bytes present, then the file is deleted. */
   async overflow(): Promise<void> {
     this.#full = true;
     await this.#finish('discarded');
   }
 
   /**
-   * Ends all readers with the same fault. What is there stays for the next fill, unless it cannot be trusted. Those that
-   * read what is verified already are not disturbed: only the store has lost it.
+   * Ends all readers with the error, except readers of a verified blob. The bytes are left to the next ingest, unless
+   * they may be wrong.
    */
   async fail(error: MirrorError): Promise<void> {
     if (!this.#verified) this.#fault = error;
@@ -248,12 +247,12 @@ export class Ingest {
     await this.#finish(isSound && this.#isWorthKeeping ? 'kept' : 'discarded');
   }
 
-  /** Nobody wants more of it now. */
+  /** No reader is left: the bytes are left to the next ingest. */
   async suspend(): Promise<void> {
     await this.#finish(this.#isWorthKeeping ? 'kept' : 'discarded');
   }
 
-  /** Of an unknown size nobody could tell later whether what is there is too much. */
+  /** Without a known size, a later ingest could not tell whether bytes are in excess. */
   get #isWorthKeeping(): boolean {
     return this.size !== undefined && this.present.total >= worthKeeping;
   }
@@ -274,10 +273,10 @@ export class Ingest {
 
   #source(range: ByteRange | undefined): Source {
     const whole = range === undefined || (range.start === 0 && range.end === this.size);
-    // The getters are the source's; `this` in them is not the ingest.
+    // In the getters of the source, `this` is the source.
     const size = (): number | undefined => this.size;
     const fault = (): MirrorError | undefined => this.#fault;
-    // A part is not waited for until all of it is proven: it comes past the file.
+    // A range is not delayed until the whole blob is verified: it is fetched past the file.
     const isFull = (offset: number): boolean =>
       this.#full || (!whole && this.isUnproven && this.unproven.endOfRun(offset) > offset);
     return {
@@ -321,7 +320,7 @@ export class Ingest {
     })()
       .catch(() => undefined)
       .finally(() => {
-        // What is kept goes on counting.
+        // A partial still takes up space.
         if (this.#end !== 'kept') this.reservation.release();
         this.#owner.closed(this);
       });

@@ -26,13 +26,13 @@ export interface IngestsParts {
   readonly health: Health;
   readonly verifier: Verifier;
   readonly buffers: Buffers;
-  /** Waits for the disk. */
+  /** For blocking disk access. */
   readonly worker: WorkerThread;
 }
 
 const maxWritesAtOnce = 8;
 
-/** The ingests that are running, and what earlier ones have left. */
+/** Running ingests, and what unfinished ones left. */
 export class Ingests implements IngestOwner {
   readonly verifier: Verifier;
   readonly buffers: Buffers;
@@ -54,13 +54,13 @@ export class Ingests implements IngestOwner {
     return this.#running.size > 0;
   }
 
-  /** One of them brings the digest. */
+  /** Whether a running ingest fetches the digest. */
   isBringing(digest: Digest): boolean {
     for (const ingest of this.#running) if (ingest.digest === digest) return true;
     return false;
   }
 
-  /** Bytes on disk of unfinished fills, running or kept. */
+  /** Disk use of ingests, running or unfinished. */
   get pendingBytes(): number {
     let total = this.partials.bytes;
     for (const ingest of this.#running) total += ingest.pendingBytes;
@@ -68,8 +68,8 @@ export class Ingests implements IngestOwner {
   }
 
   /**
-   * A private, growing file; it starts with what an earlier fill from the same registry has left. The evictor comes with the
-   * call, since it asks in its turn what is running.
+   * Starts a growing file, which resumes from what an earlier ingest from the same registry left. The evictor is an
+   * argument because it depends on this object.
    */
   start(
     {
@@ -94,7 +94,7 @@ export class Ingests implements IngestOwner {
     this.#running.delete(ingest);
   }
 
-  /** Of a file that nobody can see yet. */
+  /** A new path in the ingest directory. */
   newPath(digest: Digest): string {
     return join(this.#directory, `${hexOf(digest).slice(0, 16)}-${randomBytes(4).toString('hex')}`);
   }

@@ -1,6 +1,6 @@
 import type { ByteRange } from '../../oci/range.ts';
 
-/** A set of byte intervals, kept sorted, disjoint and apart. */
+/** A set of byte intervals: sorted, disjoint and not adjacent. */
 export class Intervals {
   #ranges: ByteRange[] = [];
   #total = 0;
@@ -9,7 +9,7 @@ export class Intervals {
     for (const { start, end } of ranges) this.add(start, end);
   }
 
-  /** How many bytes are in the set. */
+  /** Number of bytes in the set. */
   get total(): number {
     return this.#total;
   }
@@ -31,13 +31,13 @@ export class Intervals {
     this.#total += merged.end - merged.start;
   }
 
-  /** Where the unbroken run that holds `offset` ends; `offset` itself when it is not in the set. */
+  /** End of the interval that contains `offset`; `offset` itself if none does. */
   endOfRun(offset: number): number {
     const range = this.#ranges[this.#firstEndingAtOrAfter(offset + 1)];
     return range && range.start <= offset ? range.end : offset;
   }
 
-  /** The first byte at or after `offset` that is in the set; Infinity when there is none. */
+  /** First byte of the set at or after `offset`; Infinity if there is none. */
   next(offset: number): number {
     const range = this.#ranges[this.#firstEndingAtOrAfter(offset + 1)];
     return range ? Math.max(range.start, offset) : Infinity;

@@ -9,42 +9,42 @@ import type { Partials } from './partials.ts';
 export interface JournalWriterContext {
   readonly clock: Clock;
   readonly partials: Partials;
-  /** Makes what is written down outlive a power cut. */
+  /** Its checkpoint makes journal rows survive a power cut. */
   readonly catalogLog: CatalogLog;
-  /** Makes what has been written to a file last. */
+  /** Syncs files to disk. */
   readonly worker: WorkerThread;
 }
 
-/** A file that is open. */
+/** A growing file, open. */
 export interface OpenFile extends Journalled {
   readonly fd: number;
 }
 
-/** As much may be lost to a kill -9. */
+/** A kill -9 loses at most so many bytes. */
 const journalEveryBytes = 8 * 1024 * 1024;
-/** As much time's worth may be lost to a power cut. */
+/** A power cut loses the bytes of about this time. */
 const syncEveryMs = 1000;
 
-/** Writes down what is in a growing file, every few MiB; about once a second it makes that outlive a power cut. */
+/** Journals the intervals of a growing file every few MiB, and syncs file and journal about once a second. */
 export class JournalWriter {
   readonly #context: JournalWriterContext;
   #synced = new Intervals();
   #journalledBytes = 0;
   #syncedAt = 0;
   #syncing: Promise<void> | undefined;
-  /** Nobody works on the file any more: it is not for this to write it down. */
+  /** The ingest has ended: its journal entry must not be written any more. */
   isOver = false;
 
   constructor(context: JournalWriterContext) {
     this.#context = context;
   }
 
-  /** What is on the disk for good. */
+  /** Intervals synced to disk. */
   get synced(): Intervals {
     return this.#synced;
   }
 
-  /** Goes on from what an earlier fill has left: so many bytes. */
+  /** Continues from the journal of an earlier ingest, with `bytes` present. */
   resume(synced: Intervals, bytes: number): void {
     this.#synced = synced;
     this.#journalledBytes = bytes;
@@ -55,7 +55,7 @@ export class JournalWriter {
     this.#syncedAt ||= this.#now();
   }
 
-  /** Nothing is in the file any more. */
+  /** The file was emptied. */
   reset(): void {
     this.#synced = new Intervals();
     this.#journalledBytes = 0;
@@ -74,7 +74,7 @@ export class JournalWriter {
     }
   }
 
-  /** Resolves when the file is not used any more. */
+  /** Resolves when the file is no longer in use here. */
   async ended(): Promise<void> {
     await this.#syncing;
   }
@@ -89,7 +89,7 @@ export class JournalWriter {
       partials.journal(file);
       await catalogLog.checkpoint();
     } catch {
-      // Then less is sure to outlive a power cut.
+      // Fewer bytes survive a power cut.
     }
     this.#syncedAt = this.#now();
   }

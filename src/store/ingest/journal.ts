@@ -4,35 +4,35 @@ import type { FileHandle } from 'node:fs/promises';
 import type { Digest } from '../../oci/digest.ts';
 import { Intervals } from './intervals.ts';
 
-/** What is written down of an ingest, so that the next fill goes on from it. */
+/** The journal entry of an ingest, from which the next ingest resumes. */
 export interface Journalled {
-  /** Where its bytes come from. */
+  /** Registry that the bytes come from. */
   readonly registry: string;
   readonly digest: Digest;
   readonly path: string;
   readonly size: number | undefined;
   readonly present: Intervals;
-  /** The part that outlives a power cut. */
+  /** Survives a power cut. */
   readonly synced: Intervals;
 }
 
-/** What an earlier fill has left. */
+/** What an unfinished ingest left. */
 export interface Kept extends Journalled {
-  /** It is this process's: the file holds what it is said to. */
+  /** Left by this process: the intervals need no check. */
   readonly isOurs: boolean;
-  /** Of what this process has kept: what an earlier one had left. */
+  /** Bytes from an earlier process, not verified. */
   readonly unproven: Intervals;
 }
 
 const sector = 512;
 const stepBytes = 1024 * 1024;
 
-/** Names this run of the kernel: what is in its page cache outlives a process, not the kernel. */
+/** Identifies this run of the kernel: the page cache survives a process, not the kernel. */
 export function bootId(): string {
   try {
     return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
   } catch {
-    // Then no run is like another, and only what was synced counts.
+    // A random id matches no later one: only synced bytes count.
     return randomUUID();
   }
 }
@@ -50,9 +50,9 @@ export function readIntervals(text: string): Intervals {
 }
 
 /**
- * What of `present` is really in the file. What was not synced may have been lost with the file system's memory, also
- * within one run of the kernel: it reads as zeros or lies past the end. Each interval counts up to the first sector of
- * zeros in what was not synced; where the blob itself has one, that costs fetching the rest once more.
+ * The part of `present` that is really in the file. Unsynced data may be lost even within one run of the kernel: it
+ * reads as zeros or lies past the end. Each interval counts up to its first unsynced sector of zeros; a blob that
+ * contains such a sector is fetched again from there.
  */
 export async function withoutHoles(
   handle: FileHandle,

@@ -8,15 +8,15 @@ import type { Evictor, Leftovers } from '../room/evictor.ts';
 import type { Reservation } from '../room/reservation.ts';
 import { bootId, readIntervals, writeIntervals, type Journalled, type Kept } from './journal.ts';
 
-/** What nobody came back for goes after that time. */
+/** Partials not resumed within this time are deleted. */
 const keptForMs = 24 * 60 * 60 * 1000;
 
-/** What an unfinished fill has left: only its registry says that these bytes belong to the digest. */
+/** What an unfinished ingest left. The bytes are unverified: they count only for the same registry and digest. */
 export interface Partial extends Kept {
   readonly registry: string;
   readonly digest: Digest;
   readonly reservation: Reservation;
-  /** Milliseconds since the epoch. */
+  /** When the ingest ended, ms since the epoch. */
   readonly keptAt: number;
 }
 
@@ -27,8 +27,8 @@ export interface PartialsContext {
 }
 
 /**
- * The unfinished fills that nobody works on: their files, and the journal of these and of the running ones. They outlive
- * the process. They count against the cap, and are the first to go.
+ * Files of unfinished ingests, and the journal of these and of running ones. They survive restarts, count against the
+ * cap, and are deleted before any blob is evicted.
  */
 export class Partials implements Leftovers {
   readonly #directory: string;
@@ -41,7 +41,7 @@ export class Partials implements Leftovers {
     this.#context = context;
   }
 
-  /** Bytes on disk. */
+  /** Disk use. */
   get bytes(): number {
     let total = 0;
     for (const { present } of this.#kept.values()) total += present.total;
@@ -52,13 +52,13 @@ export class Partials implements Leftovers {
     return this.#kept.has(keyOf(registry, digest));
   }
 
-  /** Finds what earlier processes have left, and removes what no journal tells of. */
+  /** Loads the partials of earlier processes, and deletes files without a journal entry. */
   async load(evictor: Evictor): Promise<void> {
     const files = new Set(await readdir(this.#directory));
     for (const row of this.#context.catalog.partials.all()) {
       const { registry, digest, size, updatedAt } = row;
       const synced = readIntervals(row.synced);
-      // The page cache is intact after a kill -9; after a power cut it is gone.
+      // The page cache survives a kill -9, but not a power cut.
       const present = row.boot === this.#boot ? readIntervals(row.present) : synced;
       if (files.has(row.file) && present.total > 0) {
         files.delete(row.file);
@@ -73,7 +73,7 @@ export class Partials implements Leftovers {
     await this.sweep();
   }
 
-  /** What is left of a fill is somebody's work again. */
+  /** Hands the partial over to a new ingest. */
   take(registry: string, digest: Digest): Partial | undefined {
     const key = keyOf(registry, digest);
     const partial = this.#kept.get(key);
@@ -81,7 +81,7 @@ export class Partials implements Leftovers {
     return partial;
   }
 
-  /** Nobody works on it any more. */
+  /** Adds what an ingest left. */
   keep(left: Omit<Partial, 'keptAt' | 'isOurs'>): void {
     const { registry, digest, path, size, present, synced, reservation, unproven } = left;
     reservation.shrinkTo(present.total);
@@ -112,7 +112,7 @@ export class Partials implements Leftovers {
     this.#try(digest, () => this.#context.catalog.partials.remove(registry, digest));
   }
 
-  /** Resolves to whether there was one to drop. */
+  /** See `DroppableFiles`. */
   async dropOldest(): Promise<boolean> {
     const [oldest] = this.#kept.values();
     if (oldest) await this.#drop(oldest);
@@ -136,7 +136,7 @@ export class Partials implements Leftovers {
     try {
       write();
     } catch (error) {
-      this.#context.log.warn({ err: error, digest }, 'the journal of a fill could not be written');
+      this.#context.log.warn({ err: error, digest }, 'the journal of an ingest could not be written');
     }
   }
 }

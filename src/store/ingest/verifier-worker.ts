@@ -3,22 +3,22 @@ import { readSync } from 'node:fs';
 import { answerCalls } from '../../util/worker.ts';
 
 /**
- * Hashes files that are still growing by reading their unbroken prefix back from the page cache. Jobs take turns in
- * slices, so that a small layer does not wait for a large one.
+ * Hashes files that are still growing by reading their unbroken prefix back from the page cache. Jobs are hashed
+ * in alternating slices, so that a small layer does not wait for a large one.
  */
 
 interface Job {
   readonly hash: Hash;
   readonly fd: number;
   offset: number;
-  /** How far the file is whole. */
+  /** End of the contiguous prefix. */
   readable: number;
-  /** Who waits until all that is readable is hashed. */
+  /** Callers waiting until all readable bytes are hashed. */
   waiting: { resolve: () => void; reject: (error: Error) => void }[];
 }
 
 const sliceBytes = 4 * 1024 * 1024;
-/** Small enough to stay in a core's own cache between being read and being hashed. */
+/** Fits into a core's cache between read and hash. */
 const step = Buffer.allocUnsafeSlow(256 * 1024);
 const jobs = new Map<number, Job>();
 let running = false;
@@ -72,7 +72,7 @@ answerCalls({
     if (job) job.readable = to;
     run();
   },
-  /** Bytes that are in no file. */
+  /** Hashes bytes that are in no file. */
   feed({ id, bytes }: { id: number; bytes: Uint8Array }) {
     jobs.get(id)?.hash.update(bytes);
   },
@@ -82,12 +82,12 @@ answerCalls({
   async digest({ id }: { id: number }) {
     return (await caughtUp(id)).hash.digest('hex');
   },
-  /** Another job that has hashed the same bytes; more can be fed to it. */
+  /** Copies the hash to a new job, which is continued by `feed`. */
   async fork({ id, to }: { id: number; to: number }) {
     const { hash } = await caughtUp(id);
     jobs.set(to, { hash: hash.copy(), fd: -1, offset: 0, readable: 0, waiting: [] });
   },
-  /** Once this has answered, the file descriptor is not touched again. */
+  /** Once answered, the file descriptor is not used any more. */
   drop({ id }: { id: number }) {
     jobs.delete(id);
   },

@@ -1,20 +1,22 @@
 import { algorithmOf, hexOf, type Digest } from '../../oci/digest.ts';
 import { WorkerThread } from '../../util/worker.ts';
 
-/** The hash of one digest's bytes, computed on a worker thread. */
+/** Hash of a blob, computed on a worker thread. */
 export interface Verification {
-  /** The open file is whole up to `offset`. */
+  /** The file is contiguous up to `offset`. */
   advance(offset: number): void;
-  /** Resolves when all that is readable now has been hashed. Rejects when it cannot be read. */
+  /** Resolves when all readable bytes are hashed. Rejects on a read error. */
   reached(): Promise<void>;
-  /** Bytes that are in no file; resolves when they are hashed, and must then be waited for before the next. The bytes
-   * are moved to the worker: the caller must own their buffer alone. */
+  /**
+   * Hashes bytes that are in no file; await each call before the next. The bytes are transferred to the worker: the
+   * caller must own the whole buffer.
+   */
   feed(bytes: Uint8Array<ArrayBuffer>): Promise<void>;
-  /** A second one that goes on from here, once all that is readable now has been hashed. */
+  /** A copy that continues after all bytes readable now. */
   fork(): Promise<Verification>;
-  /** Whether everything so far hashes to the digest. */
+  /** Whether the bytes so far match the digest. */
   matches(): Promise<boolean>;
-  /** To be called once, and awaited before the file is closed. */
+  /** Call once, and await before closing the file. */
   end(): Promise<void>;
 }
 
@@ -22,12 +24,12 @@ export class Verifier {
   readonly #worker: WorkerThread;
   #next = 1;
 
-  /** `onDeath` is told when the thread has ended by itself; it is started again. */
+  /** `onDeath`: called when the thread died; it is restarted. */
   constructor(onDeath?: (error: Error) => void) {
     this.#worker = new WorkerThread('verifier-worker', import.meta.url, onDeath);
   }
 
-  /** `fd` is read by position, and stays the caller's. */
+  /** `fd`: read by position; the caller closes it. */
   start(digest: Digest, fd = -1): Verification {
     return new WorkerVerification(this.#worker, () => this.#next++, digest, fd);
   }
@@ -37,18 +39,18 @@ export class Verifier {
   }
 }
 
-/** Of a file it is begun anew when the thread has died; of bytes that were only fed to it nothing is left then. */
+/** If the thread dies, hashing of a file restarts from its beginning; bytes that were only fed are lost. */
 class WorkerVerification implements Verification {
   readonly #worker: WorkerThread;
   readonly #newId: () => number;
   readonly #digest: Digest;
   readonly #fd: number;
   #id: number;
-  /** Which thread has it. */
+  /** Thread that has the job. */
   #thread: number;
   #readable = 0;
 
-  /** `id`: a job that the worker has already. */
+  /** `id`: an existing job of the worker. */
   constructor(worker: WorkerThread, newId: () => number, digest: Digest, fd: number, id?: number) {
     this.#worker = worker;
     this.#newId = newId;
@@ -95,7 +97,7 @@ class WorkerVerification implements Verification {
     }
   }
 
-  /** Begins anew in a new thread, if that is needed and can be done. */
+  /** Restarts in a new thread, if necessary and possible. */
   #renew(): boolean {
     const thread = this.#worker.start();
     if (thread === this.#thread || this.#fd < 0) return false;

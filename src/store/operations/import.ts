@@ -12,19 +12,19 @@ import { findDamage } from '../upkeep/check.ts';
 export interface Imported {
   readonly blobs: number;
   readonly bytes: number;
-  /** What was here already. */
+  /** Blobs that were stored already. */
   readonly known: number;
   readonly tags: number;
-  /** What could not be taken over, and why. */
+  /** What could not be imported, and why. */
   readonly problems: readonly string[];
 }
 
 const mostProblems = 100;
 
 /**
- * Takes over what a registry:2, or its proxy, has in its directory: blobs by hard link where the file system lets it, else by
- * copy, each verified; and its tags and repos, as those of `registry`. They count as confirmed when the other registry
- * wrote them, so the upstream is asked about what is older than a day, and need not give it again.
+ * Imports a registry:2 directory, proxy cache included, as content of `registry`: blobs by hard link, else by copy,
+ * each verified; and tags and repos. They count as confirmed when their link files were written: the upstream is asked
+ * about older ones again, without downloads.
  */
 export async function importRegistry(
   store: BlobStore,
@@ -68,11 +68,11 @@ export async function importRegistry(
   return { ...counts, problems };
 }
 
-/** Resolves to its size, or to undefined when it is here already. */
+/** Resolves to the size, or undefined if stored already. */
 async function takeOver(store: BlobStore, digest: Digest, from: string): Promise<number | undefined> {
   if (store.describe(digest)) return undefined;
   const entry = await lstat(from);
-  if (!entry.isFile()) throw new Error('it is not a file');
+  if (!entry.isFile()) throw new Error('it is not a regular file');
   const { size } = entry;
   await store.adopt(digest, size, async (path) => {
     await link(from, path).catch(() => copyFile(from, path));
@@ -83,7 +83,7 @@ async function takeOver(store: BlobStore, digest: Digest, from: string): Promise
   return size;
 }
 
-/** Links and tags of one repository. Returns how many tags. */
+/** Imports links and tags of one repo. Returns the number of tags. */
 async function takeNames(store: BlobStore, registry: string, name: string, path: string): Promise<number> {
   const repo = createRepo(registry, name, registry);
   const { catalog } = store;
@@ -137,7 +137,7 @@ async function findRoot(directory: string): Promise<string> {
     if ((await namesIn(root)).includes('blobs') && (await namesIn(join(root, 'blobs'))).includes('sha256'))
       return root;
   }
-  throw new Error(`${directory}: no registry's directory: it has no docker/registry/v2/blobs`);
+  throw new Error(`${directory}: not the directory of a registry: it has no docker/registry/v2/blobs`);
 }
 
 async function namesIn(directory: string): Promise<string[]> {

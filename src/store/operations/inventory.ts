@@ -6,8 +6,8 @@ import { footprintOfSize } from '../catalog/tables/blobs.ts';
 import { readIntervals } from '../ingest/journal.ts';
 
 /**
- * What one repo has in the store, in bytes on disk: what its tags and its upstream's word lead to, and all parts of that. What
- * several repos share counts in each of them; purging one frees the rest of its bytes, less what is pinned.
+ * Disk use of one repo, in bytes: blobs reached by its tags and links. Shared blobs count in each repo; purging a repo
+ * frees its bytes, less shared and pinned ones.
  */
 export interface RepoUsage {
   readonly registry: string;
@@ -16,7 +16,7 @@ export interface RepoUsage {
   readonly bytes: number;
   readonly sharedBytes: number;
   readonly pinnedBytes: number;
-  /** By when it was asked for last: within a day, a week, 30 days, or longer ago. */
+  /** By last use: within a day, a week, 30 days, or earlier. */
   readonly dayBytes: number;
   readonly weekBytes: number;
   readonly monthBytes: number;
@@ -27,7 +27,7 @@ export interface Usage {
   readonly blobs: number;
   readonly bytes: number;
   readonly pinnedBytes: number;
-  /** Of unfinished fills. */
+  /** Of unfinished ingests. */
   readonly unfinishedBytes: number;
   readonly repos: readonly RepoUsage[];
 }
@@ -38,7 +38,7 @@ export interface TagEntry {
   readonly tag: string;
   readonly digest: Digest;
   readonly mediaType: string;
-  /** Of all that is held of it, in bytes. */
+  /** Bytes stored of the image. */
   readonly heldBytes: number;
   readonly isPinned: boolean;
   /** Milliseconds since the epoch. */
@@ -53,16 +53,16 @@ export interface StoredBlob {
 
 const dayMs = 24 * 60 * 60_000;
 
-/** Reads a catalog beside whoever works on it: lists and sums, by a connection of its own that writes nothing. */
+/** Read-only queries on a catalog that another process may have open. */
 export class Inventory {
   readonly #db: Database.Database;
 
-  /** Throws when there is no catalog, or a damaged one. */
+  /** Throws when the catalog is missing or damaged. */
   constructor(path: string) {
     this.#db = openToRead(path);
   }
 
-  /** Patterns that were pinned by command. */
+  /** Patterns pinned by command. */
   pins(): string[] {
     return this.#db
       .prepare<[], { pattern: string }>('SELECT pattern FROM pins ORDER BY pattern')
@@ -112,7 +112,7 @@ export class Inventory {
     };
   }
 
-  /** The tags that match a pattern, or all. */
+  /** Tags that match the pattern, or all. */
   tags(pattern: Pattern | undefined): TagEntry[] {
     const rows = this.#db
       .prepare<[string], Omit<TagEntry, 'isPinned'> & { isPinned: number }>(
@@ -133,7 +133,7 @@ export class Inventory {
       .map((row) => ({ ...row, isPinned: row.isPinned === 1 }));
   }
 
-  /** All blobs, some at a time. */
+  /** All blobs, read in batches. */
   *blobs(): Generator<StoredBlob> {
     const next = this.#db.prepare<[string], StoredBlob>(
       'SELECT digest, size FROM blobs WHERE digest > ? ORDER BY digest LIMIT 1000',

@@ -1,38 +1,38 @@
 import type { z } from 'zod';
 
-/** A result for people: a table, and lines below it. */
+/** A result for display: a table, and lines below it. */
 export interface Shown {
   readonly head?: readonly string[];
   readonly rows?: readonly (readonly string[])[];
   readonly lines?: readonly string[];
-  /** A command ends with exit code 1. */
+  /** The command exits with 1. */
   readonly isFailed?: boolean;
 }
 
-/** What the command line has of an operation. Without a summary it is no command, and for programs only. */
+/** Command-line part of an operation. Without a summary it is not a command, only part of the admin API. */
 interface Command {
   readonly summary?: string;
-  /** Its positional arguments: `<pattern>`, `[pattern]`. */
+  /** Positional arguments: `<pattern>`, `[pattern]`. */
   readonly usage?: string;
-  /** Flags with what they mean. */
+  /** Flags and their descriptions. */
   readonly options?: readonly (readonly [flags: string, description: string])[];
-  /** Arguments that are paths: relative ones are resolved before another process gets them. */
+  /** Names of arguments that are paths: made absolute before they are sent to another process. */
   readonly paths?: readonly string[];
-  /** It needs room under the cap; others work where pins do not fit under it any more. */
+  /** Needs free space under the cap. Others run even if the pins exceed the cap. */
   readonly needsRoom?: boolean;
 }
 
 interface Definition<Reader, Target, A, R> extends Command {
-  /** Unknown and mistyped arguments are refused, not taken for a default. */
+  /** Must reject unknown and mistyped arguments. */
   readonly args: z.ZodType<A>;
-  /** On a catalog that is read beside whoever works on it: changes nothing. */
+  /** Runs on a read-only catalog, beside the process that has the store open. */
   readonly read?: (reader: Reader, args: A) => Promise<R>;
-  /** Whether `read` is enough for these arguments; default: it always is. */
+  /** Whether `read` suffices for these arguments; default: always. */
   readonly readsIf?: (args: A) => boolean;
-  /** On the store that serves; absent: it is not part of the admin API. */
+  /** Runs on the open store; absent: not part of the admin API. */
   readonly run?: (target: Target, args: A) => Promise<R>;
   readonly show: (result: R, args: A) => Shown;
-  /** What programs get of the result; default: all of it. */
+  /** JSON output; default: the whole result. */
   readonly toJson?: (result: R) => unknown;
 }
 
@@ -40,14 +40,14 @@ interface Definition<Reader, Target, A, R> extends Command {
 export interface Prepared<Reader, Target> {
   readonly read: ((reader: Reader) => Promise<unknown>) | undefined;
   readonly run: ((target: Target) => Promise<unknown>) | undefined;
-  /** Of what `read`, `run` or a running mirror gave. */
+  /** Displays a result of `read`, `run` or a running mirror. */
   readonly show: (result: unknown) => Shown;
   readonly toJson: (result: unknown) => unknown;
 }
 
 export interface Operation<Reader, Target> extends Command {
   readonly isForApi: boolean;
-  /** Throws `ZodError` or `OperationError` for arguments that it does not take. */
+  /** Throws `ZodError` or `OperationError` for invalid arguments. */
   readonly prepare: (args: unknown) => Prepared<Reader, Target>;
 }
 
@@ -63,7 +63,7 @@ export function define<Reader, Target, A, R>(
       return {
         read: read && readsIf(args) ? (reader) => read(reader, args) : undefined,
         run: run && ((target) => run(target, args)),
-        // A running mirror gives the same as `run`, by way of JSON.
+        // A running mirror returns the result of `run` as JSON.
         show: (result) => show(result as R, args),
         toJson: (result) => (toJson ? toJson(result as R) : result),
       };

@@ -12,7 +12,7 @@ import type { Inventory } from './inventory.ts';
 import { define, type Operation } from './operation.ts';
 import { previewPurge, purge } from './purge.ts';
 
-/** A catalog that is read beside whoever works on it, and what is configured. */
+/** A read-only catalog, and the configuration. */
 export interface Reader {
   readonly inventory: Inventory;
   readonly catalog: Catalog;
@@ -20,10 +20,10 @@ export interface Reader {
   readonly configuredPins: readonly Pattern[];
 }
 
-/** The store of a running mirror, or one that was opened since none is running. */
+/** The store of a running mirror, or one opened by the command. */
 export interface Target {
   readonly store: BlobStore;
-  /** The upstreams that are configured. */
+  /** Configured upstreams. */
   readonly registries: () => readonly string[];
   readonly defaultRegistry: () => string;
 }
@@ -31,10 +31,7 @@ export interface Target {
 const pattern = z.string().transform(imagePatternOf);
 const none = z.strictObject({});
 
-/**
- * What an operator may ask of a store, by name. The table is the one source of the command line and of the admin API: what a
- * command does on the files is what a running mirror does.
- */
+/** Operations on a store, by name. Both command line and admin API are generated from this table. */
 export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
   usage: define({
     summary: 'disk use by repository and age of last use',
@@ -58,11 +55,11 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
 
   list: define({
     usage: '[pattern]',
-    summary: 'known tags, and how much of each is held',
+    summary: 'known tags, and how many bytes of each image are stored',
     args: z.strictObject({ pattern: pattern.optional() }),
     read: ({ inventory }, { pattern }) => Promise.resolve(inventory.tags(pattern)),
     show: (tags, { pattern }) => ({
-      head: ['TAG', 'DIGEST', 'HELD', 'PINNED', 'CONFIRMED', 'LAST USED'],
+      head: ['TAG', 'DIGEST', 'STORED', 'PINNED', 'CONFIRMED', 'LAST USED'],
       rows: tags.map(({ registry, repo, tag, digest, heldBytes, isPinned, checkedAt, usedAt }) => [
         `${registry}/${repo}:${tag}`,
         digest.slice(0, 19),
@@ -76,7 +73,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
   }),
 
   pins: define({
-    summary: 'the patterns that are pinned',
+    summary: 'list pins',
     args: none,
     read: ({ inventory, configuredPins }) => Promise.resolve(listPins(configuredPins, inventory.pins())),
     run: ({ store }) => Promise.resolve(store.pins.list()),
@@ -88,7 +85,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
 
   pin: define({
     usage: '<pattern>',
-    summary: 'never evict what a pattern names',
+    summary: 'never evict images that match a pattern',
     args: z.strictObject({ pattern }),
     needsRoom: true,
     run: async ({ store }, { pattern }) => ({
@@ -98,7 +95,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
     show: ({ pinnedBytes, tags }, { pattern }) => ({
       lines: [
         `${formatSize(pinnedBytes)} are pinned`,
-        ...(tags === 0 ? [`${pattern.text}: no known tag matches yet; what is pulled later is pinned`] : []),
+        ...(tags === 0 ? [`${pattern.text}: no known tag matches yet; images pulled later are pinned`] : []),
       ],
     }),
   }),
@@ -113,8 +110,8 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
 
   purge: define({
     usage: '<pattern>',
-    summary: 'forget the tags that a pattern names, and delete blobs no other image uses',
-    options: [['--dry-run', 'only say what would be deleted']],
+    summary: 'remove the tags that match a pattern, and delete blobs no other image uses',
+    options: [['--dry-run', 'only show what would be deleted']],
     args: z.strictObject({ pattern, dryRun: z.boolean().default(false) }),
     read: ({ catalog }, { pattern }) => previewPurge(catalog, pattern),
     readsIf: ({ dryRun }) => dryRun,
@@ -126,7 +123,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
         : {
             lines: [
               `${dryRun ? 'would be deleted' : 'deleted'}: ${counted(tags, 'tag')}, ${counted(blobs, 'blob')}, ${formatSize(bytes)}`,
-              ...(kept > 0 ? [`kept, since pinned or in use: ${counted(kept, 'blob')}`] : []),
+              ...(kept > 0 ? [`not deleted, since pinned or in use: ${counted(kept, 'blob')}`] : []),
             ],
           },
   }),
@@ -139,8 +136,8 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
 
   import: define({
     usage: '<directory>',
-    summary: 'take over the blobs of a registry:2 directory, its proxy cache included',
-    options: [['--registry <name>', 'the upstream that they belong to (default: defaultUpstream)']],
+    summary: 'import blobs and tags from a registry:2 directory, proxy caches included',
+    options: [['--registry <name>', 'the upstream that the content belongs to (default: defaultUpstream)']],
     paths: ['directory'],
     args: z.strictObject({ directory: z.string(), registry: z.string().optional() }),
     needsRoom: true,
@@ -156,14 +153,14 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
     show: ({ blobs, bytes, known, tags, problems }) => ({
       lines: [
         ...problems,
-        `imported: ${counted(blobs, 'blob')}, ${formatSize(bytes)}, ${counted(tags, 'tag')}; ${counted(known, 'blob')} already held`,
+        `imported: ${counted(blobs, 'blob')}, ${formatSize(bytes)}, ${counted(tags, 'tag')}; ${counted(known, 'blob')} already stored`,
       ],
       isFailed: problems.length > 0,
     }),
   }),
 };
 
-/** The store, if its catalog is not damaged. */
+/** Returns the store. Throws when its catalog is damaged. */
 function whole(store: BlobStore): BlobStore {
   try {
     store.catalog.connection.expectUndamaged();
@@ -173,12 +170,12 @@ function whole(store: BlobStore): BlobStore {
   return store;
 }
 
-/** Quarantines what is still found wrong; resolves to how many there were. */
+/** Verifies the blobs again, and quarantines corrupt ones. Resolves to their number. */
 async function quarantine(store: BlobStore, digests: readonly string[]): Promise<{ quarantined: number }> {
   let quarantined = 0;
   for (const digest of digests) {
     const held = isDigest(digest) ? store.describe(digest) : undefined;
-    // It may have been fetched again since it was found.
+    // A blob may have been fetched again since it was reported.
     const why = held && (await findDamage(store.verifier, store.pathOf(held.digest), held, () => undefined));
     if (!held || why === undefined) continue;
     await store.quarantine(held.digest, why);

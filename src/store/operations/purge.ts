@@ -10,22 +10,19 @@ export interface Purged {
   readonly tags: number;
   readonly blobs: number;
   readonly bytes: number;
-  /** What stays though it was meant: it is pinned or in use. */
+  /** Matching blobs that stay, since they are pinned or in use. */
   readonly kept: number;
 }
 
 interface Plan {
   readonly tags: readonly Root[];
-  /** Blobs that nothing else refers to, and their sizes. */
+  /** Blobs used by nothing else, with their disk use. */
   readonly victims: ReadonlyMap<Digest, number>;
-  /** Pinned ones. */
+  /** Number of matching blobs that stay, since they are pinned. */
   readonly kept: number;
 }
 
-/**
- * Forgets the tags that a pattern names, and removes what of these repos nothing else refers to: a layer that other images
- * share stays.
- */
+/** Removes the tags that match a pattern, and deletes the blobs of these repos that no other image uses. */
 export async function purge(store: BlobStore, pattern: Pattern): Promise<Purged> {
   const { catalog } = store;
   const { tags, victims, kept } = await inSteps(plan(catalog, pattern));
@@ -48,17 +45,17 @@ function* forget(catalog: Catalog, tags: readonly Root[]): Generator<undefined, 
   }
 }
 
-/** What `purge` would do, but for what is in use then; nothing is changed. */
+/** What `purge` would do, apart from blobs in use at that time. Changes nothing. */
 export async function previewPurge(catalog: Catalog, pattern: Pattern): Promise<Purged> {
   const { tags, victims, kept } = await inSteps(plan(catalog, pattern));
   const bytes = [...victims.values()].reduce((sum, size) => sum + size, 0);
   return { tags: tags.length, blobs: victims.size, bytes, kept };
 }
 
-/** A running mirror answers in between. */
+/** A generator, so that a running mirror can serve requests in between. */
 function* plan(catalog: Catalog, pattern: Pattern): Generator<undefined, Plan> {
   const isMeant = ({ registry, repo, tag }: Root): boolean => pattern.matches({ registry, name: repo }, tag);
-  // What is pinned keeps its tag.
+  // Pinned images keep their tags.
   const tags = catalog.roots
     .tagged(pattern.glob)
     .filter((root) => isMeant(root) && !catalog.pins.isPinned(root.digest));
@@ -68,7 +65,7 @@ function* plan(catalog: Catalog, pattern: Pattern): Generator<undefined, Plan> {
   const visit = (digest: Digest): boolean => {
     const blob = catalog.blobs.get(digest);
     if (!blob || victims.has(digest)) return false;
-    // Another tag, another repo or another image that stays holds it.
+    // The blob stays if another tag, repo or image uses it.
     const isTagged = catalog.roots.tagsOf(digest).some((root) => !isMeant(root));
     const isShared = catalog.links
       .reposOf(digest)

@@ -3,8 +3,8 @@ const smallest = 32 * 1024;
 const largest = 1024 * 1024;
 
 /**
- * The buffers that readers copy through. However many there are, their pairs fit into one pool: the more readers, the
- * smaller the buffers. What is free is kept for the next, within the same bound.
+ * Read buffers for all readers, two each, within one pool: the more readers, the smaller the buffers. Free buffers are
+ * kept for reuse within the same bound.
  */
 export class Buffers {
   readonly #free = new Map<number, Buffer[]>();
@@ -20,7 +20,7 @@ export class Buffers {
     this.#readers -= 1;
   }
 
-  /** A buffer for at most `wanted` bytes at a time; it may be smaller or larger than that. */
+  /** A buffer for reads of up to `wanted` bytes; its size may differ. */
   take(wanted: number): Buffer {
     const share = poolBytes / (2 * Math.max(1, this.#readers));
     let size = smallest;
@@ -31,12 +31,12 @@ export class Buffers {
       this.#freeBytes -= size;
       return kept;
     }
-    // Of other sizes than are wanted now.
+    // The free buffers have other sizes.
     if (this.#usedBytes + this.#freeBytes > poolBytes) this.#forget();
     return Buffer.allocUnsafeSlow(size);
   }
 
-  /** Only for a buffer that nothing reads from any more. */
+  /** For reuse: only if nothing reads from the buffer any more. */
   give(buffer: Buffer): void {
     this.drop(buffer);
     if (this.#usedBytes + this.#freeBytes + buffer.length > poolBytes) return;
@@ -46,7 +46,7 @@ export class Buffers {
     else this.#free.set(buffer.length, [buffer]);
   }
 
-  /** For a buffer that something may still read from: it is not used again. */
+  /** For a buffer that may still be read from: it is not reused. */
   drop({ length }: Buffer): void {
     this.#usedBytes -= length;
   }

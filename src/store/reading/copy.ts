@@ -3,26 +3,26 @@ import type { Outlet } from '../../util/outlet.ts';
 import type { Buffers } from './buffers.ts';
 import type { Reads } from './reads.ts';
 
-/** A file that is whole, or on its way, as one reader sees it. */
+/** A complete or growing file, as seen by one reader. */
 export interface Source {
   readonly reads: Reads;
-  /** Where the reader stands. */
+  /** Position of the reader. */
   offset: number;
-  /** Where it wants to stop; undefined while the size is not known. */
+  /** Position at which to stop; undefined while the size is unknown. */
   readonly end: number | undefined;
   readonly fault: MirrorError | undefined;
-  /** What is not there will not come into this file any more. */
+  /** Absent bytes will not be written to this file any more. */
   readonly isFull: boolean;
-  /** How far the reader may read now; a reader of the whole never gets the last byte unverified. */
+  /** End of the bytes readable now. A reader of the whole blob gets the last byte only after verification. */
   readableTo(offset: number): number;
-  /** Calls back once, at the next change; returns how to take that back. */
+  /** Calls `wake` once, at the next change. Returns a function that cancels. */
   onChange(wake: () => void): () => void;
 }
 
 /**
- * The serving loop: reads into one buffer while the other is being written, at the sink's pace. A reader looks for
- * bytes and registers to wait in the same tick, and after any await looks again: else the last wake-up is lost. Ends
- * with the source's offset at its end, or before it if the file is full.
+ * Copies to the outlet at its pace, reading into one buffer while the other is written. Availability is checked and
+ * the wait registered in the same tick, else a wake-up would be lost. Ends at the source's end, or before it if the
+ * file is full.
  */
 export async function copyFile(source: Source, outlet: Outlet, buffers: Buffers): Promise<void> {
   let writing: Promise<void> | undefined;
@@ -53,7 +53,7 @@ export async function copyFile(source: Source, outlet: Outlet, buffers: Buffers)
           throw error;
         },
       );
-      // Awaited in the next turn; a rejection before that is not an unhandled one.
+      // Awaited in the next iteration; until then a rejection must not count as unhandled.
       writing.catch(() => undefined);
     }
     await writing;

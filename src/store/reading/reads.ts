@@ -2,26 +2,26 @@ import type { FileHandle } from 'node:fs/promises';
 import { MirrorError } from '../../util/errors.ts';
 import type { Buffers } from './buffers.ts';
 
-/** Bytes of a file, as long as somebody writes them to somewhere. */
+/** Bytes read from a file, valid until released. */
 export interface Read {
   readonly bytes: readonly Uint8Array[];
   readonly length: number;
-  /** Nothing reads from `bytes` any more; `false` if something still may. */
+  /** `isDone`: nothing reads from `bytes` any more. */
   release(isDone: boolean): void;
 }
 
 interface Shared {
   readonly parts: readonly Uint8Array[];
   readonly length: number | Promise<number>;
-  /** To be given back to the pool. */
+  /** Returned to the pool; undefined: not from the pool. */
   readonly buffer: Buffer | undefined;
   readers: number;
   isDone: boolean;
 }
 
 /**
- * The reads of one file by many readers. Those who stand at the same place, as all do that follow a file while it is
- * arriving, share one buffer and one read.
+ * Reads of one file by many readers. Readers at the same offset, as when following a growing file, share one read and
+ * buffer.
  */
 export class Reads {
   readonly #what: string;
@@ -35,7 +35,7 @@ export class Reads {
     this.#buffers = buffers;
   }
 
-  /** Some of the bytes from `offset`, at most up to `end`. Throws `damaged`. */
+  /** Reads some bytes from `offset`, at most up to `end`. Throws `damaged`. */
   async at(offset: number, end: number): Promise<Read> {
     const shared = this.#shared.get(offset) ?? this.#start(offset, end);
     shared.readers += 1;
@@ -53,7 +53,7 @@ export class Reads {
     }
   }
 
-  /** Bytes that have just been written there: whoever waits for them need not read them back. */
+  /** Offers bytes just written at `offset` to waiting readers, which saves reading them back. */
   seed(offset: number, parts: readonly Uint8Array[], length: number): void {
     if (this.#shared.has(offset)) return;
     const shared = { parts, length, buffer: undefined, readers: 0, isDone: true };

@@ -12,10 +12,10 @@ import type { Buffers } from './buffers.ts';
 import { copyFile } from './copy.ts';
 import { Reads } from './reads.ts';
 
-/** Content in memory: small, or not on disk yet. */
+/** A blob in memory, verified. */
 export interface Held extends Descriptor {
   readonly bytes: Buffer;
-  /** The parts, if it is a manifest. */
+  /** Children, if it is a manifest. */
   readonly children: readonly Child[];
 }
 
@@ -41,14 +41,14 @@ export class MemoryContent implements Content {
   }
 
   release(): void {
-    // Memory is held by whoever refers to it.
+    // Nothing to release: garbage-collected.
   }
 }
 
 async function sendBytes(sink: Writable, all: Buffer, range: ByteRange | undefined): Promise<void> {
   const bytes = range ? all.subarray(range.start, range.end) : all;
   if (bytes.length <= smallSize) {
-    // The kernel takes that much: nothing to wait for.
+    // The socket buffer takes so few bytes: no need to wait.
     sink.end(bytes);
     return;
   }
@@ -60,10 +60,10 @@ export interface SharedFileEvents {
   readonly onDamaged: (why: string) => void;
 }
 
-/** A stored blob's file: opened once for all who lease it, closed when the last has left. */
+/** The file of a stored blob: opened once for all leases, closed with the last. */
 export class SharedFile {
   readonly path: string;
-  /** Somebody takes the whole of it. */
+  /** A reader was sent the whole file. */
   wasTaken = false;
   readonly #row: Descriptor;
   readonly #events: SharedFileEvents;
@@ -86,7 +86,7 @@ export class SharedFile {
     this.#users -= 1;
     if (this.#users > 0) return;
     this.#events.onIdle();
-    // A handle that could not be opened has told its users so.
+    // If opening failed, the readers got the error.
     this.#handle?.then((handle) => handle.close()).catch(() => undefined);
   }
 
@@ -100,7 +100,7 @@ export class SharedFile {
     return this.#reads;
   }
 
-  /** Runs a look at the file; what it finds wrong with it makes the blob `damaged`. */
+  /** Runs `look` on the file. Turns errors that mean a corrupt file into `damaged`, and reports them. */
   async inspect<T>(look: () => Promise<T>): Promise<T> {
     try {
       return await look();
@@ -152,12 +152,12 @@ abstract class FileContent implements Content {
   }
 }
 
-/** A file small enough to be read and verified as a whole, and then kept in memory. */
+/** A file small enough to be read and verified as a whole, then cached in memory. */
 export class SmallContent extends FileContent {
   readonly #keep: (bytes: Buffer) => string;
   #bytes: Buffer | undefined;
 
-  /** `keep`: takes the bytes, and returns their media type. */
+  /** `keep`: caches the bytes and returns their media type. */
   constructor(row: Descriptor, file: SharedFile, keep: (bytes: Buffer) => string) {
     super(row, file);
     this.#keep = keep;

@@ -8,58 +8,58 @@ import { Reservation, type RoomMaker } from './reservation.ts';
 import type { Space } from './space.ts';
 
 export interface RoomLimits {
-  /** The cap over everything stored and arriving, in bytes on disk. */
+  /** Cap on stored and reserved disk space, in bytes. */
   readonly maxBytes: number;
-  /** What the file system must keep free. */
+  /** Free space to leave on the file system, in bytes. */
   readonly minFreeBytes: number;
-  /** Evict what was unused this long; 0: nothing. */
+  /** Evict what was unused this long, in ms; 0: never. */
   readonly maxIdleMs: number;
 }
 
-/** What is stored and may leave. */
+/** The evictable blobs of a store. */
 export interface Victims {
-  /** Those that are worth least, in order; `after`: the last of those that were given before. */
+  /** Unpinned blobs in ascending priority, after `after`. */
   leastWorthy(count: number, after: Victim | undefined): Victim[];
-  /** What was not used for that long. */
+  /** Unpinned blobs unused for this long (ms). */
   idle(forMs: number, count: number): Victim[];
-  /** It is held, and neither in use nor pinned, nor used since it was chosen. */
+  /** Whether the blob is stored, not in use, not pinned, and not used since it was selected. */
   mayLeave(digest: Digest): boolean;
-  /** Bytes that are pinned. */
+  /** Disk use of pinned blobs. */
   readonly pinnedBytes: number;
-  /** Resolves, when the bytes are free again and off the account, to whether that could be done. */
+  /** Resolves, once the space is freed and no longer counted, to whether the blob was deleted. */
   evict(victim: Victim, reason: EvictionReason): Promise<boolean>;
 }
 
-/** Files that are worth less than anything stored: they go first. */
+/** Files that are deleted before any blob is evicted. */
 export interface Leftovers {
-  /** Bytes on disk. */
+  /** Disk use. */
   readonly bytes: number;
-  /** Resolves to whether there was one to drop. */
+  /** Deletes the oldest file. Resolves to whether there was one. */
   dropOldest(): Promise<boolean>;
 }
 
 export interface EvictorParts {
   readonly space: Space;
   readonly victims: Victims;
-  /** Those of the first go first. */
+  /** In the order in which they are emptied. */
   readonly leftovers: readonly Leftovers[];
-  /** Of the file system. */
+  /** Free space of the file system. */
   readonly free: () => Promise<FreeSpace>;
 }
 
 export type EvictionReason = 'max-bytes' | 'min-free' | 'idle';
 
-/** So much is kept ready, so that nobody waits for a file to be deleted. */
+/** Share of the cap that is freed ahead of need, so that downloads do not wait for files to be deleted. */
 const aheadShare = 0.02;
 const mostAhead = 1_000_000_000;
-/** For fills, and for SQLite's own. */
+/** Free inodes needed by downloads and SQLite. */
 const leastFreeFiles = 12;
 const idleAtOnce = 16;
 const lookedAtOnce = 64;
 
 /**
- * Keeps the store under its cap: room is made and set aside before anything is written, by putting out what is worth
- * least. What is leased or pinned stays. Those who need room are served one after the other; some of it is made ahead.
+ * Keeps the store under its cap and the file system above its free space. Space is reserved before anything is
+ * written, and freed by evicting unpinned, unleased blobs of the lowest priority. Requests are served one at a time.
  */
 export class Evictor implements RoomMaker {
   readonly #limits: () => RoomLimits;
@@ -69,7 +69,7 @@ export class Evictor implements RoomMaker {
   readonly #free: () => Promise<FreeSpace>;
   #line: Promise<unknown> = Promise.resolve();
   #tidying: Promise<void> | undefined;
-  /** There is less free space than there should be, and nothing that could be put out. */
+  /** Free space is below store.minFreeBytes, and eviction cannot help. */
   isShort = false;
 
   constructor(limits: () => RoomLimits, { space, victims, leftovers, free }: EvictorParts) {
@@ -84,16 +84,16 @@ export class Evictor implements RoomMaker {
     return new Reservation(this.#space, this);
   }
 
-  /** `grant` is called in the same tick in which the room was found, and not after the signal has aborted. */
+  /** See `RoomMaker`. */
   async makeRoom(wanted: () => number, grant: () => void, signal?: AbortSignal): Promise<void> {
     const made = this.#inLine(() => this.#makeRoom(wanted(), grant, signal));
-    const late = (): MirrorError => full(wanted(), 'none could be made in time');
+    const late = (): MirrorError => full(wanted(), 'no space was freed in time');
     await (signal ? untilAborted(made, signal, late) : made);
   }
 
   /**
-   * In small steps, between those who wait for room: puts out what is idle, and what is above the high-water mark, as after
-   * the cap was lowered or while others fill the disk. `signal` ends it early.
+   * Evicts idle blobs, and frees space ahead of need. One blob per step, so that reservations are served in between.
+   * `signal` ends it early.
    */
   tidy(signal: AbortSignal): Promise<void> {
     this.#tidying ??= this.#tidy(signal).finally(() => (this.#tidying = undefined));
@@ -131,22 +131,22 @@ export class Evictor implements RoomMaker {
         grant();
         return;
       }
-      // Emptying the whole store for nothing helps nobody.
+      // Evicting everything would not be enough: evict nothing.
       if (!lack.isCurable) {
         throw full(
           bytes,
           lack.reason === 'max-bytes'
-            ? 'store.maxBytes is taken by fills'
+            ? 'store.maxBytes is reserved by running downloads'
             : 'the file system has too little free space for store.minFreeBytes, or too few free inodes',
         );
       }
       if (!(await this.#evictOne(scan, lack.reason))) {
-        throw full(bytes, 'what is stored is in use or pinned, or cannot be deleted');
+        throw full(bytes, 'all stored blobs are in use, pinned, or cannot be deleted');
       }
     }
   }
 
-  /** Which bound stands in the way of so many bytes more, and whether putting things out can help. */
+  /** Which limit prevents using so many bytes more, and whether eviction can help; undefined: none. */
   async #lack(
     underCap: number,
     underFree: number,
@@ -173,7 +173,7 @@ export class Evictor implements RoomMaker {
     return undefined;
   }
 
-  /** Resolves to whether something went. */
+  /** Resolves to whether something was deleted. */
   async #evictOne(scan: Scan, reason: EvictionReason): Promise<boolean> {
     for (const left of this.#leftovers) if (await left.dropOldest()) return true;
     const victim = scan.next();
@@ -193,7 +193,7 @@ export class Evictor implements RoomMaker {
   }
 }
 
-/** What may leave, from the least worthy on; what is leased is passed over. */
+/** Iterates over evictable blobs in ascending priority. */
 class Scan {
   readonly #victims: Victims;
   #last: Victim | undefined;

@@ -15,21 +15,21 @@ import type { Root } from '../catalog/tables/roots.ts';
 
 export interface Pin {
   readonly pattern: string;
-  /** From the configuration, which alone can take it back. */
+  /** Pinned by the configuration: cannot be removed by command. */
   readonly isConfigured: boolean;
 }
 
 const refreshAfterMs = 250;
-/** Looking at everything is to take a fifth of the time at most. */
+/** Scans take at most a fifth of the time. */
 const restShare = 4;
 const rootsAtOnce = 200;
 const pinnedAtOnce = 500;
 const flagsAtOnce = 50;
-/** So often in a row nothing is taken back, since tags have moved meanwhile. */
+/** Successive scans that may leave pins in place because tags moved meanwhile. */
 const mostPutOff = 5;
 
 interface Reach {
-  /** What is held of it. */
+  /** Stored blobs that the patterns reach. */
   readonly held: ReadonlySet<Digest>;
   readonly bytes: number;
 }
@@ -40,8 +40,8 @@ interface PinLimits {
 }
 
 /**
- * What stays whatever happens: images by pattern, with everything they reach that was ever asked for: index, platforms,
- * configuration, layers, signatures.
+ * Pinned images, by pattern, are never evicted: their stored indexes, platform manifests, configs, layers and
+ * signatures.
  */
 export class Pins {
   #configured: readonly Pattern[];
@@ -52,16 +52,16 @@ export class Pins {
   #patterns: Pattern[] = [];
   #timer: NodeJS.Timeout | undefined;
   #isClosed = false;
-  /** Looking and changing, one after the other. */
+  /** Serializes scans and changes. */
   #line: Promise<unknown> = Promise.resolve();
-  /** While it looks: the patterns that it looks for, what has been stored since it began, and how many of their tags have moved. */
+  /** The running scan: its patterns, blobs stored since it began, and number of matching tags moved since. */
   #looking: { patterns: readonly Pattern[]; stored: Set<Digest>; moved: number } | undefined;
   #lookedMs = 0;
   #putOff = 0;
-  /** What is held and pinned, as it was when it was looked at last. */
+  /** Disk use of pinned blobs, as of the last scan. */
   bytes = 0;
 
-  /** Throws `OperationError` when what the configuration pins does not fit under `maxBytes`. */
+  /** Throws `OperationError` when the configured pins do not fit under `maxBytes`. */
   constructor(
     limits: () => PinLimits,
     { catalog, clock, log }: { catalog: Catalog; clock: Clock; log: Logger },
@@ -73,7 +73,7 @@ export class Pins {
     this.#clock = clock;
     this.#limits = limits;
     this.#patterns = this.#listed();
-    // Nothing else goes on yet.
+    // Nothing else runs yet: no need to yield.
     const { held, bytes } = atOnce(this.#reach(this.#patterns));
     const before = atOnce(this.#pinned());
     catalog.pins.setPinned(
@@ -82,13 +82,13 @@ export class Pins {
     );
     this.bytes = bytes;
     if (bytes <= maxBytes) return;
-    // What was pinned while it ran can be taken back; what is configured cannot.
+    // Pins added by command can be removed by command; configured ones cannot.
     const alone = atOnce(this.#reach(pins)).bytes;
     if (alone > maxBytes) throw new OperationError(`store.pins: ${this.#tooMuch(alone)}`);
     log.warn(`pins: ${this.#tooMuch(bytes)}`);
   }
 
-  /** Takes over other limits; pins that do not fit under the cap are not taken over, which is logged. */
+  /** Applies changed limits. Pins that do not fit under the cap are refused, which is logged. */
   async limitsChanged(): Promise<void> {
     await this.#inLine(async () => {
       const { pins, maxBytes } = this.#limits();
@@ -102,7 +102,7 @@ export class Pins {
         return Promise.resolve();
       });
     }).catch((error: unknown) => {
-      if (!this.#isClosed) this.#log.error({ err: error }, 'store.pins stay as they were');
+      if (!this.#isClosed) this.#log.error({ err: error }, 'the changed store.pins were refused');
     });
   }
 
@@ -110,7 +110,7 @@ export class Pins {
     return listPins(this.#configured, this.#catalog.pins.patterns());
   }
 
-  /** Rejects with `OperationError`. Resolves to the bytes that are pinned then. */
+  /** Rejects with `OperationError`. Resolves to the pinned bytes. */
   pin(text: string): Promise<number> {
     return this.#inLine(() => {
       const pattern = patternOf(text);
@@ -123,6 +123,7 @@ export class Pins {
     });
   }
 
+  /** As `pin`. */
   unpin(text: string): Promise<number> {
     return this.#inLine(async () => {
       if (this.#configured.some((each) => each.text === text))
@@ -134,7 +135,7 @@ export class Pins {
     });
   }
 
-  /** A tag points elsewhere. */
+  /** A tag was added, moved or removed. */
   changed(registry: string, name: string, tag: string): void {
     const patterns = this.#looking?.patterns ?? this.#patterns;
     if (patterns.length === 0 || (this.#timer && !this.#looking)) return;
@@ -144,22 +145,22 @@ export class Pins {
     this.#refreshSoon();
   }
 
-  /** Something new is held: it is pinned with what it belongs to. Never throws. */
+  /** Pins a newly stored blob if a pin covers it. Never throws. */
   stored(digest: Digest): void {
     this.#looking?.stored.add(digest);
     if (this.#patterns.length === 0) return;
     try {
       if (!this.#covers(digest)) return;
       this.#catalog.pins.setPinned([digest], []);
-      // What a manifest names may have been here before it.
+      // Children may have been stored before their manifest.
       this.#refreshSoon();
     } catch (error) {
-      this.#log.warn({ err: error, digest }, 'it is not known yet whether a blob is pinned');
+      this.#log.warn({ err: error, digest }, 'cannot tell yet whether a blob is pinned');
       this.#refreshSoon();
     }
   }
 
-  /** Looks at everything anew, with others being answered in between. Resolves to the bytes that are pinned. */
+  /** Scans all pins again, yielding to requests. Resolves to the pinned bytes. */
   refresh(): Promise<number> {
     return this.#inLine(() => this.#look(this.#patterns));
   }
@@ -169,7 +170,7 @@ export class Pins {
     this.#timer ??= setTimeout(
       () => {
         this.refresh().catch((error: unknown) => {
-          if (!this.#isClosed) this.#log.warn({ err: error }, 'pins could not be looked at anew');
+          if (!this.#isClosed) this.#log.warn({ err: error }, 'pins could not be scanned');
         });
       },
       Math.max(refreshAfterMs, restShare * this.#lookedMs),
@@ -189,9 +190,9 @@ export class Pins {
   }
 
   /**
-   * Sets the flags to what the patterns reach; `accept` may throw what is against it. Whatever is stored meanwhile is judged again
-   * at the end, when its parents have their flags. Of what moves meanwhile it may have seen neither the old place nor the new
-   * one: then nothing is taken back before it looks again.
+   * Scans, and sets the flags of blobs to match `patterns`; `accept` may refuse by throwing. Blobs stored during the
+   * scan are checked at its end. A tag moved during the scan may have been missed: then nothing is unpinned before the
+   * next scan.
    */
   async #look(
     patterns: readonly Pattern[],
@@ -294,7 +295,7 @@ export class Pins {
     return { held, bytes };
   }
 
-  /** The manifests that the patterns name, by tag or by digest. */
+  /** Manifests that the patterns match, by tag or by digest. */
   *#rootsInSteps(patterns: readonly Pattern[]): Generator<Root[], undefined> {
     if (patterns.length === 0) return;
     const isMeant = ({ registry, repo, tag }: Root): boolean =>
@@ -308,7 +309,7 @@ export class Pins {
     }
   }
 
-  /** Whether the patterns name the manifest, by tag or by digest. */
+  /** Whether a pattern matches the manifest, by tag or by digest. */
   #isRoot(digest: Digest): boolean {
     return this.#patterns.some((pattern) =>
       [
@@ -320,7 +321,7 @@ export class Pins {
 
   #covers(digest: Digest): boolean {
     if (this.#catalog.pins.hasPinnedParent(digest) || this.#isRoot(digest)) return true;
-    // A signature belongs to what its tag names.
+    // A signature is pinned with the image named in its tag.
     return this.#catalog.roots.tagsOf(digest).some(({ tag }) => {
       const subject = tag === undefined ? undefined : subjectOf(tag);
       if (subject === undefined) return false;
@@ -333,11 +334,11 @@ export class Pins {
   }
 
   #tooMuch(bytes: number): string {
-    return `what is pinned takes ${formatSize(bytes)}, store.maxBytes is ${formatSize(this.#limits().maxBytes)}: pin less, or raise it`;
+    return `pinned images take ${formatSize(bytes)}, store.maxBytes is ${formatSize(this.#limits().maxBytes)}: remove pins, or raise store.maxBytes`;
   }
 }
 
-/** Those of the configuration, and those that were pinned by command. */
+/** Configured pins, then those added by command. */
 export function listPins(configured: readonly Pattern[], added: readonly string[]): Pin[] {
   return [
     ...configured.map(({ text }) => ({ pattern: text, isConfigured: true })),

@@ -6,8 +6,7 @@ import type { Reservation } from './reservation.ts';
 const mostFiles = 10;
 
 /**
- * Files that were found wrong, for whoever wants to know how: the last few, counted against the cap, and the first to go
- * when room is needed.
+ * The last few corrupt files, for inspection. They count against the cap and are deleted first when space is needed.
  */
 export class Quarantine implements Leftovers {
   readonly #directory: string;
@@ -17,7 +16,7 @@ export class Quarantine implements Leftovers {
     this.#directory = directory;
   }
 
-  /** Bytes on disk. */
+  /** Disk use. */
   get bytes(): number {
     let total = 0;
     for (const { bytes } of this.#files.values()) total += bytes;
@@ -29,7 +28,7 @@ export class Quarantine implements Leftovers {
     for (const name of names) await this.#add(name, evictor);
   }
 
-  /** Takes a file away from where it is. Throws what the file system says. */
+  /** Moves a file into quarantine. Throws file system errors. */
   async take(path: string, evictor: Evictor): Promise<void> {
     await mkdir(this.#directory, { recursive: true });
     const name = basename(path);
@@ -40,7 +39,7 @@ export class Quarantine implements Leftovers {
     while (this.#files.size > mostFiles) await this.dropOldest();
   }
 
-  /** Resolves to whether there was one to drop. */
+  /** See `DroppableFiles`. */
   async dropOldest(): Promise<boolean> {
     const [oldest] = this.#files;
     if (!oldest) return false;

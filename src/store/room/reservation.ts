@@ -1,15 +1,16 @@
 import { footprint } from '../catalog/tables/blobs.ts';
 import type { Space } from './space.ts';
 
-/** Who finds room, and puts out for it what is stored. */
+/** Frees disk space for reservations. */
 export interface RoomMaker {
   /**
-   * `grant` is called in the same tick in which the room was found, and not after the signal has aborted. Throws `store-full`.
+   * Evicts until `wanted()` bytes are free, and calls `grant` in that tick, but not after `signal` aborts. Throws
+   * `store-full`.
    */
   makeRoom(wanted: () => number, grant: () => void, signal?: AbortSignal): Promise<void>;
 }
 
-/** Room that was set aside before writing. */
+/** Disk space reserved before writing. */
 export class Reservation {
   readonly #space: Space;
   readonly #maker: RoomMaker;
@@ -26,25 +27,25 @@ export class Reservation {
     return this.#bytes;
   }
 
-  /** The part that is not on disk yet, and so not yet taken from what the file system calls free. */
+  /** Reserved bytes not yet written, which the file system still reports as free. */
   get unwritten(): number {
     return Math.max(0, this.#bytes - this.#written);
   }
 
-  /** Sets aside room up to `bytes` in all; throws `store-full`, also when there is none before the signal aborts. */
+  /** Reserves `bytes` in all. Throws `store-full`, also if `signal` aborts first. */
   async growTo(bytes: number, signal?: AbortSignal): Promise<void> {
-    // Others may have it grow while it waits in line.
+    // Evaluated later: the reservation may grow while it waits.
     const wanted = (): number => footprint(bytes) - this.#bytes;
     const grant = (): void => this.#set(footprint(bytes), this.#written);
     if (wanted() > 0) await this.#maker.makeRoom(wanted, grant, signal);
   }
 
-  /** Less is needed; what was set aside is the others' again. */
+  /** Returns what exceeds `bytes`. */
   shrinkTo(bytes: number): void {
     this.#set(Math.min(this.#bytes, footprint(bytes)), Math.min(this.#written, bytes));
   }
 
-  /** Bytes that are on disk since before this process. */
+  /** Counts a file left by an earlier process. */
   adopt(bytes: number): void {
     this.#set(footprint(bytes), bytes);
   }
@@ -53,12 +54,12 @@ export class Reservation {
     this.#set(this.#bytes, this.#written + bytes);
   }
 
-  /** The bytes are in the store from now on. */
+  /** Turns the reservation into stored bytes. */
   keep(size: number): void {
     this.#settle(footprint(size));
   }
 
-  /** The bytes are gone from the disk, or never came. Twice is fine. */
+  /** Call when the file is deleted or was never written. Idempotent. */
   release(): void {
     this.#settle(0);
   }
@@ -73,7 +74,7 @@ export class Reservation {
     const before = [this.#bytes, this.unwritten] as const;
     this.#bytes = bytes;
     this.#written = written;
-    // What is over is on nobody's account.
+    // A finished reservation no longer counts.
     if (!this.#isOver) this.#space.changed(this.#bytes - before[0], this.unwritten - before[1]);
   }
 }

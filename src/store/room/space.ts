@@ -1,12 +1,11 @@
 import { footprint } from '../catalog/tables/blobs.ts';
 
-/** The account of what the store takes on the disk, in bytes: what is stored, and what is set aside for what is arriving. */
+/** Disk space used by the store, in bytes: stored blobs, and reservations. */
 export class Space {
   #stored: number;
-  /** Of all reservations. */
   #reserved = 0;
   #unwritten = 0;
-  /** Of other files of the data directory that count against the cap too. */
+  /** Other files of the data directory that count against the cap. */
   otherBytes = 0;
 
   constructor(stored: number) {
@@ -17,7 +16,7 @@ export class Space {
     return this.#stored;
   }
 
-  /** What is set aside and not on disk yet, and so not yet taken from what the file system calls free. */
+  /** Reserved bytes not yet written, which the file system still reports as free. */
   get unwritten(): number {
     return this.#unwritten;
   }
@@ -27,18 +26,18 @@ export class Space {
     return this.#stored + this.#reserved;
   }
 
-  /** A reservation is over, and so much of it is stored. */
+  /** A reservation ended; `stored` bytes of it are stored. */
   settle(stored: number): void {
     this.#stored += stored;
   }
 
-  /** A reservation has become larger or smaller. */
+  /** A reservation grew or shrank by so many bytes. */
   changed(bytes: number, unwritten: number): void {
     this.#reserved += bytes;
     this.#unwritten += unwritten;
   }
 
-  /** A blob of this size has left the store. */
+  /** A blob of this size was deleted. */
   removed(size: number): void {
     this.#stored -= footprint(size);
   }

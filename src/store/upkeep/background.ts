@@ -2,7 +2,7 @@ import type { Logger } from '../../telemetry/log.ts';
 import type { Catalog } from '../catalog/catalog.ts';
 import { isCorrupt } from '../catalog/damage.ts';
 
-/** What a store does by itself: work that nobody waits for but its close, and timers. */
+/** Background work and timers of a store. */
 export class Background {
   readonly #catalog: Catalog;
   readonly #log: Logger;
@@ -20,7 +20,7 @@ export class Background {
     return this.#closing.signal;
   }
 
-  /** A close waits for it. */
+  /** Closing the store waits for `work`. */
   track<T>(work: Promise<T>): Promise<T> {
     this.#pending.add(work);
     const done = (): void => void this.#pending.delete(work);
@@ -28,7 +28,7 @@ export class Background {
     return work;
   }
 
-  /** Nobody else waits for it: what goes wrong with it is in the log. */
+  /** Runs `work` without a caller waiting for it: errors are logged. */
   behind(work: Promise<unknown>, what: string): void {
     this.track(work).catch((error: unknown) => {
       if (this.signal.aborted || (this.#catalog.connection.isDamaged && isCorrupt(error))) return;
@@ -36,18 +36,18 @@ export class Background {
     });
   }
 
-  /** Until the store closes. */
+  /** Calls `work` periodically until the store closes. */
   every(ms: number, work: () => void): void {
     this.#timers.push(setInterval(work, ms).unref());
   }
 
-  /** Nothing begins by itself any more, and what goes on is to end early. */
+  /** Stops the timers, and aborts the signal. */
   stop(): void {
     for (const timer of this.#timers) clearInterval(timer);
     this.#closing.abort();
   }
 
-  /** Resolves when nothing goes on. */
+  /** Resolves when all tracked work has ended. */
   async ended(): Promise<void> {
     while (this.#pending.size > 0) await Promise.allSettled(this.#pending);
   }

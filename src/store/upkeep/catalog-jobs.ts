@@ -21,19 +21,19 @@ export interface CatalogJobsParts {
 
 const backupEveryMs = 60 * 60_000;
 const pruneEveryMs = 60 * 60_000;
-/** Sooner, when so many tags have come. */
+/** Prune earlier after so many new or moved tags. */
 const pruneAfterTags = 20_000;
 const maxTags = 200_000;
 const linksWithoutContentMs = 24 * 60 * 60_000;
 
-/** What is done with the whole catalog, in worker threads: it is checked for damage, backed up, and pruned. */
+/** Jobs on the whole catalog, in worker threads: check for damage, backup, pruning. */
 export class CatalogJobs {
   readonly #parts: CatalogJobsParts;
   readonly #file: string;
-  /** By the file system's clock. */
+  /** Wall clock, since it is compared with file times. */
   #backedUpAt = 0;
   #prunedAt = -Infinity;
-  /** Resolves when the check is over that began with the store; undefined: there is none under way. */
+  /** Resolves when the check started at opening has ended; undefined: none is running. */
   checking: Promise<void> | undefined;
 
   constructor(parts: CatalogJobsParts) {
@@ -41,7 +41,7 @@ export class CatalogJobs {
     this.#file = catalogPath(parts.root);
   }
 
-  /** Finds out when it was backed up last. */
+  /** Reads the time of the last backup. */
   async load(): Promise<void> {
     this.#backedUpAt = await stat(backupPath(this.#parts.root)).then(
       ({ mtimeMs }) => mtimeMs,
@@ -49,7 +49,7 @@ export class CatalogJobs {
     );
   }
 
-  /** Reads a large catalog through; a small one was checked when it was opened. */
+  /** Checks a large catalog for damage; a small one was checked when opened. */
   checkIfLarge(): void {
     if (!isLarge(this.#file)) return;
     const { background, catalogLog } = this.#parts;
@@ -107,10 +107,10 @@ export class CatalogJobs {
       .call<Pruned>('prune', what)
       .catch((error: unknown) => this.#failed(error));
     for (const table of ['links', 'tags'] as const) if (pruned[table] > 0) onPruned(table, pruned[table]);
-    if (pruned.links + pruned.tags > 0) log.info(pruned, 'rows of the catalog were pruned');
+    if (pruned.links + pruned.tags > 0) log.info(pruned, 'unneeded catalog rows were removed');
   }
 
-  /** What went wrong with the catalog in a worker thread: damage is noted. */
+  /** Records damage reported by a worker thread. Throws the error again. */
   #failed(error: unknown): never {
     if (isCorrupt(error)) this.#parts.catalog.connection.damaged(error);
     throw error;

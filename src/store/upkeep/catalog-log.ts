@@ -13,30 +13,30 @@ export interface CatalogLogParts {
   readonly root: string;
   readonly catalog: Catalog;
   readonly health: Health;
-  /** With a connection of its own to the catalog. */
+  /** With its own connection to the catalog. */
   readonly worker: WorkerThread;
-  /** What the log may take while nothing can cut it, in bytes. */
+  /** Limit for the log while it cannot be truncated, in bytes. */
   readonly mostBytes: () => number;
   readonly log: Logger;
 }
 
-/** A write-ahead log of this size is cut. */
+/** A write-ahead log of this size is truncated. */
 const cutLogBytes = 4 * 1024 * 1024;
-/** And one of this size at once. */
+/** A log of this size is truncated without a passive checkpoint first. */
 const longLogBytes = 16 * 1024 * 1024;
 
-/** What waits for the log in memory, and can be done without, is at most so large. */
+/** Limit for memory held by optional writes that wait for the log. */
 const mostWaitingBytes = 16 * 1024 * 1024;
 
-/** The write-ahead log of the catalog: its checkpoints, and what keeps it short. */
+/** The catalog's write-ahead log: checkpoints, and backpressure that keeps it short. */
 export class CatalogLog {
   readonly #parts: CatalogLogParts;
   readonly #file: string;
   readonly #walFile: string;
   #cutting: Promise<void> | undefined;
-  /** What reads the whole catalog: the log cannot be cut before that is over. */
+  /** Work that reads the whole catalog: the log cannot be truncated before it ends. */
   readonly #reading = new Set<Promise<unknown>>();
-  /** Resolves when all that waited for the log has been written. */
+  /** Serializes the writes that wait for the log. */
   #turn: Promise<unknown> = Promise.resolve();
   #waiting = 0;
   #waitingBytes = 0;
@@ -49,19 +49,19 @@ export class CatalogLog {
     this.#walFile = walPath(parts.root);
   }
 
-  /** Nothing is written to the catalog's file: it is damaged, or the disk takes nothing and a copy is used. */
+  /** The catalog's file is not written: it is damaged, or replaced by a copy in memory. */
   get isFrozen(): boolean {
     const { catalog, health } = this.#parts;
     return health.isOnCopy || catalog.connection.isDamaged;
   }
 
-  /** What the log holds goes into the catalog; a log that has grown is cut, in a moment in which nothing is written. */
+  /** Copies the log to the catalog, and truncates a long log while writes are paused. */
   async checkpoint(): Promise<void> {
     this.isDirty = false;
     if (this.isFrozen) return;
     const { catalog, worker, log } = this.#parts;
     try {
-      // While much is written, only more would come meanwhile.
+      // Under heavy writes the log would grow further during a passive checkpoint.
       if ((await sizeOf(this.#walFile)) < longLogBytes) await worker.call('checkpoint', { file: this.#file });
       if (this.#reading.size === 0 && (await sizeOf(this.#walFile)) >= cutLogBytes) await this.cut();
     } catch (error) {
@@ -70,13 +70,13 @@ export class CatalogLog {
     }
   }
 
-  /** Throws what the database says. */
+  /** Truncates the log. Throws SQLite errors. */
   async cut(): Promise<void> {
     const { catalog, worker } = this.#parts;
     await catalog.connection.queue.during(() => worker.call('truncate', { file: this.#file }));
   }
 
-  /** `work` reads the whole catalog: the log is not cut before it is over. Returns `work`. */
+  /** Keeps the log from being truncated while `work` reads the whole catalog. Returns `work`. */
   hold<T>(work: Promise<T>): Promise<T> {
     this.#reading.add(work);
     const done = (): void => void this.#reading.delete(work);
@@ -85,8 +85,8 @@ export class CatalogLog {
   }
 
   /**
-   * Does a write of many pages: at once while the log is short, else in turn and when it has been cut. With `prepare` it is done
-   * in turn, after that. Resolves to what it returns.
+   * For writes of many pages: at once while the log is short, else queued until it is truncated. With `prepare` always
+   * queued, after `prepare`. Resolves to the result of `write`.
    */
   write<T>(write: () => T, prepare?: () => Promise<void>): Promise<T> {
     const { queue } = this.#parts.catalog.connection;
@@ -98,7 +98,7 @@ export class CatalogLog {
     };
     this.#waiting += 1;
     const done = this.#turn.then(work).finally(() => (this.#waiting -= 1));
-    // Others are answered in between.
+    // Yield to requests in between.
     this.#turn = done
       .catch(() => undefined)
       .then(() => nextTurn())
@@ -106,7 +106,7 @@ export class CatalogLog {
     return done;
   }
 
-  /** The same of what holds so many bytes in memory until it is written: undefined, and nothing is done, when too much waits. */
+  /** As `write`, for writes that hold `bytes` in memory. Returns undefined, without writing, if too much waits. */
   writeIfRoom(bytes: number, write: () => void): Promise<void> | undefined {
     if (this.#waitingBytes + bytes > mostWaitingBytes) return undefined;
     this.#waitingBytes += bytes;
@@ -121,17 +121,17 @@ export class CatalogLog {
     }
   }
 
-  /** Between two looks it may grow by a hundred megabytes: so it is looked at before each write. */
+  /** Read before each write: the log may grow by a hundred megabytes between two periodic checks. */
   #lengthNow(): number {
     try {
       return statSync(this.#walFile, { throwIfNoEntry: false })?.size ?? 0;
     } catch {
-      // The write will say what is wrong with the disk.
+      // The write itself will fail.
       return 0;
     }
   }
 
-  /** Whoever writes much waits until a log that has grown is cut. */
+  /** Call before writing much: waits while a long log is truncated. */
   async pace(): Promise<void> {
     if ((await sizeOf(this.#walFile)) < cutLogBytes) return;
     this.#cutting ??= this.checkpoint().finally(() => (this.#cutting = undefined));

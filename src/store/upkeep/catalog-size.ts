@@ -12,66 +12,69 @@ import type { CatalogLog } from './catalog-log.ts';
 export interface CatalogSizeParts {
   /** The data directory. */
   readonly root: string;
-  /** Of the store, in bytes. */
+  /** Limits of the store, in bytes. */
   readonly limits: () => { readonly maxBytes: number };
   readonly catalog: Catalog;
   readonly catalogLog: CatalogLog;
   readonly health: Health;
   readonly victims: Victims;
-  /** With a connection of its own to the catalog. */
+  /** With its own connection to the catalog. */
   readonly worker: WorkerThread;
-  /** Ends early what takes long. */
+  /** Ends long work early. */
   readonly signal: AbortSignal;
   readonly log: Logger;
 }
 
-/** The catalog's files stand beside the cap up to this share of it, and count against it above that. */
+/** Share of the cap that the catalog's files may use beside it; bytes beyond it count against the cap. */
 const shareOfCap = 0.05;
 const leastBytes = 32 * 1024 * 1024;
-/** Of that share the catalog without its free pages; the rest is for its log, its backup, and that one being made anew. */
+/** Share of that for the catalog without free pages; the rest is for the log, the backup, and its successor. */
 const shareOfFiles = 0.25;
-/** And lists of tags and referrers, which are in the catalog. */
+/** Share of that for tag and referrers lists, within the catalog. */
 const shareOfLists = 0.125;
 const mostListBytes = 64 * 1024 * 1024;
-/** Hardly an image has so many layers: such manifests leave first when the catalog is too large. */
+/** Few images have more layers. Wider manifests are evicted first when the catalog is too large. */
 export const manyChildren = 100;
-/** The log is cut when it has half of that. */
+/** The log is truncated at half this size. */
 const usualLogBytes = 8 * 1024 * 1024;
-/** What each of them takes in the catalog, about. */
+/** Approximate size of a child row in the catalog. */
 const childRowBytes = 400;
 const lookedAtOnce = 16;
-/** Free pages of the catalog beyond that, and beyond a quarter of it, are given back to the file system. */
+/** Free pages beyond this, and beyond a quarter of the catalog, are returned to the file system. */
 const mostFreeBytes = 16 * 1024 * 1024;
 const leastFreeBytes = 1024 * 1024;
 const shrinkPages = 512;
-/** The file system is to have so much left for that. */
+/** Free space required for shrinking. */
 const shrinkRoomBytes = 64 * 1024 * 1024;
 const shrinkAgainMs = 10_000;
 
-/** What the catalog's files may take beside a cap, in bytes: in all, their log while it cannot be cut, and lists in the catalog. */
+/**
+ * Limits derived from the cap, in bytes: all catalog files together, the log while it cannot be truncated, and lists
+ * in the catalog.
+ */
 export function sharesOf({ maxBytes }: { maxBytes: number }): { all: number; log: number; lists: number } {
   const all = Math.max(leastBytes, shareOfCap * maxBytes);
   return { all, log: all * shareOfFiles, lists: Math.min(all * shareOfLists, mostListBytes) };
 }
 
-/** Of the catalog's files, in bytes. */
+/** In bytes. */
 export interface CatalogFileSizes {
   readonly catalog: number;
   readonly log: number;
   readonly backup: number;
-  /** That is being made. */
+  /** The backup being written. */
   readonly newBackup: number;
 }
 
 /**
- * What the catalog's files take, in bytes, with what they will take soon: the next backup, and the log between two looks. So room is
- * there before they grow.
+ * Expected size of the catalog's files, in bytes, with the next backup and the growth of the log: space is freed
+ * before they grow.
  */
 export function bytesSoon({ catalog, log, backup, newBackup }: CatalogFileSizes): number {
   return catalog + Math.max(log, usualLogBytes) + backup + Math.max(newBackup, catalog);
 }
 
-/** Keeps the catalog to its share of the disk. */
+/** Keeps the catalog within its share of the disk. */
 export class CatalogSize {
   readonly #parts: CatalogSizeParts;
   #slimming: Promise<void> | undefined;
@@ -82,7 +85,7 @@ export class CatalogSize {
     this.#parts = parts;
   }
 
-  /** What the catalog's files may take beside the cap, in bytes. */
+  /** Limit for the catalog's files beside the cap, in bytes. */
   get share(): number {
     return sharesOf(this.#parts.limits()).all;
   }
@@ -91,7 +94,7 @@ export class CatalogSize {
     return this.#slimming !== undefined;
   }
 
-  /** A backup of that size is one of what was much larger. */
+  /** Whether the backup is from before the catalog shrank. */
   isTooLargeBackup(backupBytes: number, catalogBytes: number): boolean {
     return backupBytes > 2 * catalogBytes + leastBytes / 4;
   }
@@ -102,8 +105,8 @@ export class CatalogSize {
   }
 
   /**
-   * Keeps the catalog to its share, with room for `bytes` more: lists go that are beyond their limit, as after the cap was lowered, and manifests of many parts go, those first whose last use
-   * is longest ago.
+   * Keeps the catalog within its share, with room for `bytes` more: removes lists beyond their limit, then evicts wide
+   * manifests, oldest use first.
    */
   slim(bytes: number): Promise<void> {
     const done = this.#slim(bytes, this.#slimming).finally(() => {
@@ -137,7 +140,7 @@ export class CatalogSize {
     }
   }
 
-  /** Gives free pages of the catalog back to the file system, some at a time. Never rejects. */
+  /** Returns free pages to the file system, some at a time. Never rejects. */
   async shrink(): Promise<void> {
     const { root, catalog, catalogLog, health, worker, signal, log } = this.#parts;
     if (this.#isShrinking || health.isOnCopy || health.trouble !== undefined) return;
@@ -161,7 +164,7 @@ export class CatalogSize {
       await catalogLog.cut();
     } catch (error) {
       this.#shrunkAt = performance.now();
-      log.warn({ err: error }, 'the catalog could not be made smaller');
+      log.warn({ err: error }, 'the catalog could not be shrunk');
     } finally {
       this.#isShrinking = false;
     }

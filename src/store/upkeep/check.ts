@@ -7,8 +7,8 @@ import type { Verifier } from '../ingest/verifier.ts';
 const stepBytes = 4 * 1024 * 1024;
 
 /**
- * Reads a stored file to its end, in the verifier's thread. Resolves to what is wrong with it, or undefined. `pace` is told of
- * every step, and waits as long as the reading is to wait.
+ * Verifies a stored file on the verifier's thread. Resolves to what is wrong with it, or undefined. `pace`: awaited
+ * after each step, with the number of bytes read.
  */
 export async function findDamage(
   verifier: Verifier,
@@ -37,12 +37,12 @@ export async function findDamage(
       await pace(step);
     }
     const isRight = length === size && (await verification.matches());
-    // It may have been replaced while it was read.
+    // The file may have been replaced meanwhile.
     const now = await stat(path).catch(() => undefined);
     if (isRight || now?.ino !== ino) return undefined;
     return length === size ? 'its bytes do not hash to it' : `its file has ${length} bytes, expected ${size}`;
   } catch (error) {
-    // A sector that cannot be read is damage too.
+    // An unreadable sector is damage too.
     if (errorCode(error) === 'EIO') return 'its file cannot be read (EIO)';
     throw error;
   } finally {

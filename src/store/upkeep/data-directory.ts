@@ -19,17 +19,17 @@ export interface DataDirectoryParts {
   readonly partials: Partials;
   readonly quarantine: Quarantine;
   readonly evictor: Evictor;
-  /** With a connection of its own to the catalog. */
+  /** With its own connection to the catalog. */
   readonly worker: WorkerThread;
   readonly log: Logger;
 }
 
-/** The data directory while it is in use: the lock on it, and what may happen to it. */
+/** The data directory while in use: its lock, and loss of its files. */
 export class DataDirectory {
   readonly #parts: DataDirectoryParts;
   readonly #catalogFile: string;
   #unlock: () => void;
-  /** Of the catalog that is open. */
+  /** Inode of the open catalog. */
   #catalogInode: number | undefined;
 
   constructor(parts: DataDirectoryParts, unlock: () => void) {
@@ -38,14 +38,17 @@ export class DataDirectory {
     this.#unlock = unlock;
   }
 
-  /** Takes over what earlier processes have left there. */
+  /** Loads what earlier processes left. */
   async load(): Promise<void> {
     const { partials, quarantine, evictor } = this.#parts;
     this.#catalogInode = await inodeOf(this.#catalogFile);
     await Promise.all([partials.load(evictor), quarantine.load(evictor)]);
   }
 
-  /** A catalog whose file was deleted while it is open is written anew: the next start would know of nothing. */
+  /**
+   * Checks the directory, and restores a catalog file deleted while open: otherwise the next start would find no
+   * catalog.
+   */
   async lookAfter(): Promise<void> {
     const { catalog, catalogLog, health, worker, log } = this.#parts;
     await health.probe();
@@ -56,7 +59,7 @@ export class DataDirectory {
     const file = this.#catalogFile;
     const ino = await inodeOf(file);
     if (ino === this.#catalogInode || health.isGone || health.trouble !== undefined) return;
-    log.error({ file }, 'the catalog was deleted while it was in use: it is written anew from what is known');
+    log.error({ file }, 'the catalog was deleted while it was in use: it is restored from the open file');
     await worker.call('forget', { file });
     await catalog.connection.rescue(file);
     this.#catalogInode = await inodeOf(file);
@@ -67,7 +70,7 @@ export class DataDirectory {
     this.#unlock();
   }
 
-  /** The disk takes what is written again: from now on the catalog is the file. */
+  /** Once the disk is writable: replaces the catalog in memory by the file. */
   async #leaveCopy(): Promise<void> {
     const { root, catalog, health, log } = this.#parts;
     if (health.trouble !== undefined) return;
@@ -85,6 +88,6 @@ export class DataDirectory {
     health.isOnCopy = false;
     health.lockedFile = await inodeOf(lockPath(root));
     await this.load();
-    log.info('the store is used again');
+    log.info('the store is in use again');
   }
 }

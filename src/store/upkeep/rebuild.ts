@@ -8,19 +8,19 @@ import { lockDirectory } from '../disk/lock.ts';
 import { prepareDirectory } from './startup-checks.ts';
 
 export interface Rebuilt {
-  /** What the new catalog started from. */
+  /** What the new catalog is based on. */
   readonly base: 'catalog' | 'backup' | 'nothing';
-  /** Files that it did not know. */
+  /** Files that had no row. */
   readonly found: number;
-  /** Blobs whose files are gone. */
+  /** Rows whose files are missing. */
   readonly lost: number;
-  /** Where the damaged catalog is now. */
+  /** Path that the damaged catalog was renamed to. */
   readonly keptAs: string | undefined;
 }
 
 /**
- * Makes a catalog anew, from what is left of it, or from its last backup, and from a walk of the directory, so that no blob
- * has to be downloaded again. Which repo has what the upstream is asked about anew. Throws when a mirror is running.
+ * Rebuilds the catalog from its intact rows or its backup, and from the blob files, so that nothing is downloaded
+ * again. Links absent from the base are confirmed again by upstreams. Throws when a mirror is running.
  */
 export async function rebuildCatalog(root: string, now: number): Promise<Rebuilt> {
   await prepareDirectory(root);
@@ -36,7 +36,7 @@ export async function rebuildCatalog(root: string, now: number): Promise<Rebuilt
     }
     const catalog = new Catalog(file);
     try {
-      // What was found is only known by its name: the scrub begins with it.
+      // Blobs found are known by file name only: restart the scrub from the beginning.
       catalog.notes.set('scrub', '');
       return { base, keptAs, ...(await compare(root, catalog, now)) };
     } finally {

@@ -11,45 +11,45 @@ export interface RecheckContext {
   readonly log: Logger;
   readonly verifier: Verifier;
   readonly pathOf: (digest: Digest) => string;
-  /** Of what is stored. */
+  /** Size of a stored blob. */
   readonly sizeOf: (digest: Digest) => number | undefined;
-  /** Somebody reads or writes. */
+  /** Whether blobs are being read or fetched. */
   readonly isBusy: () => boolean;
-  /** Grows with everything that is opened. */
+  /** A counter of opened blobs. */
   readonly activity: () => number;
   readonly onDamaged: (digest: Digest, why: string) => Promise<void>;
 }
 
-/** Whoever takes a blob whole twice in that time has found it wrong. */
+/** A client that downloads a blob twice within this time probably found it corrupt. */
 const againMs = 60_000;
 const notBeforeMs = 10 * 60_000;
 const maxRemembered = 20_000;
 const maxWaiting = 1000;
-/** So long nothing is to have been opened before it reads on. */
+/** Verification waits until no blob was opened for this long. */
 const quietMs = 500;
-/** For each step of reading: whoever is always busy is checked all the same, slowly. */
+/** Longest wait before each step: a store that is always busy is verified slowly. */
 const longestBusyMs = 10_000;
 
 /**
- * Reads large stored blobs again behind the answers, one at a time: when they were served whole for the first time since they
- * were opened, and when a client takes one whole twice in a minute; each at most once in ten minutes.
+ * Re-verifies large stored blobs in the background, one at a time: after the first full download since a blob was
+ * opened, and when a client downloads it twice within a minute. Each at most once in ten minutes.
  */
 export class Recheck {
   readonly #context: RecheckContext;
   readonly #checkedAt = new LRUCache<Digest, number>({ max: maxRemembered });
-  /** When a client last took a blob whole. */
+  /** Last full download, by client and digest. */
   readonly #takenAt = new LRUCache<string, number>({ max: maxRemembered });
   readonly #waiting = new Set<Digest>();
   readonly #closing = new AbortController();
   #running: Promise<void> | undefined;
-  /** The activity when it was last looked at. */
+  /** `activity` at the last look. */
   #seen = -1;
 
   constructor(context: RecheckContext) {
     this.#context = context;
   }
 
-  /** A client takes a stored blob whole; `isFirst`: nobody has since it was opened. */
+  /** A client was sent a whole blob; `isFirst`: the first since it was opened. */
   taken(digest: Digest, client: string, isFirst: boolean): void {
     const now = this.#context.clock.monotonic();
     const key = `${client} ${digest}`;

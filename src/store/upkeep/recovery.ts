@@ -4,20 +4,20 @@ import type { Content, Descriptor } from '../../oci/content.ts';
 import { isDigest, type Digest } from '../../oci/digest.ts';
 import { errorCode } from '../../util/errors.ts';
 
-/** What recovery asks of the store. */
+/** The part of the store that recovery needs. */
 export interface Recoverable {
   digestsWithPrefix(prefix: string): Digest[];
   describe(digest: Digest): Descriptor | undefined;
   open(digest: Digest): Content | undefined;
 }
 
-/** File systems keep times coarsely. */
+/** File systems have coarse timestamps. */
 const timeSlackMs = 1000;
 
 /**
- * Makes directory and catalog agree after a crash: a file without a row goes, a row without a file too. It runs behind
- * the first answers, so files are looked at only when they are older than `startedAt` (ms since the epoch): newer ones
- * are being worked on. Resolves to how many files went; the rows are counted by whoever finds that a file is missing.
+ * Deletes files without a row and rows without a file, after a crash. Runs while requests are served: only files older
+ * than `startedAt` (ms since the epoch) are deleted. Resolves to the number of deleted files; the store counts the
+ * rows.
  */
 export async function reconcile(
   blobsDirectory: string,
@@ -44,13 +44,13 @@ export async function reconcile(
   return strayFiles;
 }
 
-/** Opening is what finds a file missing, and then drops the row. */
+/** Opening detects the missing file, upon which the store drops the row. */
 async function dropIfLost(store: Recoverable, digest: Digest): Promise<void> {
   const content = store.open(digest);
   try {
     await content?.prepare();
   } catch {
-    // That was it.
+    // Reported by the lease.
   } finally {
     content?.release();
   }
@@ -71,7 +71,7 @@ async function removeIfOlder(path: string, time: number): Promise<boolean> {
     await unlink(path);
     return true;
   } catch (error) {
-    // Somebody else has just removed it.
+    // Deleted concurrently.
     if (errorCode(error) === 'ENOENT') return false;
     throw error;
   }

@@ -12,14 +12,14 @@ export interface ScrubContext {
   readonly storedBytes: () => number;
   readonly pathOf: (digest: Digest) => string;
   readonly verifier: Verifier;
-  /** Somebody reads or writes: it waits. */
+  /** Whether blobs are being read or fetched: the scrub waits. */
   readonly isBusy: () => boolean;
   readonly onDamaged: (digest: Digest, why: string) => Promise<void>;
   readonly log: Logger;
 }
 
 const busyWaitMs = 1000;
-/** Whoever is always busy is scrubbed all the same, slowly. */
+/** Longest wait before each step: a store that is always busy is scrubbed slowly. */
 const longestBusyMs = 60_000;
 const leastBytesPerSecond = 64 * 1024;
 const againMs = 60_000;
@@ -27,8 +27,8 @@ const atOnce = 100;
 const noteName = 'scrub';
 
 /**
- * Reads the whole store again, slowly and when nobody else does: once in `everyMs` (0: not at all), all over. What is wrong is found before
- * somebody wants it.
+ * Re-verifies all stored blobs, slowly and while the store is idle: once in `everyMs` (0: never). Finds damage before
+ * a client does.
  */
 export class Scrubber {
   readonly #everyMs: () => number;
@@ -39,7 +39,7 @@ export class Scrubber {
     this.#context = context;
   }
 
-  /** Until the signal ends it. Never rejects. */
+  /** Runs until the signal aborts. Never rejects. */
   async run(signal: AbortSignal): Promise<void> {
     const isOver = (): boolean => signal.aborted;
     while (!isOver()) {
@@ -48,16 +48,16 @@ export class Scrubber {
         else await this.#rest(againMs, signal);
       } catch (error) {
         if (isOver()) return;
-        this.#context.log.warn({ err: error }, 'the scrub stopped; it goes on in a minute');
+        this.#context.log.warn({ err: error }, 'the scrub failed; it resumes in a minute');
         await this.#rest(againMs, signal).catch(() => undefined);
       }
     }
   }
 
-  /** Once through all, from where it stands; and then until it is time for the next. */
+  /** One pass over all blobs, from the saved position; then waits until the next is due. */
   async #round(signal: AbortSignal): Promise<void> {
     const { catalog, clock } = this.#context;
-    // Where it stands outlives the process.
+    // The position survives restarts.
     const [begun = '', stands = ''] = catalog.notes.get(noteName)?.split(' ') ?? [];
     const beganAt = stands === '' ? clock.now() : Number(begun);
     for (let position = stands; ;) {

@@ -7,7 +7,7 @@ import { formatSize } from '../../util/units.ts';
 import { filesOf } from '../disk/files.ts';
 import { blobsPath, catalogPath, ingestPath, quarantinePath } from '../disk/layout.ts';
 
-/** A catalog that is gone beside blobs that are there would be taken for one that knows of none. */
+/** Throws when blobs exist without a catalog: starting with an empty catalog would delete them. */
 export async function refuseToBeginAnew(root: string): Promise<void> {
   const size = await stat(catalogPath(root)).then(
     (entry) => entry.size,
@@ -15,11 +15,11 @@ export async function refuseToBeginAnew(root: string): Promise<void> {
   );
   if (size > 0 || (await filesOf(root).next()).done) return;
   throw new Error(
-    `${catalogPath(root)} is missing or empty, though there are blobs: "layercache store rebuild" makes a new one from its backup and the files`,
+    `${catalogPath(root)} is missing or empty, but blobs exist: "layercache store rebuild" restores it from its backup and the files`,
   );
 }
 
-/** By the types that Linux gives them (statfs(2)): what is written there is no file on a disk. */
+/** Kernel file systems by type (statfs(2)): they do not store files. */
 const kernelFileSystems: Readonly<Record<number, string>> = {
   0x9fa0: 'proc',
   0x62656572: 'sysfs',
@@ -31,18 +31,18 @@ const kernelFileSystems: Readonly<Record<number, string>> = {
 };
 
 /**
- * Makes the data directory, and looks whether this user can work in it. Throws what is wrong, and what to do. A disk that is
- * full or read-only is no reason: that may pass.
+ * Creates the data directory, and checks permissions. Throws errors with a remedy. A full or read-only disk is no
+ * error here: it may recover.
  */
 export async function prepareDirectory(root: string): Promise<void> {
   let parent = root;
   while (!existsSync(parent) && dirname(parent) !== parent) parent = dirname(parent);
   const { type } = await statfs(parent);
   const kernel = kernelFileSystems[type];
-  // Making a directory in one of these may never end.
+  // Creating a directory in one of these may never return.
   if (kernel !== undefined)
     throw new Error(
-      `store.path: ${root} lies in a ${kernel} file system of the kernel: name a directory on a disk`,
+      `store.path: ${root} lies in a ${kernel} file system of the kernel: use a directory on a disk`,
     );
   try {
     await mkdir(blobsPath(root), { recursive: true });
@@ -52,7 +52,7 @@ export async function prepareDirectory(root: string): Promise<void> {
   } catch (cause) {
     const code = errorCode(cause);
     if (code === 'ENOTDIR' || code === 'EEXIST')
-      throw new Error(`store.path: ${root} is not a directory, or lies below a file: name another one`, {
+      throw new Error(`store.path: ${root} is not a directory, or lies below a file: use another path`, {
         cause,
       });
     if (code !== 'EACCES' && code !== 'EPERM') throw cause;
@@ -60,7 +60,7 @@ export async function prepareDirectory(root: string): Promise<void> {
   }
 }
 
-/** The disk is full or takes nothing: that may pass. */
+/** Whether the disk is full or not writable, which may pass. */
 export function isDiskTrouble(error: unknown): boolean {
   for (let each = error; each instanceof Error; each = each.cause) {
     const code = errorCode(each) ?? '';
@@ -70,7 +70,7 @@ export function isDiskTrouble(error: unknown): boolean {
   return false;
 }
 
-/** What unfinished downloads and damaged files take is the first to go. */
+/** Deletes unfinished downloads and quarantined files. */
 export async function removeLeftovers(root: string): Promise<void> {
   for (const directory of [ingestPath(root), quarantinePath(root)])
     for (const name of await readdir(directory).catch(() => []))
@@ -80,7 +80,7 @@ export async function removeLeftovers(root: string): Promise<void> {
 async function explainOwner(root: string, parent: string): Promise<string> {
   const { uid, gid, mode } = await stat(existsSync(root) ? root : parent);
   const [user, group] = [process.getuid?.() ?? -1, process.getgid?.() ?? -1];
-  const what = existsSync(root) ? root : `${root} cannot be made, since ${parent}`;
+  const what = existsSync(root) ? root : `${root} cannot be created, since ${parent}`;
   const rights = (mode & 0o777).toString(8);
   return (
     `store.path: ${what} belongs to user ${uid}, group ${gid} (mode ${rights}), and layercache runs as user ${user}, group ${group}: ` +
@@ -88,7 +88,7 @@ async function explainOwner(root: string, parent: string): Promise<string> {
   );
 }
 
-/** What the limits ask for and the file system does not have: with figures. */
+/** Warns of limits that the file system cannot satisfy. */
 export async function warnOfRoom(
   root: string,
   { maxBytes, minFreeBytes }: { maxBytes: number; minFreeBytes: number },
@@ -99,7 +99,7 @@ export async function warnOfRoom(
   const [size, free] = [blocks * bsize, bavail * bsize];
   if (minFreeBytes > free + heldBytes)
     log.warn(
-      `store.minFreeBytes is ${formatSize(minFreeBytes)}, ${root} has ${formatSize(free)} free and ${formatSize(heldBytes)} stored: nothing new can be kept; lower it, or make room`,
+      `store.minFreeBytes is ${formatSize(minFreeBytes)}, ${root} has ${formatSize(free)} free and ${formatSize(heldBytes)} stored: nothing new can be stored; lower it, or free space`,
     );
   else if (maxBytes !== Infinity && maxBytes > size)
     log.warn(
@@ -107,7 +107,7 @@ export async function warnOfRoom(
     );
 }
 
-/** By the types that Linux gives them (statfs(2)). */
+/** By type (statfs(2)). */
 const networkFileSystems: Readonly<Record<number, string>> = {
   0x6969: 'NFS',
   0x517b: 'SMB',
@@ -117,7 +117,7 @@ const networkFileSystems: Readonly<Record<number, string>> = {
   0x00c36400: 'Ceph',
 };
 
-/** Locks, renames and SQLite's shared memory are not what they should be there. */
+/** Locks, renames and SQLite's shared memory are unreliable on network file systems. */
 export async function warnOfNetwork(path: string, log: Logger): Promise<void> {
   const { type } = await statfs(path);
   const name = networkFileSystems[type];

@@ -16,7 +16,7 @@ import type { DataDirectory } from './data-directory.ts';
 export interface UpkeepParts {
   /** The data directory. */
   readonly root: string;
-  /** Of the store, in bytes. */
+  /** Limits of the store, in bytes. */
   readonly limits: () => { readonly maxBytes: number };
   readonly background: Background;
   readonly catalog: Catalog;
@@ -34,7 +34,7 @@ export interface UpkeepParts {
 const writeBehindMs = 5000;
 const watchMs = 250;
 
-/** What is looked after by the clock, whether anybody asks or not. */
+/** Periodic work of a store. */
 export class Upkeep {
   readonly #parts: UpkeepParts;
   #isWatching = false;
@@ -43,7 +43,7 @@ export class Upkeep {
     this.#parts = parts;
   }
 
-  /** From now on, until the store closes. */
+  /** Runs until the store closes. */
   start(): void {
     const { background } = this.#parts;
     background.every(writeBehindMs, () => this.#writeBehind());
@@ -51,49 +51,49 @@ export class Upkeep {
       if (this.#isWatching) return;
       this.#isWatching = true;
       const watched = this.#watch().finally(() => (this.#isWatching = false));
-      background.behind(watched, 'looking after the catalog');
+      background.behind(watched, 'watching the size of the catalog');
     });
   }
 
-  /** Makes room ahead of those who will need it. */
+  /** Frees space ahead of need. */
   tidy(): void {
     const { health, evictor, background, log } = this.#parts;
-    // Nothing goes for want of room on a disk that takes nothing.
+    // On a disk that is not writable eviction frees no space for new blobs.
     if (health.trouble !== undefined) return;
     const tidied = evictor.tidy(background.signal).catch((error: unknown) => {
-      // Who needs room says it louder.
-      log.debug({ err: error }, 'room could not be made ahead');
+      // A reservation that fails for lack of space is reported by its caller.
+      log.debug({ err: error }, 'space could not be freed ahead of need');
     });
-    background.behind(tidied, 'making room ahead');
+    background.behind(tidied, 'freeing space ahead of need');
   }
 
-  /** Writes down what was used. */
+  /** Writes all uses. */
   async flushUses(): Promise<void> {
     while (this.#flushSome()) await nextTurn();
   }
 
-  /** Returns whether there are more to write down. */
+  /** Writes one batch of uses. Returns whether more remain. */
   #flushSome(): boolean {
     try {
       return this.#parts.catalog.uses.flush();
     } catch (error) {
-      this.#parts.log.warn({ err: error }, 'use-times could not be written');
+      this.#parts.log.warn({ err: error }, 'uses could not be written');
       return false;
     }
   }
 
   #writeBehind(): void {
     const { background, partials, directory, catalogLog, catalogJobs } = this.#parts;
-    background.behind(this.flushUses(), 'writing use-times');
-    background.behind(partials.sweep(), 'sweeping what unfinished fills have left');
+    background.behind(this.flushUses(), 'writing uses');
+    background.behind(partials.sweep(), 'sweeping unfinished downloads');
     this.tidy();
-    background.behind(directory.lookAfter(), 'looking after the data directory');
+    background.behind(directory.lookAfter(), 'checking the data directory');
     if (catalogLog.isDirty) background.behind(catalogLog.checkpoint(), 'the checkpoint');
     catalogJobs.pruneIfDue();
     catalogJobs.backupIfDue();
   }
 
-  /** The catalog's log may grow faster than it is looked after, and the catalog too. */
+  /** The log and the catalog may grow much within one period of `#writeBehind`. */
   async #watch(): Promise<void> {
     const { root, limits, background, catalogLog, catalogJobs, catalogSize, health, space } = this.#parts;
     const backup = backupPath(root);

@@ -6,15 +6,15 @@ import { worthOf } from '../worth.ts';
 import type { ChildTable } from './children.ts';
 import type { Uses } from './uses.ts';
 
-/** What a file of `size` bytes takes on disk: whole blocks. The cap of the store is meant as `du` counts. */
+/** Disk use of a file of `size` bytes, in whole 4 KiB blocks: the cap is counted as `du` counts. */
 export function footprint(size: number): number {
   return Math.ceil(size / 4096) * 4096;
 }
 
-/** The same in SQL, of the column `size`. */
+/** The same as an SQL expression over the column `size`. */
 export const footprintOfSize = '(size + 4095) / 4096 * 4096';
 
-/** Blobs that are stored, manifests among them. A manifest is added with its children, and removed with them. */
+/** Stored blobs and manifests. A manifest is added and removed together with its children. */
 export class BlobTable {
   readonly #connection: Connection;
   readonly #children: ChildTable;
@@ -33,8 +33,8 @@ export class BlobTable {
   }
 
   /**
-   * Returns whether it is new. A manifest that is added again as a blob stays a manifest; its type and children are those that
-   * its bytes name, and so the same whichever upstream gives it. Throws when the catalog is damaged or locked.
+   * Returns whether the blob is new. A manifest added again as a blob stays a manifest; a blob added again as a
+   * manifest becomes one. Throws when the catalog is damaged or locked.
    */
   add({ digest, size, mediaType }: Descriptor, children: readonly Child[], now: number): boolean {
     this.#connection.expectUndamaged();
@@ -56,9 +56,8 @@ export class BlobTable {
   }
 
   /**
-   * Removes a blob; tags that point to it stay, and find it again when it is fetched again. Of very many children only some are
-   * removed: returns whether there are more, which are to be removed by `removeMoreChildren`. Throws when the catalog is damaged
-   * or locked.
+   * Removes the row; tags that point to it stay. Returns whether children remain: then call `removeMoreChildren`.
+   * Throws when the catalog is damaged or locked.
    */
   remove(digest: Digest): boolean {
     this.#connection.expectUndamaged();
@@ -69,22 +68,22 @@ export class BlobTable {
     });
   }
 
-  /** Removes some children of a blob that was removed, unless it was added again. Returns whether there are more. */
+  /** Removes some children of a removed blob, unless it was added again. Returns whether more remain. */
   removeMoreChildren(digest: Digest): boolean {
     return this.get(digest) === undefined && this.#children.removeSome(digest);
   }
 
-  /** The next `count` blobs in the order of digests, after one that was given before. */
+  /** The next `count` blobs in digest order, after `digest`. */
   after(digest: string, count: number): Descriptor[] {
     return this.#statements.after.all(digest, count);
   }
 
-  /** All blobs whose digest starts with `sha256:ab`. */
+  /** Blobs whose digest starts with `prefix`, such as `sha256:ab`. */
   withPrefix(prefix: string): Digest[] {
     return this.#statements.withPrefix.all(prefix, `${prefix}g`).map(({ digest }) => digest);
   }
 
-  /** Bytes that all blobs take on disk. */
+  /** Disk use of all blobs, in bytes. */
   footprint(): number {
     return this.#statements.footprint.get()?.total ?? 0;
   }

@@ -2,11 +2,11 @@ import type { Digest } from '../../../oci/digest.ts';
 import type { Child } from '../../../oci/manifest.ts';
 import type { Connection } from '../connection.ts';
 
-/** So many rows are read or removed in one step, which nothing can interrupt. */
+/** Rows read or removed in one step, which blocks the event loop. */
 const heldAtOnce = 500;
 const removedAtOnce = 1000;
 
-/** What manifests that are stored name: their configs, layers and manifests. */
+/** Children of stored manifests: configs, layers and manifests. */
 export class ChildTable {
   readonly #statements: ReturnType<typeof statementsOf>;
 
@@ -14,12 +14,12 @@ export class ChildTable {
     this.#statements = statementsOf(connection);
   }
 
-  /** In the order of the manifest. */
+  /** All children in manifest order. */
   of(parent: Digest): Child[] {
     return this.#statements.of.all(parent).map((row) => ({ ...row, foreign: row.foreign === 1 }));
   }
 
-  /** Those children that are stored, some at a time. */
+  /** The stored children, in batches. */
   *held(parent: Digest): Generator<Digest[], undefined> {
     let from = 0;
     do {
@@ -29,32 +29,32 @@ export class ChildTable {
     } while (this.hasMoreThan(parent, from));
   }
 
-  /** Whether a manifest has more than so many children. */
+  /** Whether the manifest has more than `count` children. */
   hasMoreThan(parent: Digest, count: number): boolean {
     return this.#statements.at.get(parent, count) !== undefined;
   }
 
-  /** Manifests that are stored and name the digest. */
+  /** Stored manifests that refer to the digest. */
   parents(digest: Digest): Digest[] {
     return this.#statements.parents.all(digest).map(({ parent }) => parent);
   }
 
-  /** The size in bytes that some manifest gives for the digest. */
+  /** Size in bytes that a stored manifest gives for the digest. */
   sizeOf(digest: Digest): number | undefined {
     return this.#statements.sizeOf.get(digest)?.size;
   }
 
-  /** Whether the digest was ever stored while a manifest names it. */
+  /** Whether the digest was stored at any time since a manifest that refers to it was. */
   wasHeld(digest: Digest): boolean {
     return this.#statements.wasHeld.get(digest) !== undefined;
   }
 
-  /** To be called when the digest is stored. */
+  /** Call when the digest is stored. */
   setHeld(digest: Digest): void {
     this.#statements.setHeld.run(digest);
   }
 
-  /** Replaces all children of a manifest. To be called in a transaction. */
+  /** Replaces all children of the manifest. Call within a transaction. */
   set(parent: Digest, children: readonly Child[]): void {
     const { removeAll, add } = this.#statements;
     removeAll.run(parent);
@@ -63,7 +63,7 @@ export class ChildTable {
     });
   }
 
-  /** Removes some of the children of a manifest, from the end. Returns whether there are more. */
+  /** Removes some children, from the last. Returns whether more remain. */
   removeSome(parent: Digest): boolean {
     return this.#statements.removeSome.run(parent, parent, removedAtOnce).changes >= removedAtOnce;
   }

@@ -1,7 +1,7 @@
 import type { Counts, LedgerRow, LedgerStore } from '../../../telemetry/ledger.ts';
 import type { Connection } from '../connection.ts';
 
-/** What pulls have cost and saved, by day, registry and repo. */
+/** Client and upstream pulls, bytes and quota savings, by day, registry and repo. */
 export class LedgerTable implements LedgerStore {
   readonly #connection: Connection;
   readonly #statements: ReturnType<typeof statementsOf>;
@@ -19,7 +19,7 @@ export class LedgerTable implements LedgerStore {
     });
   }
 
-  /** Counts days that have rows, and does not look at the clock: a clock that is wrong for a moment removes nothing. */
+  /** Keeps the last `days` days that have rows. The clock is not used: a wrong clock would remove too much. */
   prune(days: number): void {
     this.#connection.queue.do(() => {
       this.#statements.prune.run(days);

@@ -4,16 +4,16 @@ import type { Connection } from '../connection.ts';
 import type { WriteQueue } from '../write-queue.ts';
 
 export interface LinkRow {
-  /** When the upstream last confirmed it (ms since the epoch). */
+  /** When the upstream last confirmed the link, ms since the epoch. */
   readonly confirmedAt: number;
-  /** The media type that a manifest was given with for this repo. */
+  /** Media type under which the upstream served the manifest in this repo. */
   readonly mediaType: string | null;
 }
 
-/** A repo of this name stands for its whole registry. */
+/** Repo name of a link that covers the whole registry. */
 export const everywhere = '';
 
-/** Which blobs belong to which repos, as upstreams have confirmed. */
+/** Which blobs belong to which repos, as confirmed by upstreams. */
 export class LinkTable {
   readonly #connection: Connection;
   readonly #queue: WriteQueue;
@@ -25,12 +25,15 @@ export class LinkTable {
     this.#statements = statementsOf(connection);
   }
 
-  /** `repo`: its name; `everywhere` for the whole registry. */
+  /** `repo`: its name, or `wholeRegistry`. */
   get(digest: Digest, registry: string, repo: string): LinkRow | undefined {
     return this.#statements.get.get(digest, registry, repo);
   }
 
-  /** The digest belongs to the repo, as `mediaType` if it is a manifest; `isPublic`: and to every repo of its registry. */
+  /**
+   * Links the digest to the repo; `isPublic`: also to every repo of the registry. `mediaType`: of a manifest; `now`:
+   * ms since the epoch.
+   */
   add(
     digest: Digest,
     { registry, name }: RepoName,
@@ -51,24 +54,24 @@ export class LinkTable {
     });
   }
 
-  /** Removes all links to a digest: each repo that gets the blob again is linked again. */
+  /** Removes all links to the digest. */
   removeAllTo(digest: Digest): void {
     this.#queue.do(() => {
       this.#statements.removeAllTo.run(digest);
     });
   }
 
-  /** The repos that the blob belongs to. */
+  /** Repos that the digest is linked to. */
   reposOf(digest: Digest): { registry: string; repo: string }[] {
     return this.#statements.reposOf.all(digest);
   }
 
-  /** Registries of which something is public. */
+  /** Registries with at least one public blob. */
   publicRegistries(): string[] {
     return this.#statements.publicRegistries.all().map(({ registry }) => registry);
   }
 
-  /** Blobs stay linked to the repos of the registry that they were fetched for. */
+  /** Removes the registry-wide links; links to single repos stay. */
   removePublic(registry: string): void {
     this.#queue.do(() => {
       this.#statements.removePublic.run(registry);

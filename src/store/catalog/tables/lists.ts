@@ -3,32 +3,32 @@ import type { Repo, RepoName } from '../../../oci/repo.ts';
 import { stepMs } from '../../../util/steps.ts';
 import type { Connection } from '../connection.ts';
 
-/** A page of tags or referrers, as the upstream gave it. */
+/** A page of a tag or referrers list, as the upstream sent it. */
 export interface ListRow {
-  /** Of the page's bytes; null: the upstream keeps no such list. */
+  /** Of the page's bytes; null: the upstream has no such list. */
   readonly digest: Digest | null;
   /** Bytes of the page. */
   readonly size: number;
-  /** The query of the page after it. */
+  /** Query of the next page. */
   readonly next: string | null;
-  /** What the upstream says that it has filtered by. */
+  /** Filters that the upstream reports as applied (OCI-Filters-Applied). */
   readonly filters: string | null;
-  /** When the upstream gave it (ms since the epoch). */
+  /** When the upstream sent it, ms since the epoch. */
   readonly checkedAt: number;
 }
 
 const maxLists = 50_000;
 const maxListsOfRepo = 500;
 
-/** Pages of lists of tags and of referrers. A page is named by the end of its path and its query. */
+/** Pages of tag and referrers lists. A page is named by the end of its path and its query. */
 export class ListTable {
   readonly #connection: Connection;
   readonly #statements: ReturnType<typeof statementsOf>;
   readonly #maxBytes: () => number;
-  /** At least what there is; undefined: not counted yet. */
+  /** An upper bound; undefined: not counted yet. */
   #total: { count: number; bytes: number } | undefined;
 
-  /** Lists do not count against the cap of the store: they have at most `maxBytes`, as it is now. */
+  /** `maxBytes`: current limit for all lists together. Lists do not count against the store's cap. */
   constructor(connection: Connection, maxBytes: () => number) {
     this.#connection = connection;
     this.#maxBytes = maxBytes;
@@ -44,8 +44,9 @@ export class ListTable {
   }
 
   /**
-   * Beyond the limits the pages are removed that were checked longest ago: first those of the same repo, since clients choose the
-   * pages, then those of the upstream whose lists take most. A page larger than all may have is not kept.
+   * Stores a page, and removes the pages checked longest ago beyond the limits: first those of the same repo, since
+   * clients choose the pages, then those of the upstream whose lists take most. A page above the limit for all lists
+   * is not stored.
    */
   set({ registry, name, upstream }: Repo, page: string, row: ListRow, body: Buffer | null): void {
     this.#connection.queue.do(() => {
@@ -64,7 +65,7 @@ export class ListTable {
     });
   }
 
-  /** Removes some of what is beyond the limits, which may be others than they were. To be called now and then. */
+  /** Removes pages beyond the current limits, some at a time. Call periodically: limits may change. */
   keepToLimits(): void {
     if (this.#connection.isDamaged || this.#connection.queue.isWaiting) return;
     this.#connection.queue.do(() => this.#connection.transaction(() => this.#keepToLimits(0, 0)));
@@ -74,7 +75,7 @@ export class ListTable {
     const { total, removeOldest } = this.#statements;
     const maxBytes = this.#maxBytes();
     this.#total ??= total.get() ?? { count: 0, bytes: 0 };
-    // A page that was replaced is counted twice: the rows are counted again somewhat too early.
+    // A replaced page is counted twice: the recount comes slightly early.
     this.#total.count += addedCount;
     this.#total.bytes += addedBytes;
     if (this.#total.count <= maxLists && this.#total.bytes <= maxBytes) return;
@@ -85,24 +86,24 @@ export class ListTable {
       if (!removed) break;
       this.#total.count -= 1;
       this.#total.bytes -= removed.bytes;
-      // The rest goes later, if it is still too much.
+      // The next call removes the rest.
       if (performance.now() >= until) break;
     }
   }
 
-  /** The upstream keeps no such list. */
+  /** Records that the upstream has no such list. `checkedAt`: ms since the epoch. */
   setAbsent(repo: Repo, page: string, checkedAt: number): void {
     this.set(repo, page, { digest: null, size: 0, next: null, filters: null, checkedAt }, null);
   }
 
-  /** All pages of the repo whose name starts with `prefix`. */
+  /** Removes all pages of the repo whose name starts with `prefix`. */
   removeWithPrefix({ registry, name }: RepoName, prefix: string): void {
     this.#connection.queue.do(() => {
       this.#statements.removeMatching.run(registry, name, `${prefix}*`);
     });
   }
 
-  /** All pages of repos that match a GLOB over `registry/repo`. */
+  /** Removes all pages of repos that match an SQLite GLOB over `registry/repo`. */
   removeOfRepos(glob: string): void {
     this.#connection.queue.do(() => {
       this.#statements.removeOfRepos.run(glob);

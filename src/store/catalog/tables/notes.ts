@@ -1,7 +1,7 @@
 import type { Connection } from '../connection.ts';
 import type { WriteQueue } from '../write-queue.ts';
 
-/** Short texts by name: how far work has come that goes on over restarts. */
+/** Progress of background work that survives restarts, by name. */
 export class NoteTable {
   readonly #queue: WriteQueue;
   readonly #statements: ReturnType<typeof statementsOf>;

@@ -2,24 +2,24 @@ import type { Digest } from '../../../oci/digest.ts';
 import type { Connection } from '../connection.ts';
 import type { WriteQueue } from '../write-queue.ts';
 
-/** A blob of which a part was fetched. */
+/** A partly fetched blob. */
 export interface PartialRow {
   readonly registry: string;
   readonly digest: Digest;
-  /** Its name in the directory of ingests. */
+  /** File name in the ingest directory. */
   readonly file: string;
   readonly size: number;
-  /** Which intervals of it are in the file. */
+  /** Byte intervals that the file contains. */
   readonly present: string;
-  /** Those of them that a power cut does not take. */
+  /** Byte intervals that survive a power cut. */
   readonly synced: string;
-  /** The run of the kernel in whose page cache the rest is. */
+  /** Boot id of the kernel whose page cache has the unsynced bytes. */
   readonly boot: string;
   /** Milliseconds since the epoch. */
   readonly updatedAt: number;
 }
 
-/** The journal of unfinished ingests: one row for each blob and the registry that it comes from. */
+/** Journal of unfinished ingests: one row for each registry and digest. */
 export class PartialTable {
   readonly #queue: WriteQueue;
   readonly #statements: ReturnType<typeof statementsOf>;

@@ -1,7 +1,7 @@
 import type { Digest } from '../../../oci/digest.ts';
 import type { Connection } from '../connection.ts';
 
-/** Patterns that operators have pinned, and which blobs are pinned for them or for the configuration. */
+/** Patterns pinned by command, and the `pinned` flag of blobs, which also covers configured pins. */
 export class PinTable {
   readonly #connection: Connection;
   readonly #statements: ReturnType<typeof statementsOf>;
@@ -11,17 +11,17 @@ export class PinTable {
     this.#statements = statementsOf(connection);
   }
 
-  /** Patterns that were pinned while the mirror ran, not by its configuration. */
+  /** Patterns pinned by command. */
   patterns(): string[] {
     return this.#statements.patterns.all().map(({ pattern }) => pattern);
   }
 
-  /** Throws when the catalog is locked. */
+  /** `now`: ms since the epoch. Throws when the catalog is locked. */
   add(pattern: string, now: number): void {
     this.#statements.add.run(pattern, now);
   }
 
-  /** Returns whether it was there. Throws when the catalog is locked. */
+  /** Returns whether the pattern existed. Throws when the catalog is locked. */
   remove(pattern: string): boolean {
     return this.#statements.remove.run(pattern).changes === 1;
   }
@@ -30,17 +30,17 @@ export class PinTable {
     return this.#statements.isPinned.get(digest) !== undefined;
   }
 
-  /** Whether it is part of a manifest that is pinned. */
+  /** Whether a pinned manifest refers to the digest. */
   hasPinnedParent(digest: Digest): boolean {
     return this.#statements.hasPinnedParent.get(digest) !== undefined;
   }
 
-  /** The next `count` blobs that are pinned, in the order of digests, after one that was given before. */
+  /** The next `count` pinned blobs in digest order, after `digest`. */
   pinnedAfter(digest: string, count: number): Digest[] {
     return this.#statements.pinnedAfter.all(digest, count).map(({ digest }) => digest);
   }
 
-  /** From now on the blobs of `pinned` are pinned, and those of `others` are not. */
+  /** Sets the flag of `pinned`, and clears that of `others`. */
   setPinned(pinned: readonly Digest[], others: readonly Digest[]): void {
     this.#connection.queue.do(() => {
       if (pinned.length + others.length === 0) return;

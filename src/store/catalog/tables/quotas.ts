@@ -2,7 +2,7 @@ import type { QuotaState } from '../../../util/quota-state.ts';
 import type { Connection } from '../connection.ts';
 import type { WriteQueue } from '../write-queue.ts';
 
-/** What upstreams last said about the pulls that an account has left. */
+/** Pull quota of each account, as upstreams last reported it. */
 export class QuotaTable {
   readonly #queue: WriteQueue;
   readonly #statements: ReturnType<typeof statementsOf>;

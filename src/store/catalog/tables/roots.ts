@@ -1,7 +1,7 @@
 import type { Digest } from '../../../oci/digest.ts';
 import type { Connection } from '../connection.ts';
 
-/** A manifest of a repo, by tag or by digest. */
+/** A manifest of a repo: by tag, or by digest if `tag` is undefined. */
 export interface Root {
   readonly registry: string;
   readonly repo: string;
@@ -9,7 +9,7 @@ export interface Root {
   readonly digest: Digest;
 }
 
-/** Finds what repos hold, over the rows of tags, links and blobs. A glob is one of SQLite over `registry/repo`. */
+/** Queries over tags, links and blobs. A glob is an SQLite GLOB over `registry/repo`. */
 export class Roots {
   readonly #statements: ReturnType<typeof statementsOf>;
 
@@ -17,35 +17,35 @@ export class Roots {
     this.#statements = statementsOf(connection);
   }
 
-  /** Tags of repos that match a glob; with `only` those of them that point to that digest. */
+  /** Tags of matching repos; `only`: those that point to this digest. */
   tagged(glob: string, only?: Digest): Root[] {
     const { tagged, taggedAs } = this.#statements;
     return only === undefined ? tagged.all(glob) : taggedAs.all(only, glob);
   }
 
-  /** All tags that point to a digest. */
+  /** All tags that point to the digest. */
   tagsOf(digest: Digest): Root[] {
     return this.#statements.taggedAs.all(digest, '*');
   }
 
-  /** The next `count` of all tags, after one that was given before. */
+  /** The next `count` tags in primary-key order, after `last`. */
   taggedAfter(last: Root | undefined, count: number): Root[] {
     const { taggedAfter } = this.#statements;
     return taggedAfter.all(last?.registry ?? '', last?.repo ?? '', last?.tag ?? '', count);
   }
 
-  /** One manifest, for each repo that matches a glob and that it belongs to. */
+  /** The manifest `only`, once for each matching repo that it is linked to. */
   linked(glob: string, only: Digest): Root[] {
     return this.#statements.linkedAs.all(only, glob).map(byDigest);
   }
 
-  /** The next `count` of all manifests that are stored, for each repo that they belong to, after one that was given before. */
+  /** The next `count` pairs of stored manifest and linked repo, after `last`. */
   linkedAfter(last: Root | undefined, count: number): Root[] {
     const { linkedAfter } = this.#statements;
     return linkedAfter.all(last?.digest ?? '', last?.registry ?? '', last?.repo ?? '', count).map(byDigest);
   }
 
-  /** All blobs, manifests among them, of repos that match a glob; also such as are linked and not stored. */
+  /** All blobs and manifests linked to matching repos, stored or not. */
   blobsOf(glob: string): Root[] {
     return this.#statements.blobsOf.all(glob).map(byDigest);
   }

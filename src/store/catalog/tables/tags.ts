@@ -5,22 +5,24 @@ import type { Connection } from '../connection.ts';
 import type { WriteQueue } from '../write-queue.ts';
 
 export interface TagRow extends Descriptor {
-  /** When the upstream last said so (ms since the epoch). */
+  /** When the upstream last confirmed the tag, ms since the epoch. */
   readonly checkedAt: number;
-  /** When the registry at the end of a chain of mirrors said so, as far as is known (ms since the epoch). */
+  /**
+   * When the registry at the end of a chain of mirrors last confirmed the tag, as far as known; ms since the epoch.
+   */
   readonly saidAt: number;
-  /** The upstream is a mirror that could not ask its own upstream. */
+  /** The upstream is a mirror that answered from a stale cache. */
   readonly isUpstreamStale: boolean;
-  /** What the tag pointed to before. */
+  /** Digest that the tag pointed to before. */
   readonly previous: Digest | null;
 }
 
-/** Is told of a tag that points elsewhere from now on, or is removed, before that is written. */
+/** Called before a moved or removed tag is written. */
 export type OnTagMoved = (registry: string, repo: string, tag: string) => void;
 
-/** What tags point to, as upstreams last said. */
+/** Tags and the manifests they point to, as upstreams last confirmed. */
 export class TagTable {
-  /** How many tags were new or have moved since it was last set to 0. */
+  /** Tags added or moved since the counter was last reset. */
   moved = 0;
   readonly #onMoved: OnTagMoved;
   readonly #queue: WriteQueue;
@@ -37,7 +39,7 @@ export class TagTable {
     return row && { ...row, isUpstreamStale: row.isUpstreamStale === 1 };
   }
 
-  /** `isMoved`: it did not point there before. */
+  /** `isMoved`: the tag is new or pointed to another digest. */
   set(repo: RepoName, tag: string, row: TagRow, isMoved: boolean): void {
     if (isMoved) {
       this.#onMoved(repo.registry, repo.name, tag);

@@ -3,7 +3,7 @@ import { stepMs } from '../../../util/steps.ts';
 import type { Connection } from '../connection.ts';
 import { mostUses } from '../worth.ts';
 
-/** A blob that may be evicted. */
+/** A candidate for eviction. */
 export interface Victim {
   readonly digest: Digest;
   /** Bytes. */
@@ -13,14 +13,14 @@ export interface Victim {
 }
 
 export interface WideManifest extends Victim {
-  /** When it was last used (ms since the epoch). */
+  /** Last use, ms since the epoch. */
   readonly usedAt: number;
 }
 
-/** So many uses are written in one transaction, which nothing can interrupt. */
+/** Uses written in one transaction, which blocks the event loop. */
 const usesAtOnce = 500;
 
-/** When and how often blobs were used, and so which are evicted first. Uses are gathered in memory and written in batches. */
+/** Last use, use count and eviction priority of blobs. Uses are collected in memory and written in batches. */
 export class Uses {
   readonly #connection: Connection;
   readonly #statements: ReturnType<typeof statementsOf>;
@@ -30,16 +30,16 @@ export class Uses {
   constructor(connection: Connection) {
     this.#connection = connection;
     this.#statements = statementsOf(connection);
-    // No blob that is stored has a lower priority than those that were evicted.
+    // A stored blob has at least the priority of the blob evicted last.
     this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
   }
 
-  /** The priority of the blob that was evicted last: that of a new blob, and of one that is used, starts above it. */
+  /** Priority of the blob evicted last; added to the priority of each new or used blob (aging in GDSF). */
   get inflation(): number {
     return this.#inflation;
   }
 
-  /** The blob was used. */
+  /** Records a use. `now`: ms since the epoch. */
   add(digest: Digest, now: number): void {
     const use = this.#unwritten.get(digest);
     if (use) {
@@ -48,12 +48,12 @@ export class Uses {
     } else this.#unwritten.set(digest, { at: now, count: 1 });
   }
 
-  /** The blob is gone: its uses are not written. */
+  /** Drops the blob's unwritten uses. */
   forget(digest: Digest): void {
     this.#unwritten.delete(digest);
   }
 
-  /** Writes the uses of one blob, so that its priority is right before it is evicted. Returns whether there were any. */
+  /** Writes the blob's uses, so that its priority is current. Returns whether there were any. */
   flushOne(digest: Digest): boolean {
     const use = this.#unwritten.get(digest);
     if (!use) return false;
@@ -63,10 +63,7 @@ export class Uses {
     return true;
   }
 
-  /**
-   * Writes some of the uses: in a large catalog each row takes its time. While the queue waits none is written. Returns whether
-   * to call it again for more.
-   */
+  /** Writes one batch of uses, and none while the write queue waits. Returns whether more remain. */
   flush(): boolean {
     if (this.#unwritten.size === 0 || this.#connection.queue.isWaiting) return false;
     const { use } = this.#statements;
@@ -83,22 +80,22 @@ export class Uses {
     return this.#unwritten.size > 0;
   }
 
-  /** The next `count` blobs of the lowest priority that are not pinned, after one that was given before. */
+  /** The next `count` unpinned blobs in ascending priority, after `after`. */
   leastWorthy(count: number, after: Victim | undefined): Victim[] {
     return this.#statements.leastWorthy.all(after?.priority ?? -1, after?.digest ?? '', count);
   }
 
-  /** Blobs that are not pinned and were not used since `before` (ms since the epoch), the oldest use first. */
+  /** Unpinned blobs last used before `before` (ms since the epoch), oldest use first. */
   idleSince(before: number, count: number): Victim[] {
     return this.#statements.idleSince.all(before, count);
   }
 
-  /** The next manifests that may have many children and are not pinned, the oldest use first, after one that was given before. */
+  /** The next `count` unpinned manifests that may have many children, oldest use first, after `after`. */
   wideManifests(count: number, after: WideManifest | undefined): WideManifest[] {
     return this.#statements.wideManifests.all(after?.usedAt ?? -1, after?.digest ?? '', count);
   }
 
-  /** The blob was evicted to make room. */
+  /** Call for each blob evicted to free space. */
   evicted({ priority }: Victim): void {
     this.#inflation = Math.max(this.#inflation, priority);
   }
