@@ -2,7 +2,7 @@
  * Compares eviction policies: `node bench/eviction.ts [ACCESS-LOG ...]` replays synthetic and recorded pulls against caches
  * of several sizes and prints hit ratios by bytes, requests and manifest pulls.
  */
-import { mostUses, worthOf } from '../src/store/catalog/worth.ts';
+import { maxUses, worthOf } from '../src/store/catalog/worth.ts';
 import { recordedTrace, syntheticTraces, type Request, type Trace } from './traces.ts';
 
 /** A simulated cache with an eviction policy. */
@@ -131,7 +131,7 @@ function gdsf(fixedBytes: number, manifestBytes = fixedBytes): MakePolicy {
 /** The policy of the store. */
 const ours = byPriority(
   ({ size, isManifest }, { uses }, _at, inflation) =>
-    inflation + Math.min(uses, mostUses) * worthOf(size, isManifest),
+    inflation + Math.min(uses, maxUses) * worthOf(size, isManifest),
 );
 
 /** Two LRU lists: blobs used once, and blobs used repeatedly, which get four fifths of the space. */

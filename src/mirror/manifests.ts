@@ -101,7 +101,7 @@ export class Manifests {
       const content = parseManifest(bytes, manifest.mediaType, `${repo.key} manifest ${digest}`);
       links.confirm(repo, digest, manifest);
       const stored = store.put(bytes, { digest, ...content });
-      void store.settled(digest).then(manifest.done);
+      void store.persisted(digest).then(manifest.done);
       return stored;
     } catch (error) {
       manifest.done();
@@ -126,7 +126,7 @@ export class Manifests {
     const { store } = this.#context;
     const { digest, size = 0 } = fetched;
     if (size <= largeManifestBytes) return fetched;
-    await beforeDeadline(store.settled(digest), deadline, `manifest ${digest}`);
+    await beforeDeadline(store.persisted(digest), deadline, `manifest ${digest}`);
     const stored = store.open(digest);
     return stored && (await isReadable(stored, deadline)) ? stored : fetched;
   }

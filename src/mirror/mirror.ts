@@ -94,7 +94,7 @@ export class Mirror {
         const held = source === 'store' ? leaseFor(store, digest, timed) : undefined;
         if (held) {
           this.#noteBlobRequest(repo, digest, request, want, 'hit');
-          if (isWholeWant(want) && 'copyTo' in held) store.taken(digest, request.client);
+          if (isWholeWant(want) && 'copyTo' in held) store.noteFullDownload(digest, request.client);
           if (await isReadable(held, deadline))
             return { ...answerWith(held, 'hit'), mediaType: blobMediaType };
         } else if (wantsNoBytes(timed, digest)) return await this.#headOfBlob(repo, digest, deadline);

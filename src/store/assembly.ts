@@ -72,7 +72,7 @@ export function assemble(
   const { clock, log } = context;
   const health = new Health(root, lock?.inode, log);
   const catalog = openCatalog(options, context, health, (registry, repo, tag) => {
-    pins.changed(registry, repo, tag);
+    pins.onTagChanged(registry, repo, tag);
     context.onTagChanged(registry, repo, tag);
   });
   const pins = pinsOf(options, context, catalog);
@@ -82,13 +82,13 @@ export function assemble(
   const buffers = new Buffers();
   const background = new Background(catalog, log);
   const { signal } = background;
-  const mostLogBytes = (): number => sharesOf(limits()).log;
+  const maxLogBytes = (): number => sharesOf(limits()).log;
   const catalogLog = new CatalogLog({
     root,
     catalog,
     health,
     worker: workers.catalog,
-    mostBytes: mostLogBytes,
+    maxBytes: maxLogBytes,
     log,
   });
   const shared = { root, limits, context, clock, log, health, catalog, catalogLog, pins, background };
@@ -105,7 +105,7 @@ export function assemble(
   const evictor = new Evictor(limits, {
     space,
     victims: deletion,
-    leftovers: [quarantine, partials],
+    droppable: [quarantine, partials],
     free: () => freeSpace(root),
   });
 
@@ -135,7 +135,7 @@ export function assemble(
   const recheck = new Recheck({
     ...reading,
     sizeOf: (digest) => deletion.stored(digest)?.size,
-    activity: () => leases.taken,
+    activity: () => leases.count,
   });
   const scrubber = new Scrubber(() => limits().scrubEveryMs, {
     ...reading,
@@ -169,7 +169,7 @@ function openCatalog(
   onTagMoved: OnTagMoved,
 ): Catalog {
   return new Catalog(catalogPath(path), {
-    inMemory: health.isOnCopy,
+    inMemory: health.isCatalogInMemory,
     onTagMoved,
     maxListBytes: () => sharesOf(limits()).lists,
     // Without upkeep, as in commands, damage fails the operation instead.

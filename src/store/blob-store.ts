@@ -15,16 +15,16 @@ import type { Ingest } from './ingest/ingest.ts';
 import type { Verifier } from './ingest/verifier.ts';
 import type { Leases } from './leases.ts';
 import { memoryEntryBytes, type Memory } from './memory.ts';
-import { MemoryContent, SmallContent, StoredContent, type Held } from './reading/stored-content.ts';
+import { MemoryContent, SmallContent, StoredContent, type BufferedBlob } from './reading/stored-content.ts';
 import type { Pins } from './room/pins.ts';
 import { reconcile } from './upkeep/recovery.ts';
 import {
   isDiskTrouble,
   prepareDirectory,
-  refuseToBeginAnew,
+  refuseMissingCatalog,
   removeLeftovers,
   warnOfNetwork,
-  warnOfRoom,
+  warnOfLimits,
 } from './upkeep/startup-checks.ts';
 
 const lockedAtCloseMs = 5000;
@@ -55,13 +55,13 @@ export class BlobStore {
       await removeLeftovers(options.path);
       return await BlobStore.#open(options, context).catch((again: unknown) => {
         if (!isDiskTrouble(again)) throw again;
-        return BlobStore.#onCopy(options, context, again);
+        return BlobStore.#openUnwritable(options, context, again);
       });
     }
   }
 
   /** For a disk that is not writable: stored blobs are served, from a copy of the catalog in memory. */
-  static #onCopy(options: StoreOptions, context: StoreContext, why: unknown): BlobStore {
+  static #openUnwritable(options: StoreOptions, context: StoreContext, why: unknown): BlobStore {
     const store = new BlobStore(options, assemble(options, context, undefined));
     store.health.failed(why);
     return store;
@@ -72,7 +72,7 @@ export class BlobStore {
     const unlock = lockDirectory(lockPath(options.path));
     try {
       await warnOfNetwork(options.path, context.log);
-      await refuseToBeginAnew(options.path);
+      await refuseMissingCatalog(options.path);
       const { ino: inode } = await stat(lockPath(options.path));
       const parts = assemble(options, context, { inode, unlock });
       const store = new BlobStore(options, parts);
@@ -82,7 +82,7 @@ export class BlobStore {
         throw error;
       });
       if (options.upkeep !== false) {
-        await warnOfRoom(options.path, options.limits(), store.bytes, context.log);
+        await warnOfLimits(options.path, options.limits(), store.bytes, context.log);
         parts.upkeep.tidy();
       }
       return store;
@@ -103,15 +103,15 @@ export class BlobStore {
     this.verifier = parts.verifier;
     const { background, catalogJobs, scrubber } = parts;
     if (upkeep) parts.upkeep.start();
-    if (!this.health.isOnCopy) catalogJobs.checkIfLarge();
-    if (upkeep) background.behind(scrubber.run(background.signal), 'the scrub');
+    if (!this.health.isCatalogInMemory) catalogJobs.checkIfLarge();
+    if (upkeep) background.detach(scrubber.run(background.signal), 'the scrub');
   }
 
   /** Applies changed limits: frees space for a lower cap, and scans pins again. */
   limitsChanged(): void {
     const { background, pins, upkeep } = this.#parts;
     upkeep.tidy();
-    background.behind(pins.limitsChanged(), 'taking over store.pins');
+    background.detach(pins.limitsChanged(), 'taking over store.pins');
   }
 
   /** Disk use, reservations included. */
@@ -137,7 +137,7 @@ export class BlobStore {
   /** Whether a blob whose digest starts with `prefix` is stored. */
   holds(prefix: string): boolean {
     if (isDigest(prefix)) return this.describe(prefix) !== undefined;
-    const known = [...this.#memory.settling(), ...this.catalog.blobs.withPrefix(prefix)];
+    const known = [...this.#memory.digestsBeingWritten(), ...this.catalog.blobs.withPrefix(prefix)];
     return known.some((digest) => digest.startsWith(prefix) && this.describe(digest) !== undefined);
   }
 
@@ -154,10 +154,10 @@ export class BlobStore {
   /** Leases a stored blob. Synchronous: lookup and lease happen in one tick. */
   open(digest: Digest): Content | undefined {
     const { context, buffers, damage } = this.#parts;
-    const held = this.#memory.get(digest);
-    if (held) {
+    const blob = this.#memory.get(digest);
+    if (blob) {
       this.catalog.uses.add(digest, context.clock.now());
-      return new MemoryContent(held);
+      return new MemoryContent(blob);
     }
     const row = this.#deletion.stored(digest);
     if (!row) return undefined;
@@ -169,11 +169,11 @@ export class BlobStore {
   }
 
   /** A client was sent a whole stored blob: may schedule a re-verification. */
-  taken(digest: Digest, client: string): void {
+  noteFullDownload(digest: Digest, client: string): void {
     const file = this.#leases.get(digest);
     if (!file) return;
-    this.#parts.recheck.taken(digest, client, !file.wasTaken);
-    file.wasTaken = true;
+    this.#parts.recheck.noteFullDownload(digest, client, !file.wasFullyRead);
+    file.wasFullyRead = true;
   }
 
   /** Whether an unfinished ingest from the registry left bytes of the blob. */
@@ -196,17 +196,17 @@ export class BlobStore {
   }
 
   /** Adds verified bytes. They can be opened at once, and are written to disk in the background. */
-  put(bytes: Buffer, { digest, mediaType, children }: Omit<Held, 'bytes' | 'size'>): Content {
+  put(bytes: Buffer, { digest, mediaType, children }: Omit<BufferedBlob, 'bytes' | 'size'>): Content {
     const { background, publishing } = this.#parts;
-    const held: Held = { digest, size: bytes.length, mediaType, bytes, children };
-    const written = this.#memory.put(held, () => publishing.persist(held));
+    const blob: BufferedBlob = { digest, size: bytes.length, mediaType, bytes, children };
+    const written = this.#memory.put(blob, () => publishing.persist(blob));
     if (written) void background.track(written);
-    return new MemoryContent(held);
+    return new MemoryContent(blob);
   }
 
   /**
    * Writes to tag and referrers lists, in the order of the calls; delayed while the catalog's log is long. `bytes`:
-   * memory held meanwhile; beyond a limit the write is dropped. Rejects with SQLite errors.
+   * memory blob meanwhile; beyond a limit the write is dropped. Rejects with SQLite errors.
    */
   async writeLists(write: (lists: ListTable) => void, bytes = 0): Promise<void> {
     const { background, catalogLog } = this.#parts;
@@ -215,8 +215,8 @@ export class BlobStore {
   }
 
   /** Resolves when the blob is on disk, or could not be written. */
-  settled(digest: Digest): Promise<void> {
-    return this.#memory.settled(digest);
+  persisted(digest: Digest): Promise<void> {
+    return this.#memory.persisted(digest);
   }
 
   pathOf(digest: Digest): string {

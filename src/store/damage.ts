@@ -36,7 +36,7 @@ export class Damage implements DamageListener {
   }
 
   found({ digest }: Descriptor, why: string): void {
-    this.#parts.background.behind(this.quarantine(digest, why), 'removing a damaged blob');
+    this.#parts.background.detach(this.quarantine(digest, why), 'removing a damaged blob');
   }
 
   /** Moves the blob's file to quarantine, deletes its row, and reports it. */

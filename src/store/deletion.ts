@@ -1,5 +1,5 @@
 import { unlink } from 'node:fs/promises';
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as yieldToEventLoop } from 'node:timers/promises';
 import type { Descriptor } from '../oci/content.ts';
 import type { Digest } from '../oci/digest.ts';
 import { errorCode } from '../util/errors.ts';
@@ -41,7 +41,7 @@ export class Deletion implements Victims {
   readonly #catalog: Catalog;
   readonly #deleting = new Map<Digest, Promise<void>>();
   /** Being deleted, or deleted while the row could not be removed: absent, whatever the catalog says. */
-  readonly #lost = new Set<Digest>();
+  readonly #hidden = new Set<Digest>();
 
   constructor(parts: DeletionParts) {
     this.#parts = parts;
@@ -50,38 +50,38 @@ export class Deletion implements Victims {
 
   /** The stored blob, unless it is being deleted. */
   stored(digest: Digest): Descriptor | undefined {
-    return this.#lost.has(digest) ? undefined : this.#catalog.blobs.get(digest);
+    return this.#hidden.has(digest) ? undefined : this.#catalog.blobs.get(digest);
   }
 
   /** Resolves when a running deletion of the blob has ended; undefined: none is running. */
-  gone(digest: Digest): Promise<void> | undefined {
+  deletionOf(digest: Digest): Promise<void> | undefined {
     return this.#deleting.get(digest);
   }
 
   /** Call when the blob has a file again. Returns whether it counted as absent while its row remained. */
-  restored(digest: Digest): boolean {
-    return this.#lost.delete(digest);
+  markRestored(digest: Digest): boolean {
+    return this.#hidden.delete(digest);
   }
 
   get pinnedBytes(): number {
     return this.#parts.pins.bytes;
   }
 
-  leastWorthy(count: number, after: Victim | undefined): Victim[] {
-    return this.#catalog.uses.leastWorthy(count, after);
+  lowestPriority(count: number, after: Victim | undefined): Victim[] {
+    return this.#catalog.uses.lowestPriority(count, after);
   }
 
   idle(forMs: number, count: number): Victim[] {
     return this.#catalog.uses.idleSince(this.#parts.context.clock.now() - forMs, count);
   }
 
-  mayLeave(digest: Digest): boolean {
-    return !this.#catalog.connection.isDamaged && this.#isFree(digest) && !this.#wasJustUsed(digest);
+  isEvictable(digest: Digest): boolean {
+    return !this.#catalog.connection.isDamaged && this.#isUnused(digest) && !this.#wasJustUsed(digest);
   }
 
   async evict(victim: Victim, reason: EvictionReason): Promise<boolean> {
-    const isGone = await this.delete(victim);
-    if (!isGone) return false;
+    const isDeleted = await this.delete(victim);
+    if (!isDeleted) return false;
     this.#parts.context.onEvicted(reason);
     if (reason !== 'idle') this.#catalog.uses.evicted(victim);
     return true;
@@ -92,7 +92,7 @@ export class Deletion implements Victims {
     const removed: Digest[] = [];
     for (const digest of digests) {
       const row = this.stored(digest);
-      if (!row || !this.#isFree(digest)) continue;
+      if (!row || !this.#isUnused(digest)) continue;
       if (await this.delete(row)) removed.push(digest);
     }
     return removed;
@@ -107,7 +107,7 @@ export class Deletion implements Victims {
     dispose: (path: string) => Promise<void> = unlink,
   ): Promise<boolean> {
     if (!this.stored(digest)) return Promise.resolve(false);
-    this.#lost.add(digest);
+    this.#hidden.add(digest);
     const { background, catalogLog, leases, memory, context } = this.#parts;
     try {
       // In this tick: the blob may be fetched and linked again before its deletion ends.
@@ -133,7 +133,7 @@ export class Deletion implements Victims {
     } catch (error) {
       if (errorCode(error) !== 'ENOENT') {
         // The file could not be deleted: the blob is still stored.
-        this.#lost.delete(digest);
+        this.#hidden.delete(digest);
         health.failed(error);
         return false;
       }
@@ -141,12 +141,12 @@ export class Deletion implements Victims {
     const { queue } = this.#catalog.connection;
     try {
       if (this.#catalog.children.hasMoreThan(digest, manyRows)) await catalogLog.pace();
-      let isMore = await queue.write(() => this.#catalog.blobs.remove(digest));
-      this.#lost.delete(digest);
-      while (isMore) {
+      let hasMoreChildren = await queue.write(() => this.#catalog.blobs.remove(digest));
+      this.#hidden.delete(digest);
+      while (hasMoreChildren) {
         await catalogLog.pace();
-        await nextTurn();
-        isMore = await queue.write(() => this.#catalog.blobs.removeMoreChildren(digest));
+        await yieldToEventLoop();
+        hasMoreChildren = await queue.write(() => this.#catalog.blobs.removeMoreChildren(digest));
       }
     } catch (error) {
       if (!this.#catalog.connection.isDamaged)
@@ -157,9 +157,9 @@ export class Deletion implements Victims {
   }
 
   /** Call in the tick of the deletion. */
-  #isFree(digest: Digest): boolean {
+  #isUnused(digest: Digest): boolean {
     const { leases, ingests } = this.#parts;
-    if (this.stored(digest) === undefined || leases.has(digest) || ingests.isBringing(digest)) return false;
+    if (this.stored(digest) === undefined || leases.has(digest) || ingests.isFetching(digest)) return false;
     return !this.#catalog.pins.isPinned(digest);
   }
 

@@ -2,7 +2,7 @@ import Database from 'better-sqlite3';
 import { closeSync, fdatasyncSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { answerCalls } from '../util/worker.ts';
-import { expectWhole } from './catalog/damage.ts';
+import { expectIntact } from './catalog/damage.ts';
 import { prune, type Prune } from './catalog/prune.ts';
 
 /** Blocking disk access, on a thread of its own to keep the event loop free. */
@@ -16,7 +16,7 @@ function sync(path: string, how: (fd: number) => void): void {
   }
 }
 
-const mostPages = 2 ** 31 - 1;
+const maxPages = 2 ** 31 - 1;
 /** Short: calls to this thread queue up behind one that waits for the lock. */
 const busyMs = 100;
 const catalogs = new Map<string, Database.Database>();
@@ -58,7 +58,7 @@ answerCalls({
     const db = new Database(file, { readonly: true });
     try {
       // In one step: SQLite restarts a backup when another connection writes in between.
-      await db.backup(`${to}.new`, { progress: () => mostPages });
+      await db.backup(`${to}.new`, { progress: () => maxPages });
     } finally {
       db.close();
     }
@@ -66,7 +66,7 @@ answerCalls({
       // With a rollback journal the backup can be read without -wal and -shm files.
       withDatabase(`${to}.new`, {}, (copy) => {
         copy.pragma('journal_mode = DELETE');
-        expectWhole(copy);
+        expectIntact(copy);
       });
     } catch (error) {
       rmSync(`${to}.new`);
@@ -77,7 +77,7 @@ answerCalls({
   },
   /** Throws when the catalog is damaged. */
   check({ file }: { file: string }) {
-    withDatabase(file, { readonly: true }, expectWhole);
+    withDatabase(file, { readonly: true }, expectIntact);
   },
   prune(what: Prune) {
     return prune(catalogOf(what.file), what);

@@ -14,7 +14,7 @@ export class DiskWorkers {
   }
 
   /** Runs a long operation on a thread of its own; `signal` terminates it. */
-  async apart(method: 'check' | 'backup', files: object, signal?: AbortSignal): Promise<void> {
+  async callOnOwnThread(method: 'check' | 'backup', files: object, signal?: AbortSignal): Promise<void> {
     const thread = new WorkerThread('disk-worker', import.meta.url);
     const end = (): void => void thread.close();
     signal?.addEventListener('abort', end);

@@ -12,7 +12,7 @@ export interface DamageListener {
 export class Leases {
   readonly #root: string;
   readonly #files = new Map<Digest, SharedFile>();
-  #taken = 0;
+  #count = 0;
 
   /** `root`: the data directory. */
   constructor(root: string) {
@@ -24,8 +24,8 @@ export class Leases {
   }
 
   /** Number of leases taken so far. */
-  get taken(): number {
-    return this.#taken;
+  get count(): number {
+    return this.#count;
   }
 
   has(digest: Digest): boolean {
@@ -38,7 +38,7 @@ export class Leases {
 
   /** Call in the tick in which `row` was looked up. */
   take(row: Descriptor, damage: DamageListener): SharedFile {
-    this.#taken += 1;
+    this.#count += 1;
     const { digest } = row;
     const shared = this.#files.get(digest);
     if (shared) return shared.enter();

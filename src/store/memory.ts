@@ -4,7 +4,7 @@ import type { Digest } from '../oci/digest.ts';
 import { recognise } from '../oci/manifest.ts';
 import type { Clock } from '../util/clock.ts';
 import type { Catalog } from './catalog/catalog.ts';
-import type { Held } from './reading/stored-content.ts';
+import type { BufferedBlob } from './reading/stored-content.ts';
 
 /** Larger blobs are read from disk each time. */
 export const memoryEntryBytes = 1024 * 1024;
@@ -14,7 +14,7 @@ const entryBytes = 512;
 const childBytes = 250;
 
 /** Approximate memory use of a blob with its children, in bytes. */
-export function memoryOf({ bytes, children }: Held): number {
+export function memoryOf({ bytes, children }: BufferedBlob): number {
   return bytes.length + entryBytes + children.length * childBytes;
 }
 
@@ -22,32 +22,32 @@ export function memoryOf({ bytes, children }: Held): number {
 export class Memory {
   readonly #catalog: Catalog;
   readonly #clock: Clock;
-  readonly #recent = new LRUCache<Digest, Held>({
+  readonly #recent = new LRUCache<Digest, BufferedBlob>({
     maxSize: memoryBytes,
     maxEntrySize: 4 * memoryEntryBytes,
     sizeCalculation: memoryOf,
   });
   /** Being written to disk; readable until they are in the catalog. */
-  readonly #settling = new Map<Digest, Held>();
-  readonly #written = new Map<Digest, Promise<void>>();
+  readonly #beingWritten = new Map<Digest, BufferedBlob>();
+  readonly #writes = new Map<Digest, Promise<void>>();
 
   constructor(catalog: Catalog, clock: Clock) {
     this.#catalog = catalog;
     this.#clock = clock;
   }
 
-  get(digest: Digest): Held | undefined {
-    return this.#recent.get(digest) ?? this.#settling.get(digest);
+  get(digest: Digest): BufferedBlob | undefined {
+    return this.#recent.get(digest) ?? this.#beingWritten.get(digest);
   }
 
   /** Blobs being written to disk. */
-  settling(): Iterable<Digest> {
-    return this.#settling.keys();
+  digestsBeingWritten(): Iterable<Digest> {
+    return this.#beingWritten.keys();
   }
 
   /** Size that a manifest being written to disk gives for the digest. */
   sizeOfChild(digest: Digest): number | undefined {
-    for (const { children } of this.#settling.values()) {
+    for (const { children } of this.#beingWritten.values()) {
       const child = children.find((each) => each.digest === digest);
       if (child) return child.size;
     }
@@ -58,22 +58,22 @@ export class Memory {
    * Adds a verified blob. `write` writes it to disk and never rejects. Returns its promise; undefined: it is being
    * written already.
    */
-  put(held: Held, write: () => Promise<void>): Promise<void> | undefined {
-    const { digest } = held;
-    this.#recent.set(digest, held);
-    if (this.#settling.has(digest)) return undefined;
-    this.#settling.set(digest, held);
+  put(blob: BufferedBlob, write: () => Promise<void>): Promise<void> | undefined {
+    const { digest } = blob;
+    this.#recent.set(digest, blob);
+    if (this.#beingWritten.has(digest)) return undefined;
+    this.#beingWritten.set(digest, blob);
     const written = write().finally(() => {
-      this.#settling.delete(digest);
-      this.#written.delete(digest);
+      this.#beingWritten.delete(digest);
+      this.#writes.delete(digest);
     });
-    this.#written.set(digest, written);
+    this.#writes.set(digest, written);
     return written;
   }
 
   /** Resolves when the blob is on disk, or could not be written. */
-  async settled(digest: Digest): Promise<void> {
-    await this.#written.get(digest);
+  async persisted(digest: Digest): Promise<void> {
+    await this.#writes.get(digest);
   }
 
   /**
@@ -83,13 +83,13 @@ export class Memory {
   remember(row: Descriptor, bytes: Buffer): string {
     const { digest } = row;
     const manifest = row.mediaType === blobMediaType ? undefined : recognise(bytes);
-    const held = { ...row, children: this.#catalog.children.of(digest), ...manifest, bytes };
-    if (!this.#catalog.blobs.get(digest)) return held.mediaType;
+    const blob = { ...row, children: this.#catalog.children.of(digest), ...manifest, bytes };
+    if (!this.#catalog.blobs.get(digest)) return blob.mediaType;
     const mayWrite = !this.#catalog.connection.queue.isWaiting && !this.#catalog.connection.isDamaged;
-    if (held.mediaType !== row.mediaType && mayWrite)
-      this.#catalog.blobs.add(held, held.children, this.#clock.now());
-    this.#recent.set(digest, held);
-    return held.mediaType;
+    if (blob.mediaType !== row.mediaType && mayWrite)
+      this.#catalog.blobs.add(blob, blob.children, this.#clock.now());
+    this.#recent.set(digest, blob);
+    return blob.mediaType;
   }
 
   /** Drops the cached blob; one that is being written stays. */

@@ -13,7 +13,7 @@ import { blobPath } from './disk/layout.ts';
 import type { Ingest } from './ingest/ingest.ts';
 import type { Ingests } from './ingest/ingests.ts';
 import { memoryOf } from './memory.ts';
-import type { Held } from './reading/stored-content.ts';
+import type { BufferedBlob } from './reading/stored-content.ts';
 import type { Evictor } from './room/evictor.ts';
 import type { Pins } from './room/pins.ts';
 import type { Background } from './upkeep/background.ts';
@@ -38,15 +38,15 @@ export interface PublishingParts {
 }
 
 /** Manifests written concurrently. The others wait in memory instead of as files that take up space. */
-const manifestsAtOnce = 16;
+const maxConcurrentManifests = 16;
 /** Limit for manifests waiting in memory; beyond it manifests are not stored. */
-const mostWaitingBytes = 32 * 1024 * 1024;
+const maxWaitingBytes = 32 * 1024 * 1024;
 
 /** Moves verified content into the store. */
 export class Publishing {
   readonly #parts: PublishingParts;
   readonly #catalog: Catalog;
-  readonly #manifests = new Slots(manifestsAtOnce);
+  readonly #manifests = new Slots(maxConcurrentManifests);
   #waitingBytes = 0;
 
   constructor(parts: PublishingParts) {
@@ -68,17 +68,17 @@ export class Publishing {
       return undefined;
     });
     if (isNew === undefined) return;
-    if (isNew) ingest.reservation.keep(size);
+    if (isNew) ingest.reservation.commit(size);
     ingests.partials.forget(ingest);
     ingest.committed();
   }
 
   /** Writes a blob from memory. Never rejects: failures are logged. */
-  async persist(held: Held): Promise<void> {
-    const { digest } = held;
+  async persist(blob: BufferedBlob): Promise<void> {
+    const { digest } = blob;
     const { health, context } = this.#parts;
     try {
-      await (held.children.length > 0 ? this.#persistManifest(held) : this.#persist(held));
+      await (blob.children.length > 0 ? this.#persistManifest(blob) : this.#persist(blob));
     } catch (error) {
       const { signal } = this.#parts.background;
       if (this.#catalog.connection.isDamaged || (signal.aborted && error === signal.reason)) return;
@@ -104,7 +104,7 @@ export class Publishing {
       try {
         await reservation.growTo(size);
         const { mediaType, children } = await bring(path);
-        if (await this.#publish(path, { digest, size, mediaType }, children)) reservation.keep(size);
+        if (await this.#publish(path, { digest, size, mediaType }, children)) reservation.commit(size);
       } finally {
         await unlink(path).catch(() => undefined);
         reservation.release();
@@ -114,27 +114,27 @@ export class Publishing {
   }
 
   /** Waits for a slot. Wide manifests that still wait when the store closes are not stored. */
-  async #persistManifest(held: Held): Promise<void> {
-    const bytes = memoryOf(held);
-    if (this.#waitingBytes > 0 && this.#waitingBytes + bytes > mostWaitingBytes)
+  async #persistManifest(blob: BufferedBlob): Promise<void> {
+    const bytes = memoryOf(blob);
+    if (this.#waitingBytes > 0 && this.#waitingBytes + bytes > maxWaitingBytes)
       throw new MirrorError('store-full', 'too many manifests wait to be written');
     this.#waitingBytes += bytes;
-    const isWide = held.children.length > manyChildren;
+    const isWide = blob.children.length > manyChildren;
     const { signal } = this.#parts.background;
     try {
       const done = await this.#manifests.take(isWide ? signal : undefined);
-      await this.#persist(held).finally(done);
+      await this.#persist(blob).finally(done);
     } finally {
       this.#waitingBytes -= bytes;
     }
   }
 
-  async #persist(held: Held): Promise<void> {
-    const { digest, size, bytes } = held;
+  async #persist(blob: BufferedBlob): Promise<void> {
+    const { digest, size, bytes } = blob;
     const { deletion, ingests, evictor, context } = this.#parts;
     if (deletion.stored(digest)) {
-      const add = (): boolean => this.#catalog.blobs.add(held, held.children, context.clock.now());
-      await this.#write(add, held.children.length);
+      const add = (): boolean => this.#catalog.blobs.add(blob, blob.children, context.clock.now());
+      await this.#write(add, blob.children.length);
       return;
     }
     const reservation = evictor.reservation();
@@ -142,7 +142,7 @@ export class Publishing {
     try {
       await reservation.growTo(size);
       await writeFile(path, bytes, { flag: 'wx' });
-      if (await this.#publish(path, held, held.children)) reservation.keep(size);
+      if (await this.#publish(path, blob, blob.children)) reservation.commit(size);
     } catch (error) {
       await unlink(path).catch(() => undefined);
       throw error;
@@ -159,20 +159,20 @@ export class Publishing {
     const { digest } = descriptor;
     const { root, background, catalogLog, deletion, pins, worker, context } = this.#parts;
     const work = async (): Promise<boolean> => {
-      await deletion.gone(digest);
+      await deletion.deletionOf(digest);
       this.#catalog.connection.expectUndamaged();
       const to = blobPath(root, digest);
       try {
         await worker.call('publish', { from: path, to });
         catalogLog.isDirty = true;
-        let wasLost = false;
+        let wasHidden = false;
         const add = (): boolean => {
           const isNew = this.#catalog.blobs.add(descriptor, children, context.clock.now());
-          if (deletion.restored(digest)) wasLost = true;
-          pins.stored(digest);
+          if (deletion.markRestored(digest)) wasHidden = true;
+          pins.onStored(digest);
           return isNew;
         };
-        return (await this.#write(add, children.length)) || wasLost;
+        return (await this.#write(add, children.length)) || wasHidden;
       } catch (error) {
         // A file without a row would not be counted.
         if (!this.#catalog.connection.isDamaged && !this.#catalog.blobs.get(digest))

@@ -2,7 +2,7 @@ import { LRUCache } from 'lru-cache';
 import type { Digest } from '../../oci/digest.ts';
 import type { Repo } from '../../oci/repo.ts';
 import type { Catalog } from '../../store/catalog/catalog.ts';
-import { everywhere } from '../../store/catalog/tables/links.ts';
+import { wholeRegistry } from '../../store/catalog/tables/links.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { Provenance } from '../../upstream/responses.ts';
 import type { Clock } from '../../util/clock.ts';
@@ -96,7 +96,7 @@ export class Links {
     const cached = this.#cache.get(key);
     if (cached) return cached;
     const { registry, name } = repo;
-    const isPublic = this.#catalog.links.get(digest, registry, everywhere) !== undefined;
+    const isPublic = this.#catalog.links.get(digest, registry, wholeRegistry) !== undefined;
     const own = this.#catalog.links.get(digest, registry, name);
     if (!isPublic && !own) return noLink;
     const confirmedAt = isPublic ? Infinity : (own?.confirmedAt ?? -Infinity);

@@ -40,14 +40,14 @@ export class StaleTags {
     const now = clock.now();
     const isGone = error.row.definite === true;
     if (!mayServeAfter(error, policy)) return undefined;
-    if (!isGone && !isServableStale(row.saidAt, now, policy)) return undefined;
+    if (!isGone && !isServableStale(row.registryCheckedAt, now, policy)) return undefined;
     // `quota-spent` blocks manifests only: blobs can still be fetched.
     const needed = error.fault === 'quota-spent' ? 'manifests' : 'all';
     const digest = await this.#firstWhole(repo, [row.digest, row.previous], needed);
     const held = digest && leaseFor(store, digest, request);
     if (!held || !(await isReadable(held, request.deadline))) return undefined;
     const reason = isGone ? 'tag-gone' : error.fault;
-    return { ...answerWith(held, 'stale'), reason, ageMs: now - row.saidAt };
+    return { ...answerWith(held, 'stale'), reason, ageMs: now - row.registryCheckedAt };
   }
 
   async #firstWhole(
@@ -60,7 +60,7 @@ export class StaleTags {
       has: (part: Digest) => this.#has(repo, part) && links.grantsStale(repo, part),
       children: (manifest: Digest) => store.children(manifest),
       // Clients of some artifacts (cosign, oras) never request the config.
-      isUnused: ({ kind, digest }: Child) => kind === 'config' && !store.catalog.children.wasHeld(digest),
+      isUnused: ({ kind, digest }: Child) => kind === 'config' && !store.catalog.children.wasStored(digest),
     };
     for (const digest of digests)
       if (digest !== null && (await isWhole(digest, parts, needed))) return digest;

@@ -88,7 +88,7 @@ export class TagResolver {
     request: TimedRequest,
   ): Promise<Answer> {
     const { clock, manifests, stale } = this.#context;
-    const ageMs = clock.now() - row.saidAt;
+    const ageMs = clock.now() - row.registryCheckedAt;
     if (wantsNoBytes(request, row.digest) && !manifests.holds(row.digest)) {
       // A client that is told a digest that cannot be pulled now would not use the cached one.
       const spent = this.#upstreamOf(repo).accounts.spent(repo, `${repo.key}:${tag}`);
@@ -127,7 +127,7 @@ export class TagResolver {
     if (!held || !(await isReadable(held, request.deadline))) return undefined;
     if (!isRunning) void this.#refresh(repo, tag);
     const reason = fresh && digest === known.digest ? 'tag-fresh' : 'revalidated-behind';
-    return { ...answerWith(held, 'hit'), reason, ageMs: clock.now() - known.saidAt };
+    return { ...answerWith(held, 'hit'), reason, ageMs: clock.now() - known.registryCheckedAt };
   }
 
   /** Revalidates the tag in the background, and pulls its manifest if the quota reserve allows. */

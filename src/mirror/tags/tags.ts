@@ -44,7 +44,7 @@ export class Tags {
     const checkedAt = this.#clock.now();
     const row = {
       ...{ digest, size, mediaType, checkedAt, previous },
-      saidAt: checkedAt - ageMs,
+      registryCheckedAt: checkedAt - ageMs,
       isUpstreamStale: isStale,
     };
     this.#write(repo, tag, () => this.#catalog.tags.set(repo, tag, row, before?.digest !== digest));

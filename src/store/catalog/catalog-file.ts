@@ -4,7 +4,7 @@ import { errorCode } from '../../util/errors.ts';
 import { catalogPath, lockPath } from '../disk/layout.ts';
 import { isLocked } from '../disk/lock.ts';
 import { copyOf } from './copy-of-file.ts';
-import { expectWhole, explain } from './damage.ts';
+import { expectIntact, explain } from './damage.ts';
 import { expectVersion, migrate } from './schema.ts';
 
 /** A checkpoint that resets the write-ahead log truncates its file to this size. */
@@ -17,7 +17,7 @@ const largeBytes = 128 * 1024 * 1024;
  * Larger catalogs are opened in place instead of copied to memory; SQLite then leaves its -wal and -shm files beside
  * them.
  */
-const mostCopiedBytes = 1024 * 1024 * 1024;
+const maxCopiedBytes = 1024 * 1024 * 1024;
 
 /**
  * Opens the catalog read-only: beside the process that holds the data directory, else as a copy in memory. Throws when
@@ -26,7 +26,7 @@ const mostCopiedBytes = 1024 * 1024 * 1024;
 export function openToRead(root: string): Database.Database {
   const db = openAsItIs(root);
   try {
-    expectWhole(db);
+    expectIntact(db);
     expectVersion(db);
     return db;
   } catch (error) {
@@ -39,7 +39,7 @@ function openAsItIs(root: string): Database.Database {
   const file = catalogPath(root);
   const beside = isLocked(lockPath(root)) ? openBeside(file) : undefined;
   if (beside) return beside;
-  if (statSync(file).size > mostCopiedBytes) return new Database(file, { readonly: true });
+  if (statSync(file).size > maxCopiedBytes) return new Database(file, { readonly: true });
   const copy = copyOf(file);
   // A process may have started, and written, while the file was copied.
   const late = isLocked(lockPath(root)) ? openBeside(file) : undefined;
@@ -68,7 +68,7 @@ export function openInMemory(file: string): Database.Database {
   try {
     const isThere = existsSync(file) && statSync(file).size > 0;
     db = isThere ? copyOf(file) : new Database(':memory:');
-    expectWhole(db);
+    expectIntact(db);
     migrate(db, file);
     return db;
   } catch (error) {
@@ -90,7 +90,7 @@ export function openForWriting(file: string, checks = false): Database.Database 
     // For an existing file this takes effect with the next VACUUM (disk-worker).
     db.pragma('auto_vacuum = INCREMENTAL');
     db.pragma('journal_mode = WAL');
-    if (checks && !isLarge(file)) expectWhole(db);
+    if (checks && !isLarge(file)) expectIntact(db);
     db.pragma('synchronous = NORMAL');
     // A checkpoint waits for the disk: a worker thread makes them (disk-worker).
     db.pragma('wal_autocheckpoint = 0');

@@ -80,7 +80,7 @@ export class Connection {
 
   /** Call if the open file was deleted: writes the database to a new file and uses that. */
   async rescue(file: string): Promise<void> {
-    await this.queue.during(async () => {
+    await this.queue.pauseDuring(async () => {
       const copy = `${file}.rescued`;
       await this.#db.backup(copy);
       // No await between closing and opening: nothing is read in between.

@@ -22,10 +22,10 @@ export interface Pruned {
 }
 
 /** Each step holds the write lock for a few milliseconds only. */
-const rowsAtOnce = 200;
-const restMs = 5;
+const rowsPerStep = 200;
+const pauseMs = 5;
 const busyTries = 20;
-const busyRestMs = 100;
+const busyPauseMs = 100;
 
 /**
  * Removes unneeded rows: links to blobs that are neither stored nor being fetched, tags beyond the limit (first those
@@ -72,8 +72,8 @@ async function inSteps(db: Database, find: string, args: number[], remove: strin
   const rows = db.prepare(find).all(...args);
   const statement = db.prepare(remove);
   const removeSome = db.transaction((some: unknown[]) => some.forEach((row) => statement.run(row)));
-  for (let at = 0; at < rows.length; at += rowsAtOnce) {
-    const some = rows.slice(at, at + rowsAtOnce);
+  for (let at = 0; at < rows.length; at += rowsPerStep) {
+    const some = rows.slice(at, at + rowsPerStep);
     for (let tries = 0; ; tries++) {
       try {
         removeSome.immediate(some);
@@ -81,10 +81,10 @@ async function inSteps(db: Database, find: string, args: number[], remove: strin
       } catch (error) {
         // Another connection holds the write lock.
         if (tries >= busyTries || errorCode(error) !== 'SQLITE_BUSY') throw error;
-        await sleep(busyRestMs);
+        await sleep(busyPauseMs);
       }
     }
-    await sleep(restMs);
+    await sleep(pauseMs);
   }
   return rows.length;
 }

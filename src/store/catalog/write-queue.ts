@@ -1,12 +1,12 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as yieldToEventLoop } from 'node:timers/promises';
 import { errorCode } from '../../util/errors.ts';
 import { stepMs } from '../../util/steps.ts';
 
 const retryMs = 20;
 /** More writes than arrive during a checkpoint. Beyond this limit the oldest waiting write is dropped. */
-const maxWaiting = 20_000;
+const maxDeferred = 20_000;
 
-interface Waiting {
+interface Deferred {
   /** Must be repeatable: a transaction that fails is retried. */
   readonly write: () => void;
   readonly onDone: () => void;
@@ -15,12 +15,12 @@ interface Waiting {
 
 /**
  * Writes to the catalog, in order. While another connection holds the write lock, as during a checkpoint, they wait in
- * memory instead of blocking. Waiting writes are then done in batches, one transaction each.
+ * memory instead of blocking. Deferred writes are then done in batches, one transaction each.
  */
 export class WriteQueue {
   readonly #onError: (error: unknown) => void;
-  readonly #inOne: (work: () => void) => void;
-  readonly #waiting: Waiting[] = [];
+  readonly #inTransaction: (work: () => void) => void;
+  readonly #deferred: Deferred[] = [];
   /** Number of running calls of `pauseDuring`; they may overlap. */
   #pauses = 0;
   #isWriting = false;
@@ -28,12 +28,12 @@ export class WriteQueue {
   #timer: NodeJS.Timeout | undefined;
 
   /**
-   * `onError`: called for each deferred write that failed or was dropped. `inOne`: runs its argument in one
+   * `onError`: called for each deferred write that failed or was dropped. `inTransaction`: runs its argument in one
    * transaction.
    */
-  constructor(onError: (error: unknown) => void, inOne: (work: () => void) => void) {
+  constructor(onError: (error: unknown) => void, inTransaction: (work: () => void) => void) {
     this.#onError = onError;
-    this.#inOne = inOne;
+    this.#inTransaction = inTransaction;
   }
 
   /**
@@ -46,16 +46,16 @@ export class WriteQueue {
       write();
       return;
     }
-    const waiting = { write, onDone: () => undefined, onError: this.#onError };
+    const deferred = { write, onDone: () => undefined, onError: this.#onError };
     if (this.isWaiting) {
-      this.#defer(waiting);
+      this.#defer(deferred);
       return;
     }
     try {
       write();
     } catch (error) {
       if (!isBusy(error)) throw error;
-      this.#defer(waiting);
+      this.#defer(deferred);
     }
   }
 
@@ -63,30 +63,30 @@ export class WriteQueue {
   write<T>(write: () => T): Promise<T> {
     return new Promise((resolve, reject) => {
       let value: { readonly of: T } | undefined;
-      const waiting = {
+      const deferred = {
         write: () => void (value = { of: write() }),
         onDone: () => value && resolve(value.of),
         onError: reject,
       };
       if (this.isWaiting) {
-        this.#defer(waiting);
+        this.#defer(deferred);
         return;
       }
       try {
-        this.#do(waiting);
+        this.#do(deferred);
       } catch {
-        this.#defer(waiting);
+        this.#defer(deferred);
       }
     });
   }
 
   /** Whether a new write would have to wait. */
   get isWaiting(): boolean {
-    return this.#pauses > 0 || this.#waiting.length > 0;
+    return this.#pauses > 0 || this.#deferred.length > 0;
   }
 
   /** Holds back all writes while `work` runs. */
-  async during<T>(work: () => Promise<T>): Promise<T> {
+  async pauseDuring<T>(work: () => Promise<T>): Promise<T> {
     this.#pauses += 1;
     try {
       return await work();
@@ -107,28 +107,28 @@ export class WriteQueue {
     if (this.#pauses > 0) return;
     this.flush();
     clearTimeout(this.#timer);
-    const given = this.#waiting.splice(0);
-    for (const { onError } of given) onError(new Error('the catalog stayed locked until the store closed'));
+    const dropped = this.#deferred.splice(0);
+    for (const { onError } of dropped) onError(new Error('the catalog stayed locked until the store closed'));
   }
 
   /** Writes in batches until nothing waits or the catalog is locked. */
   async #drain(): Promise<void> {
     if (this.#isDraining) return;
     this.#isDraining = true;
-    do await nextTurn();
+    do await yieldToEventLoop();
     while (this.#step());
     this.#isDraining = false;
   }
 
   /** Writes one batch. Returns whether more can be written now. */
   #step(): boolean {
-    if (this.#pauses > 0 || this.#waiting.length === 0) return false;
+    if (this.#pauses > 0 || this.#deferred.length === 0) return false;
     const until = performance.now() + stepMs;
-    const done: Waiting[] = [];
+    const done: Deferred[] = [];
     try {
       this.#isWriting = true;
-      this.#inOne(() => {
-        for (const each of this.#waiting) {
+      this.#inTransaction(() => {
+        for (const each of this.#deferred) {
           each.write();
           done.push(each);
           if (performance.now() >= until) break;
@@ -145,27 +145,27 @@ export class WriteQueue {
     } finally {
       this.#isWriting = false;
     }
-    this.#waiting.splice(0, done.length);
+    this.#deferred.splice(0, done.length);
     for (const each of done) each.onDone();
-    return this.#waiting.length > 0;
+    return this.#deferred.length > 0;
   }
 
   #stepOneByOne(until: number): boolean {
-    for (let each = this.#waiting[0]; each; each = this.#waiting[0]) {
+    for (let each = this.#deferred[0]; each; each = this.#deferred[0]) {
       try {
         this.#do(each);
       } catch {
         this.#retryLater();
         return false;
       }
-      this.#waiting.shift();
+      this.#deferred.shift();
       if (performance.now() >= until) break;
     }
-    return this.#waiting.length > 0;
+    return this.#deferred.length > 0;
   }
 
   /** Throws only if the catalog is locked. */
-  #do({ write, onDone, onError }: Waiting): void {
+  #do({ write, onDone, onError }: Deferred): void {
     try {
       this.#isWriting = true;
       write();
@@ -179,10 +179,10 @@ export class WriteQueue {
     onDone();
   }
 
-  #defer(waiting: Waiting): void {
-    if (this.#waiting.length >= maxWaiting)
-      this.#waiting.shift()?.onError(new Error('the catalog was locked for too long'));
-    this.#waiting.push(waiting);
+  #defer(deferred: Deferred): void {
+    if (this.#deferred.length >= maxDeferred)
+      this.#deferred.shift()?.onError(new Error('the catalog was locked for too long'));
+    this.#deferred.push(deferred);
     if (this.#pauses === 0 && !this.#isDraining) this.#retryLater();
   }
 

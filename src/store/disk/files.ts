@@ -37,7 +37,7 @@ export function openStored(path: string): Promise<FileHandle> {
 }
 
 /** Identifies a file of which only the digest is known: manifest or blob. */
-export async function contentOf(
+export async function identifyFile(
   path: string,
   size: number,
 ): Promise<{ mediaType: string; children: readonly Child[] }> {

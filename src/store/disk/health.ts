@@ -11,20 +11,20 @@ const probeBytes = 64 * 1024;
 export class Health {
   readonly #root: string;
   /** Inode of the lock file when it was locked: tells whether the directory was replaced. Undefined: not locked. */
-  lockedFile: number | undefined;
+  lockInode: number | undefined;
   readonly #log: Logger;
   #trouble: string | undefined;
   #isCatalogDamaged = false;
   /** The data directory was removed or replaced: nothing can be served from it. */
   isGone = false;
   /** The disk was not writable at startup: the catalog is a copy in memory. */
-  isOnCopy: boolean;
+  isCatalogInMemory: boolean;
 
   /** Without an inode the catalog is a copy in memory. */
-  constructor(root: string, lockedFile: number | undefined, log: Logger) {
+  constructor(root: string, lockInode: number | undefined, log: Logger) {
     this.#root = root;
-    this.lockedFile = lockedFile;
-    this.isOnCopy = lockedFile === undefined;
+    this.lockInode = lockInode;
+    this.isCatalogInMemory = lockInode === undefined;
     this.#log = log;
   }
 
@@ -54,7 +54,7 @@ export class Health {
   /** Checks that the directory still exists and, after a failure, whether it is writable again. */
   async probe(): Promise<void> {
     const lock = await stat(lockPath(this.#root)).catch(() => undefined);
-    this.isGone = this.lockedFile !== undefined && lock?.ino !== this.lockedFile;
+    this.isGone = this.lockInode !== undefined && lock?.ino !== this.lockInode;
     if (this.isGone) {
       this.#note('the data directory was removed or replaced while it was in use: restart layercache');
       return;

@@ -7,7 +7,7 @@ export class LockedError extends Error {
 }
 
 /** `isLocked` in another process holds the lock for less than this. */
-const lookMs = 100;
+const lockTimeoutMs = 100;
 
 /** Whether a process holds the data directory. Writes nothing. */
 export function isLocked(file: string): boolean {
@@ -28,7 +28,7 @@ export function isLocked(file: string): boolean {
  * it with the process, kill -9 included. Returns the release. Throws `LockedError`.
  */
 export function lockDirectory(file: string): () => void {
-  const db = new Database(file, { timeout: lookMs });
+  const db = new Database(file, { timeout: lockTimeoutMs });
   try {
     // Writes nothing, and so works on a full disk.
     db.pragma('journal_mode = MEMORY');

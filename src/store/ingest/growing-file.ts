@@ -9,7 +9,7 @@ import { Reads } from '../reading/reads.ts';
 import type { Reservation } from '../room/reservation.ts';
 import { Intervals } from './intervals.ts';
 import { JournalWriter, type JournalWriterContext, type OpenFile } from './journal-writer.ts';
-import { withoutHoles, type Journalled, type Kept } from './journal.ts';
+import { withoutHoles, type Journalled, type Leftover } from './journal.ts';
 
 /** Shared by all growing files of a store. */
 export interface GrowingFileContext extends JournalWriterContext {
@@ -19,14 +19,14 @@ export interface GrowingFileContext extends JournalWriterContext {
   readonly health: Health;
 }
 
-const leastMargin = 1024 * 1024;
-const mostMargin = 16 * 1024 * 1024;
+const minMargin = 1024 * 1024;
+const maxMargin = 16 * 1024 * 1024;
 /**
  * Space to reserve for `bytes` and what follows if the size is unknown or unreliable: twice as much, with a margin of
  * 1 to 16 MiB.
  */
 export function withMargin(bytes: number): number {
-  return bytes + Math.min(Math.max(bytes, leastMargin), mostMargin);
+  return bytes + Math.min(Math.max(bytes, minMargin), maxMargin);
 }
 
 /** The sparse file of an ingest, and its journal of the intervals present. Each byte is written once. */
@@ -36,7 +36,7 @@ export class GrowingFile implements OpenFile {
   readonly path: string;
   readonly reservation: Reservation;
   readonly #context: GrowingFileContext;
-  readonly #kept: Kept | undefined;
+  readonly #leftover: Leftover | undefined;
   readonly #journal: JournalWriter;
   #present = new Intervals();
   /** Bytes from an earlier process: not served until the digest is verified. */
@@ -55,14 +55,14 @@ export class GrowingFile implements OpenFile {
       reservation,
     }: Pick<Journalled, 'registry' | 'digest' | 'path'> & { readonly reservation: Reservation },
     context: GrowingFileContext,
-    kept: Kept | undefined,
+    leftover: Leftover | undefined,
   ) {
     this.registry = registry;
     this.digest = digest;
     this.path = path;
     this.reservation = reservation;
     this.#context = context;
-    this.#kept = kept;
+    this.#leftover = leftover;
     this.#journal = new JournalWriter(context);
   }
 
@@ -85,7 +85,7 @@ export class GrowingFile implements OpenFile {
 
   /** Whether a file exists: small blobs are never written to one. */
   get isThere(): boolean {
-    return this.#handle !== undefined || this.#kept !== undefined;
+    return this.#handle !== undefined || this.#leftover !== undefined;
   }
 
   get fd(): number {
@@ -100,16 +100,16 @@ export class GrowingFile implements OpenFile {
 
   /** Opens the file left by an earlier ingest, if there is one, and checks its intervals. */
   async reopen(): Promise<void> {
-    const kept = this.#kept;
-    if (!kept || this.#handle) return;
+    const leftover = this.#leftover;
+    if (!leftover || this.#handle) return;
     try {
       const handle = await open(this.path, 'r+');
       this.#handle = handle;
-      this.#present = kept.isOurs
-        ? new Intervals(kept.present.ranges)
-        : await withoutHoles(handle, kept.present, kept.synced);
+      this.#present = leftover.isFromThisProcess
+        ? new Intervals(leftover.present.ranges)
+        : await withoutHoles(handle, leftover.present, leftover.synced);
       this.#claimed = new Intervals(this.#present.ranges);
-      this.#unproven = new Intervals((kept.isOurs ? kept.unproven : this.#present).ranges);
+      this.#unproven = new Intervals((leftover.isFromThisProcess ? leftover.unproven : this.#present).ranges);
     } catch {
       // Unusable: start with an empty file.
       await this.#handle?.close();
@@ -118,8 +118,8 @@ export class GrowingFile implements OpenFile {
       this.reservation.shrinkTo(0);
       return;
     }
-    this.#size = kept.size;
-    this.#journal.resume(kept.synced, this.#present.total);
+    this.#size = leftover.size;
+    this.#journal.resume(leftover.synced, this.#present.total);
   }
 
   /** Reserves `room` bytes in all and opens the file. Bytes for another size are dropped. Throws `store-full`. */
@@ -224,8 +224,8 @@ export class GrowingFile implements OpenFile {
   }
 
   /** Leaves the file and its reservation to the next ingest. */
-  keep(): void {
-    this.#context.partials.keep(this);
+  leave(): void {
+    this.#context.partials.add(this);
   }
 
   async close(): Promise<void> {

@@ -39,7 +39,7 @@ export interface IngestLease {
 }
 
 /** Fewer bytes are not left for the next ingest. */
-const worthKeeping = 64 * 1024;
+const minReusableBytes = 64 * 1024;
 
 /**
  * The growing file of a fill. Readers follow it at their own pace; a reader of the whole blob gets the last byte only
@@ -54,7 +54,7 @@ export class Ingest {
   readonly #waiting = new Set<() => void>();
   #verification: Verification | undefined;
   #verified = false;
-  #end: 'committed' | 'kept' | 'discarded' | undefined;
+  #end: 'committed' | 'suspended' | 'discarded' | undefined;
   #full = false;
   #fault: MirrorError | undefined;
   /** Leases, plus one for the fill until it commits or fails. */
@@ -227,7 +227,7 @@ export class Ingest {
 
   /** The file now belongs to the store. */
   committed(): void {
-    this.#over('committed');
+    this.#ended('committed');
     this.#leave();
   }
 
@@ -244,29 +244,29 @@ export class Ingest {
   async fail(error: MirrorError): Promise<void> {
     if (!this.#verified) this.#fault = error;
     const isSound = error.fault !== 'digest-mismatch' && !this.#verified;
-    await this.#finish(isSound && this.#isWorthKeeping ? 'kept' : 'discarded');
+    await this.#finish(isSound && this.#isReusable ? 'suspended' : 'discarded');
   }
 
   /** No reader is left: the bytes are left to the next ingest. */
   async suspend(): Promise<void> {
-    await this.#finish(this.#isWorthKeeping ? 'kept' : 'discarded');
+    await this.#finish(this.#isReusable ? 'suspended' : 'discarded');
   }
 
   /** Without a known size, a later ingest could not tell whether bytes are in excess. */
-  get #isWorthKeeping(): boolean {
-    return this.size !== undefined && this.present.total >= worthKeeping;
+  get #isReusable(): boolean {
+    return this.size !== undefined && this.present.total >= minReusableBytes;
   }
 
-  #over(end: 'committed' | 'kept' | 'discarded'): void {
+  #ended(end: 'committed' | 'suspended' | 'discarded'): void {
     this.#end = end;
     this.#file.end();
   }
 
-  async #finish(end: 'kept' | 'discarded'): Promise<void> {
+  async #finish(end: 'suspended' | 'discarded'): Promise<void> {
     if (this.#end) return;
-    this.#over(end);
+    this.#ended(end);
     this.#wake();
-    if (end === 'kept') this.#file.keep();
+    if (end === 'suspended') this.#file.leave();
     else if (this.#file.isThere) await this.#file.discard();
     this.#leave();
   }
@@ -321,7 +321,7 @@ export class Ingest {
       .catch(() => undefined)
       .finally(() => {
         // A partial still takes up space.
-        if (this.#end !== 'kept') this.reservation.release();
+        if (this.#end !== 'suspended') this.reservation.release();
         this.#owner.closed(this);
       });
   }

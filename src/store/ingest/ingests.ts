@@ -55,7 +55,7 @@ export class Ingests implements IngestOwner {
   }
 
   /** Whether a running ingest fetches the digest. */
-  isBringing(digest: Digest): boolean {
+  isFetching(digest: Digest): boolean {
     for (const ingest of this.#running) if (ingest.digest === digest) return true;
     return false;
   }
@@ -79,12 +79,12 @@ export class Ingests implements IngestOwner {
     }: { registry: string; digest: Digest; onReadersChanged: () => void },
     evictor: Evictor,
   ): Ingest {
-    const kept = this.partials.take(registry, digest);
-    const { path, reservation } = kept ?? {
+    const partial = this.partials.take(registry, digest);
+    const { path, reservation } = partial ?? {
       path: this.newPath(digest),
       reservation: evictor.reservation(),
     };
-    const file = new GrowingFile({ registry, digest, path, reservation }, this.#files, kept);
+    const file = new GrowingFile({ registry, digest, path, reservation }, this.#files, partial);
     const ingest = new Ingest(file, this, onReadersChanged);
     this.#running.add(ingest);
     return ingest;

@@ -17,9 +17,9 @@ export interface Journalled {
 }
 
 /** What an unfinished ingest left. */
-export interface Kept extends Journalled {
+export interface Leftover extends Journalled {
   /** Left by this process: the intervals need no check. */
-  readonly isOurs: boolean;
+  readonly isFromThisProcess: boolean;
   /** Bytes from an earlier process, not verified. */
   readonly unproven: Intervals;
 }

@@ -4,20 +4,20 @@ import type { Digest } from '../../oci/digest.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { Clock } from '../../util/clock.ts';
 import type { Catalog } from '../catalog/catalog.ts';
-import type { Evictor, Leftovers } from '../room/evictor.ts';
+import type { Evictor, DroppableFiles } from '../room/evictor.ts';
 import type { Reservation } from '../room/reservation.ts';
-import { bootId, readIntervals, writeIntervals, type Journalled, type Kept } from './journal.ts';
+import { bootId, readIntervals, writeIntervals, type Journalled, type Leftover } from './journal.ts';
 
 /** Partials not resumed within this time are deleted. */
-const keptForMs = 24 * 60 * 60 * 1000;
+const maxAgeMs = 24 * 60 * 60 * 1000;
 
 /** What an unfinished ingest left. The bytes are unverified: they count only for the same registry and digest. */
-export interface Partial extends Kept {
+export interface Partial extends Leftover {
   readonly registry: string;
   readonly digest: Digest;
   readonly reservation: Reservation;
   /** When the ingest ended, ms since the epoch. */
-  readonly keptAt: number;
+  readonly endedAt: number;
 }
 
 export interface PartialsContext {
@@ -30,11 +30,11 @@ export interface PartialsContext {
  * Files of unfinished ingests, and the journal of these and of running ones. They survive restarts, count against the
  * cap, and are deleted before any blob is evicted.
  */
-export class Partials implements Leftovers {
+export class Partials implements DroppableFiles {
   readonly #directory: string;
   readonly #context: PartialsContext;
   readonly #boot = bootId();
-  readonly #kept = new Map<string, Partial>();
+  readonly #partials = new Map<string, Partial>();
 
   constructor(directory: string, context: PartialsContext) {
     this.#directory = directory;
@@ -44,12 +44,12 @@ export class Partials implements Leftovers {
   /** Disk use. */
   get bytes(): number {
     let total = 0;
-    for (const { present } of this.#kept.values()) total += present.total;
+    for (const { present } of this.#partials.values()) total += present.total;
     return total;
   }
 
   has(registry: string, digest: Digest): boolean {
-    return this.#kept.has(keyOf(registry, digest));
+    return this.#partials.has(keyOf(registry, digest));
   }
 
   /** Loads the partials of earlier processes, and deletes files without a journal entry. */
@@ -65,8 +65,12 @@ export class Partials implements Leftovers {
         const reservation = evictor.reservation();
         reservation.adopt(present.total);
         const path = join(this.#directory, row.file);
-        const kept = { registry, digest, path, size, present, synced, reservation, unproven: present };
-        this.#kept.set(keyOf(registry, digest), { ...kept, isOurs: false, keptAt: updatedAt });
+        const partial = { registry, digest, path, size, present, synced, reservation, unproven: present };
+        this.#partials.set(keyOf(registry, digest), {
+          ...partial,
+          isFromThisProcess: false,
+          endedAt: updatedAt,
+        });
       } else this.forget(row);
     }
     await Promise.all([...files].map((file) => unlink(join(this.#directory, file))));
@@ -76,19 +80,19 @@ export class Partials implements Leftovers {
   /** Hands the partial over to a new ingest. */
   take(registry: string, digest: Digest): Partial | undefined {
     const key = keyOf(registry, digest);
-    const partial = this.#kept.get(key);
-    this.#kept.delete(key);
+    const partial = this.#partials.get(key);
+    this.#partials.delete(key);
     return partial;
   }
 
   /** Adds what an ingest left. */
-  keep(left: Omit<Partial, 'keptAt' | 'isOurs'>): void {
-    const { registry, digest, path, size, present, synced, reservation, unproven } = left;
+  add(leftover: Omit<Partial, 'endedAt' | 'isFromThisProcess'>): void {
+    const { registry, digest, path, size, present, synced, reservation, unproven } = leftover;
     reservation.shrinkTo(present.total);
-    const keptAt = this.#context.clock.now();
+    const endedAt = this.#context.clock.now();
     const about = { registry, digest, path, size, present, synced, unproven };
-    const partial = { ...about, reservation, isOurs: true, keptAt };
-    this.#kept.set(keyOf(registry, digest), partial);
+    const partial = { ...about, reservation, isFromThisProcess: true, endedAt };
+    this.#partials.set(keyOf(registry, digest), partial);
     this.journal(partial);
   }
 
@@ -114,19 +118,19 @@ export class Partials implements Leftovers {
 
   /** See `DroppableFiles`. */
   async dropOldest(): Promise<boolean> {
-    const [oldest] = this.#kept.values();
+    const [oldest] = this.#partials.values();
     if (oldest) await this.#drop(oldest);
     return oldest !== undefined;
   }
 
   async sweep(): Promise<void> {
-    const limit = this.#context.clock.now() - keptForMs;
-    for (const partial of this.#kept.values()) if (partial.keptAt < limit) await this.#drop(partial);
+    const limit = this.#context.clock.now() - maxAgeMs;
+    for (const partial of this.#partials.values()) if (partial.endedAt < limit) await this.#drop(partial);
   }
 
   async #drop(partial: Partial): Promise<void> {
     const { registry, digest, path, reservation } = partial;
-    this.#kept.delete(keyOf(registry, digest));
+    this.#partials.delete(keyOf(registry, digest));
     this.forget(partial);
     await unlink(path).catch(() => undefined);
     reservation.release();

@@ -21,7 +21,7 @@ const sliceBytes = 4 * 1024 * 1024;
 /** Fits into a core's cache between read and hash. */
 const step = Buffer.allocUnsafeSlow(256 * 1024);
 const jobs = new Map<number, Job>();
-let running = false;
+let isScheduled = false;
 
 function hashSlice(job: Job): void {
   const end = Math.min(job.readable, job.offset + sliceBytes);
@@ -33,12 +33,12 @@ function hashSlice(job: Job): void {
   }
 }
 
-function turn(): void {
-  running = false;
+function runSlices(): void {
+  isScheduled = false;
   for (const job of jobs.values()) {
     try {
       if (job.offset < job.readable) hashSlice(job);
-      if (job.offset < job.readable) run();
+      if (job.offset < job.readable) schedule();
       else for (const { resolve } of job.waiting.splice(0)) resolve();
     } catch (error) {
       job.readable = job.offset;
@@ -47,18 +47,18 @@ function turn(): void {
   }
 }
 
-function run(): void {
-  if (running) return;
-  running = true;
-  setImmediate(turn);
+function schedule(): void {
+  if (isScheduled) return;
+  isScheduled = true;
+  setImmediate(runSlices);
 }
 
-async function caughtUp(id: number): Promise<Job> {
+async function whenCaughtUp(id: number): Promise<Job> {
   const job = jobs.get(id);
   if (!job) throw new Error('no such job');
   await new Promise<void>((resolve, reject) => {
     job.waiting.push({ resolve, reject });
-    run();
+    schedule();
   });
   return job;
 }
@@ -70,21 +70,21 @@ answerCalls({
   advance({ id, to }: { id: number; to: number }) {
     const job = jobs.get(id);
     if (job) job.readable = to;
-    run();
+    schedule();
   },
   /** Hashes bytes that are in no file. */
   feed({ id, bytes }: { id: number; bytes: Uint8Array }) {
     jobs.get(id)?.hash.update(bytes);
   },
   async reached({ id }: { id: number }) {
-    await caughtUp(id);
+    await whenCaughtUp(id);
   },
   async digest({ id }: { id: number }) {
-    return (await caughtUp(id)).hash.digest('hex');
+    return (await whenCaughtUp(id)).hash.digest('hex');
   },
   /** Copies the hash to a new job, which is continued by `feed`. */
   async fork({ id, to }: { id: number; to: number }) {
-    const { hash } = await caughtUp(id);
+    const { hash } = await whenCaughtUp(id);
     jobs.set(to, { hash: hash.copy(), fd: -1, offset: 0, readable: 0, waiting: [] });
   },
   /** Once answered, the file descriptor is not used any more. */

@@ -6,7 +6,7 @@ import { defaultManifestType } from '../../oci/manifest.ts';
 import { createRepo, isTag } from '../../oci/repo.ts';
 import { errorCode, MirrorError } from '../../util/errors.ts';
 import type { BlobStore } from '../blob-store.ts';
-import { contentOf } from '../disk/files.ts';
+import { identifyFile } from '../disk/files.ts';
 import { findDamage } from '../upkeep/check.ts';
 
 export interface Imported {
@@ -19,7 +19,7 @@ export interface Imported {
   readonly problems: readonly string[];
 }
 
-const mostProblems = 100;
+const maxProblems = 100;
 
 /**
  * Imports a registry:2 directory, proxy cache included, as content of `registry`: blobs by hard link, else by copy,
@@ -34,8 +34,8 @@ export async function importRegistry(
   const root = await findRoot(directory);
   const problems: string[] = [];
   const counts = { blobs: 0, bytes: 0, known: 0, tags: 0 };
-  const trouble = (what: string, error: unknown): void => {
-    if (problems.length < mostProblems)
+  const reportProblem = (what: string, error: unknown): void => {
+    if (problems.length < maxProblems)
       problems.push(
         `${what}: ${error instanceof MirrorError ? error.message : (errorCode(error) ?? (error as Error).message)}`,
       );
@@ -46,30 +46,30 @@ export async function importRegistry(
         const digest = `${algorithm}:${hex}`;
         if (!isDigest(digest)) continue;
         try {
-          const size = await takeOver(store, digest, join(root, 'blobs', algorithm, prefix, hex, 'data'));
+          const size = await importBlob(store, digest, join(root, 'blobs', algorithm, prefix, hex, 'data'));
           if (size === undefined) counts.known += 1;
           else {
             counts.blobs += 1;
             counts.bytes += size;
           }
         } catch (error) {
-          trouble(`blob ${digest}`, error);
+          reportProblem(`blob ${digest}`, error);
         }
       }
     }
   }
   for await (const { name, path } of repositories(join(root, 'repositories'), '')) {
     try {
-      counts.tags += await takeNames(store, registry, name, path);
+      counts.tags += await importRepo(store, registry, name, path);
     } catch (error) {
-      trouble(`repository ${name}`, error);
+      reportProblem(`repository ${name}`, error);
     }
   }
   return { ...counts, problems };
 }
 
 /** Resolves to the size, or undefined if stored already. */
-async function takeOver(store: BlobStore, digest: Digest, from: string): Promise<number | undefined> {
+async function importBlob(store: BlobStore, digest: Digest, from: string): Promise<number | undefined> {
   if (store.describe(digest)) return undefined;
   const entry = await lstat(from);
   if (!entry.isFile()) throw new Error('it is not a regular file');
@@ -78,13 +78,13 @@ async function takeOver(store: BlobStore, digest: Digest, from: string): Promise
     await link(from, path).catch(() => copyFile(from, path));
     const why = await findDamage(store.verifier, path, { digest, size }, () => undefined);
     if (why !== undefined) throw new Error(why);
-    return contentOf(path, size);
+    return identifyFile(path, size);
   });
   return size;
 }
 
 /** Imports links and tags of one repo. Returns the number of tags. */
-async function takeNames(store: BlobStore, registry: string, name: string, path: string): Promise<number> {
+async function importRepo(store: BlobStore, registry: string, name: string, path: string): Promise<number> {
   const repo = createRepo(registry, name, registry);
   const { catalog } = store;
   for (const place of ['_layers', '_manifests/revisions']) {
@@ -104,14 +104,21 @@ async function takeNames(store: BlobStore, registry: string, name: string, path:
   for (const tag of await namesIn(join(path, '_manifests/tags'))) {
     const file = join(path, '_manifests/tags', tag, 'current/link');
     const digest = (await readFile(file, 'utf8')).trim();
-    const held = isDigest(digest) ? store.describe(digest) : undefined;
-    if (!held || held.mediaType === blobMediaType || !isTag(tag) || catalog.tags.get(repo, tag)) continue;
+    const stored = isDigest(digest) ? store.describe(digest) : undefined;
+    if (!stored || stored.mediaType === blobMediaType || !isTag(tag) || catalog.tags.get(repo, tag)) continue;
     const checkedAt = Math.floor((await stat(file)).mtimeMs);
-    const mediaType = held.mediaType || defaultManifestType(store.children(held.digest));
+    const mediaType = stored.mediaType || defaultManifestType(store.children(stored.digest));
     catalog.tags.set(
       repo,
       tag,
-      { ...held, mediaType, checkedAt, saidAt: checkedAt, isUpstreamStale: false, previous: null },
+      {
+        ...stored,
+        mediaType,
+        checkedAt,
+        registryCheckedAt: checkedAt,
+        isUpstreamStale: false,
+        previous: null,
+      },
       true,
     );
     tags += 1;

@@ -89,7 +89,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
     args: z.strictObject({ pattern }),
     needsRoom: true,
     run: async ({ store }, { pattern }) => ({
-      pinnedBytes: await whole(store).pins.pin(pattern.text),
+      pinnedBytes: await undamaged(store).pins.pin(pattern.text),
       tags: tagsOf(store.catalog, pattern),
     }),
     show: ({ pinnedBytes, tags }, { pattern }) => ({
@@ -104,7 +104,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
     usage: '<pattern>',
     summary: 'remove a pin',
     args: z.strictObject({ pattern }),
-    run: async ({ store }, { pattern }) => ({ pinnedBytes: await whole(store).pins.unpin(pattern.text) }),
+    run: async ({ store }, { pattern }) => ({ pinnedBytes: await undamaged(store).pins.unpin(pattern.text) }),
     show: ({ pinnedBytes }) => ({ lines: [`${formatSize(pinnedBytes)} are pinned`] }),
   }),
 
@@ -116,7 +116,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
     read: ({ catalog }, { pattern }) => previewPurge(catalog, pattern),
     readsIf: ({ dryRun }) => dryRun,
     run: ({ store }, { pattern, dryRun }) =>
-      dryRun ? previewPurge(whole(store).catalog, pattern) : purge(whole(store), pattern),
+      dryRun ? previewPurge(undamaged(store).catalog, pattern) : purge(undamaged(store), pattern),
     show: ({ tags, blobs, bytes, kept }, { pattern, dryRun }) =>
       tags + blobs + kept === 0
         ? { lines: [`${pattern.text}: nothing matches`], isFailed: !dryRun }
@@ -130,7 +130,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
 
   quarantine: define({
     args: z.strictObject({ digests: z.array(z.string()).max(10_000) }),
-    run: ({ store }, { digests }) => quarantine(whole(store), digests),
+    run: ({ store }, { digests }) => quarantine(undamaged(store), digests),
     show: ({ quarantined }) => ({ lines: [`${counted(quarantined, 'blob')} quarantined`] }),
   }),
 
@@ -146,7 +146,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
         throw new OperationError(
           `${registry}: not among the configured upstreams, ${registries().join(', ')}`,
         );
-      return importRegistry(whole(store), directory, registry).catch((cause: unknown) => {
+      return importRegistry(undamaged(store), directory, registry).catch((cause: unknown) => {
         throw new OperationError((cause as Error).message, { cause });
       });
     },
@@ -161,7 +161,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
 };
 
 /** Returns the store. Throws when its catalog is damaged. */
-function whole(store: BlobStore): BlobStore {
+function undamaged(store: BlobStore): BlobStore {
   try {
     store.catalog.connection.expectUndamaged();
   } catch (cause) {
@@ -174,11 +174,12 @@ function whole(store: BlobStore): BlobStore {
 async function quarantine(store: BlobStore, digests: readonly string[]): Promise<{ quarantined: number }> {
   let quarantined = 0;
   for (const digest of digests) {
-    const held = isDigest(digest) ? store.describe(digest) : undefined;
+    const stored = isDigest(digest) ? store.describe(digest) : undefined;
     // A blob may have been fetched again since it was reported.
-    const why = held && (await findDamage(store.verifier, store.pathOf(held.digest), held, () => undefined));
-    if (!held || why === undefined) continue;
-    await store.quarantine(held.digest, why);
+    const why =
+      stored && (await findDamage(store.verifier, store.pathOf(stored.digest), stored, () => undefined));
+    if (!stored || why === undefined) continue;
+    await store.quarantine(stored.digest, why);
     quarantined += 1;
   }
   return { quarantined };

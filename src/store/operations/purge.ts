@@ -27,17 +27,17 @@ export async function purge(store: BlobStore, pattern: Pattern): Promise<Purged>
   const { catalog } = store;
   const { tags, victims, kept } = await inSteps(plan(catalog, pattern));
   catalog.lists.removeOfRepos(pattern.glob);
-  await inSteps(forget(catalog, tags));
-  const gone = await store.remove(victims.keys());
+  await inSteps(removeTags(catalog, tags));
+  const deleted = await store.remove(victims.keys());
   return {
     tags: tags.length,
-    blobs: gone.length,
-    bytes: gone.reduce((sum, digest) => sum + (victims.get(digest) ?? 0), 0),
-    kept: kept + victims.size - gone.length,
+    blobs: deleted.length,
+    bytes: deleted.reduce((sum, digest) => sum + (victims.get(digest) ?? 0), 0),
+    kept: kept + victims.size - deleted.length,
   };
 }
 
-function* forget(catalog: Catalog, tags: readonly Root[]): Generator<undefined, undefined> {
+function* removeTags(catalog: Catalog, tags: readonly Root[]): Generator<undefined, undefined> {
   for (const { registry, repo, tag } of tags) {
     if (tag === undefined) continue;
     catalog.tags.remove({ registry, name: repo }, tag);
@@ -54,19 +54,19 @@ export async function previewPurge(catalog: Catalog, pattern: Pattern): Promise<
 
 /** A generator, so that a running mirror can serve requests in between. */
 function* plan(catalog: Catalog, pattern: Pattern): Generator<undefined, Plan> {
-  const isMeant = ({ registry, repo, tag }: Root): boolean => pattern.matches({ registry, name: repo }, tag);
+  const isMatch = ({ registry, repo, tag }: Root): boolean => pattern.matches({ registry, name: repo }, tag);
   // Pinned images keep their tags.
   const tags = catalog.roots
     .tagged(pattern.glob)
-    .filter((root) => isMeant(root) && !catalog.pins.isPinned(root.digest));
-  const owned = catalog.roots.blobsOf(pattern.glob).filter(isMeant);
+    .filter((root) => isMatch(root) && !catalog.pins.isPinned(root.digest));
+  const owned = catalog.roots.blobsOf(pattern.glob).filter(isMatch);
   const victims = new Map<Digest, number>();
   const pinned = new Set<Digest>();
   const visit = (digest: Digest): boolean => {
     const blob = catalog.blobs.get(digest);
     if (!blob || victims.has(digest)) return false;
     // The blob stays if another tag, repo or image uses it.
-    const isTagged = catalog.roots.tagsOf(digest).some((root) => !isMeant(root));
+    const isTagged = catalog.roots.tagsOf(digest).some((root) => !isMatch(root));
     const isShared = catalog.links
       .reposOf(digest)
       .some(({ registry, repo }) => !pattern.matchesRepo({ registry, name: repo }));
@@ -84,7 +84,7 @@ function* plan(catalog: Catalog, pattern: Pattern): Generator<undefined, Plan> {
     for (let digest = open.pop(); digest !== undefined; digest = open.pop()) {
       yield;
       if (!visit(digest)) continue;
-      for (const children of catalog.children.held(digest)) {
+      for (const children of catalog.children.stored(digest)) {
         open.push(...children);
         yield;
       }

@@ -4,7 +4,7 @@ const largest = 1024 * 1024;
 
 /**
  * Read buffers for all readers, two each, within one pool: the more readers, the smaller the buffers. Free buffers are
- * kept for reuse within the same bound.
+ * reusable for reuse within the same bound.
  */
 export class Buffers {
   readonly #free = new Map<number, Buffer[]>();
@@ -26,10 +26,10 @@ export class Buffers {
     let size = smallest;
     while (size < largest && size < wanted && size * 2 <= share) size *= 2;
     this.#usedBytes += size;
-    const kept = this.#free.get(size)?.pop();
-    if (kept) {
+    const reusable = this.#free.get(size)?.pop();
+    if (reusable) {
       this.#freeBytes -= size;
-      return kept;
+      return reusable;
     }
     // The free buffers have other sizes.
     if (this.#usedBytes + this.#freeBytes > poolBytes) this.#forget();
@@ -41,8 +41,8 @@ export class Buffers {
     this.drop(buffer);
     if (this.#usedBytes + this.#freeBytes + buffer.length > poolBytes) return;
     this.#freeBytes += buffer.length;
-    const kept = this.#free.get(buffer.length);
-    if (kept) kept.push(buffer);
+    const reusable = this.#free.get(buffer.length);
+    if (reusable) reusable.push(buffer);
     else this.#free.set(buffer.length, [buffer]);
   }
 

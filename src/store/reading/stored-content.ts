@@ -13,7 +13,7 @@ import { copyFile } from './copy.ts';
 import { Reads } from './reads.ts';
 
 /** A blob in memory, verified. */
-export interface Held extends Descriptor {
+export interface BufferedBlob extends Descriptor {
   readonly bytes: Buffer;
   /** Children, if it is a manifest. */
   readonly children: readonly Child[];
@@ -25,11 +25,11 @@ export class MemoryContent implements Content {
   readonly mediaType: string;
   readonly #bytes: Buffer;
 
-  constructor(held: Held) {
-    this.digest = held.digest;
-    this.size = held.size;
-    this.mediaType = held.mediaType;
-    this.#bytes = held.bytes;
+  constructor(blob: BufferedBlob) {
+    this.digest = blob.digest;
+    this.size = blob.size;
+    this.mediaType = blob.mediaType;
+    this.#bytes = blob.bytes;
   }
 
   prepare(): Promise<void> {
@@ -64,7 +64,7 @@ export interface SharedFileEvents {
 export class SharedFile {
   readonly path: string;
   /** A reader was sent the whole file. */
-  wasTaken = false;
+  wasFullyRead = false;
   readonly #row: Descriptor;
   readonly #events: SharedFileEvents;
   #handle: Promise<FileHandle> | undefined;

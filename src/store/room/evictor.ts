@@ -19,11 +19,11 @@ export interface RoomLimits {
 /** The evictable blobs of a store. */
 export interface Victims {
   /** Unpinned blobs in ascending priority, after `after`. */
-  leastWorthy(count: number, after: Victim | undefined): Victim[];
+  lowestPriority(count: number, after: Victim | undefined): Victim[];
   /** Unpinned blobs unused for this long (ms). */
   idle(forMs: number, count: number): Victim[];
   /** Whether the blob is stored, not in use, not pinned, and not used since it was selected. */
-  mayLeave(digest: Digest): boolean;
+  isEvictable(digest: Digest): boolean;
   /** Disk use of pinned blobs. */
   readonly pinnedBytes: number;
   /** Resolves, once the space is freed and no longer counted, to whether the blob was deleted. */
@@ -31,7 +31,7 @@ export interface Victims {
 }
 
 /** Files that are deleted before any blob is evicted. */
-export interface Leftovers {
+export interface DroppableFiles {
   /** Disk use. */
   readonly bytes: number;
   /** Deletes the oldest file. Resolves to whether there was one. */
@@ -42,7 +42,7 @@ export interface EvictorParts {
   readonly space: Space;
   readonly victims: Victims;
   /** In the order in which they are emptied. */
-  readonly leftovers: readonly Leftovers[];
+  readonly droppable: readonly DroppableFiles[];
   /** Free space of the file system. */
   readonly free: () => Promise<FreeSpace>;
 }
@@ -51,11 +51,11 @@ export type EvictionReason = 'max-bytes' | 'min-free' | 'idle';
 
 /** Share of the cap that is freed ahead of need, so that downloads do not wait for files to be deleted. */
 const aheadShare = 0.02;
-const mostAhead = 1_000_000_000;
+const maxAhead = 1_000_000_000;
 /** Free inodes needed by downloads and SQLite. */
-const leastFreeFiles = 12;
-const idleAtOnce = 16;
-const lookedAtOnce = 64;
+const minFreeFiles = 12;
+const idleBatch = 16;
+const scanBatch = 64;
 
 /**
  * Keeps the store under its cap and the file system above its free space. Space is reserved before anything is
@@ -65,18 +65,18 @@ export class Evictor implements RoomMaker {
   readonly #limits: () => RoomLimits;
   readonly #space: Space;
   readonly #victims: Victims;
-  readonly #leftovers: readonly Leftovers[];
+  readonly #droppable: readonly DroppableFiles[];
   readonly #free: () => Promise<FreeSpace>;
-  #line: Promise<unknown> = Promise.resolve();
+  #tail: Promise<unknown> = Promise.resolve();
   #tidying: Promise<void> | undefined;
   /** Free space is below store.minFreeBytes, and eviction cannot help. */
   isShort = false;
 
-  constructor(limits: () => RoomLimits, { space, victims, leftovers, free }: EvictorParts) {
+  constructor(limits: () => RoomLimits, { space, victims, droppable, free }: EvictorParts) {
     this.#limits = limits;
     this.#space = space;
     this.#victims = victims;
-    this.#leftovers = leftovers;
+    this.#droppable = droppable;
     this.#free = free;
   }
 
@@ -86,9 +86,9 @@ export class Evictor implements RoomMaker {
 
   /** See `RoomMaker`. */
   async makeRoom(wanted: () => number, grant: () => void, signal?: AbortSignal): Promise<void> {
-    const made = this.#inLine(() => this.#makeRoom(wanted(), grant, signal));
-    const late = (): MirrorError => full(wanted(), 'no space was freed in time');
-    await (signal ? untilAborted(made, signal, late) : made);
+    const made = this.#serialize(() => this.#makeRoom(wanted(), grant, signal));
+    const timedOut = (): MirrorError => full(wanted(), 'no space was freed in time');
+    await (signal ? untilAborted(made, signal, timedOut) : made);
   }
 
   /**
@@ -101,22 +101,24 @@ export class Evictor implements RoomMaker {
   }
 
   async #tidy(signal: AbortSignal): Promise<void> {
-    const ahead = (bytes: number): number => Math.min(bytes * aheadShare, mostAhead);
+    const ahead = (bytes: number): number => Math.min(bytes * aheadShare, maxAhead);
     const scan = new Scan(this.#victims);
     for (let again = true; again && !signal.aborted;) {
-      again = await this.#inLine(async () => {
+      again = await this.#serialize(async () => {
         if (await this.#evictIdle()) return true;
         const { maxBytes, minFreeBytes } = this.#limits();
-        const lack = await this.#lack(ahead(maxBytes), ahead(minFreeBytes));
-        return lack !== undefined && lack.isCurable && (await this.#evictOne(scan, lack.reason));
+        const shortfall = await this.#shortfall(ahead(maxBytes), ahead(minFreeBytes));
+        return (
+          shortfall !== undefined && shortfall.evictionHelps && (await this.#evictOne(scan, shortfall.reason))
+        );
       });
     }
   }
 
-  #inLine<T>(work: () => Promise<T>): Promise<T> {
-    const turn = this.#line.then(work);
-    this.#line = turn.catch(() => undefined);
-    return turn;
+  #serialize<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#tail.then(work);
+    this.#tail = done.catch(() => undefined);
+    return done;
   }
 
   async #makeRoom(bytes: number, grant: () => void, signal: AbortSignal | undefined): Promise<void> {
@@ -125,49 +127,49 @@ export class Evictor implements RoomMaker {
     if (bytes > maxBytes) throw full(bytes, 'it is larger than store.maxBytes');
     const scan = new Scan(this.#victims);
     for (;;) {
-      const lack = await this.#lack(bytes, bytes);
+      const shortfall = await this.#shortfall(bytes, bytes);
       if (signal?.aborted) return;
-      if (!lack) {
+      if (!shortfall) {
         grant();
         return;
       }
       // Evicting everything would not be enough: evict nothing.
-      if (!lack.isCurable) {
+      if (!shortfall.evictionHelps) {
         throw full(
           bytes,
-          lack.reason === 'max-bytes'
+          shortfall.reason === 'max-bytes'
             ? 'store.maxBytes is reserved by running downloads'
             : 'the file system has too little free space for store.minFreeBytes, or too few free inodes',
         );
       }
-      if (!(await this.#evictOne(scan, lack.reason))) {
+      if (!(await this.#evictOne(scan, shortfall.reason))) {
         throw full(bytes, 'all stored blobs are in use, pinned, or cannot be deleted');
       }
     }
   }
 
   /** Which limit prevents using so many bytes more, and whether eviction can help; undefined: none. */
-  async #lack(
+  async #shortfall(
     underCap: number,
     underFree: number,
-  ): Promise<{ reason: 'max-bytes' | 'min-free'; isCurable: boolean } | undefined> {
+  ): Promise<{ reason: 'max-bytes' | 'min-free'; evictionHelps: boolean } | undefined> {
     const { maxBytes, minFreeBytes } = this.#limits();
     const { bytes: freeBytes, files } = await this.#free();
     const { stored, unwritten, bytes, otherBytes } = this.#space;
     const free = freeBytes - unwritten;
-    const leftBytes = this.#leftovers.reduce((sum, left) => sum + left.bytes, 0);
-    const evictable = Math.max(0, stored - this.#victims.pinnedBytes) + leftBytes;
+    const droppableBytes = this.#droppable.reduce((sum, files) => sum + files.bytes, 0);
+    const evictable = Math.max(0, stored - this.#victims.pinnedBytes) + droppableBytes;
     const used = bytes + otherBytes;
     if (used + underCap > maxBytes) {
-      return { reason: 'max-bytes', isCurable: used - evictable + underCap <= maxBytes };
+      return { reason: 'max-bytes', evictionHelps: used - evictable + underCap <= maxBytes };
     }
     if (free - underFree < minFreeBytes) {
       this.isShort = free + evictable < minFreeBytes;
-      return { reason: 'min-free', isCurable: free + evictable - underFree >= minFreeBytes };
+      return { reason: 'min-free', evictionHelps: free + evictable - underFree >= minFreeBytes };
     }
-    if (files < leastFreeFiles) {
+    if (files < minFreeFiles) {
       this.isShort = stored === 0;
-      return { reason: 'min-free', isCurable: evictable > 0 };
+      return { reason: 'min-free', evictionHelps: evictable > 0 };
     }
     this.isShort = false;
     return undefined;
@@ -175,21 +177,21 @@ export class Evictor implements RoomMaker {
 
   /** Resolves to whether something was deleted. */
   async #evictOne(scan: Scan, reason: EvictionReason): Promise<boolean> {
-    for (const left of this.#leftovers) if (await left.dropOldest()) return true;
+    for (const files of this.#droppable) if (await files.dropOldest()) return true;
     const victim = scan.next();
     return victim !== undefined && (await this.#victims.evict(victim, reason));
   }
 
   async #evictIdle(): Promise<boolean> {
     const { maxIdleMs } = this.#limits();
-    const idle = maxIdleMs > 0 ? this.#victims.idle(maxIdleMs, idleAtOnce) : [];
-    let went = 0;
+    const idle = maxIdleMs > 0 ? this.#victims.idle(maxIdleMs, idleBatch) : [];
+    let evicted = 0;
     for (const victim of idle) {
-      if (!this.#victims.mayLeave(victim.digest)) continue;
+      if (!this.#victims.isEvictable(victim.digest)) continue;
       if (!(await this.#victims.evict(victim, 'idle'))) return false;
-      went += 1;
+      evicted += 1;
     }
-    return went > 0;
+    return evicted > 0;
   }
 }
 
@@ -205,11 +207,11 @@ class Scan {
 
   next(): Victim | undefined {
     for (;;) {
-      if (this.#found.length === 0) this.#found = this.#victims.leastWorthy(lookedAtOnce, this.#last);
+      if (this.#found.length === 0) this.#found = this.#victims.lowestPriority(scanBatch, this.#last);
       const victim = this.#found.shift();
       if (!victim) return undefined;
       this.#last = victim;
-      if (this.#victims.mayLeave(victim.digest)) return victim;
+      if (this.#victims.isEvictable(victim.digest)) return victim;
     }
   }
 }

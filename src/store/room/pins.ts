@@ -1,4 +1,4 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as yieldToEventLoop } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { blobMediaType } from '../../oci/content.ts';
 import type { Digest } from '../../oci/digest.ts';
@@ -21,16 +21,16 @@ export interface Pin {
 
 const refreshAfterMs = 250;
 /** Scans take at most a fifth of the time. */
-const restShare = 4;
+const idleShare = 4;
 const rootsAtOnce = 200;
 const pinnedAtOnce = 500;
 const flagsAtOnce = 50;
 /** Successive scans that may leave pins in place because tags moved meanwhile. */
-const mostPutOff = 5;
+const maxPostponed = 5;
 
-interface Reach {
+interface Reachable {
   /** Stored blobs that the patterns reach. */
-  readonly held: ReadonlySet<Digest>;
+  readonly digests: ReadonlySet<Digest>;
   readonly bytes: number;
 }
 
@@ -53,11 +53,11 @@ export class Pins {
   #timer: NodeJS.Timeout | undefined;
   #isClosed = false;
   /** Serializes scans and changes. */
-  #line: Promise<unknown> = Promise.resolve();
+  #tail: Promise<unknown> = Promise.resolve();
   /** The running scan: its patterns, blobs stored since it began, and number of matching tags moved since. */
-  #looking: { patterns: readonly Pattern[]; stored: Set<Digest>; moved: number } | undefined;
-  #lookedMs = 0;
-  #putOff = 0;
+  #scan: { patterns: readonly Pattern[]; stored: Set<Digest>; moved: number } | undefined;
+  #scanMs = 0;
+  #postponed = 0;
   /** Disk use of pinned blobs, as of the last scan. */
   bytes = 0;
 
@@ -72,31 +72,32 @@ export class Pins {
     this.#catalog = catalog;
     this.#clock = clock;
     this.#limits = limits;
-    this.#patterns = this.#listed();
+    this.#patterns = this.#allPatterns();
     // Nothing else runs yet: no need to yield.
-    const { held, bytes } = atOnce(this.#reach(this.#patterns));
+    const { digests, bytes } = atOnce(this.#reachable(this.#patterns));
     const before = atOnce(this.#pinned());
     catalog.pins.setPinned(
-      [...held].filter((digest) => !before.has(digest)),
-      [...before].filter((digest) => !held.has(digest)),
+      [...digests].filter((digest) => !before.has(digest)),
+      [...before].filter((digest) => !digests.has(digest)),
     );
     this.bytes = bytes;
     if (bytes <= maxBytes) return;
     // Pins added by command can be removed by command; configured ones cannot.
-    const alone = atOnce(this.#reach(pins)).bytes;
-    if (alone > maxBytes) throw new OperationError(`store.pins: ${this.#tooMuch(alone)}`);
-    log.warn(`pins: ${this.#tooMuch(bytes)}`);
+    const configuredBytes = atOnce(this.#reachable(pins)).bytes;
+    if (configuredBytes > maxBytes)
+      throw new OperationError(`store.pins: ${this.#tooLarge(configuredBytes)}`);
+    log.warn(`pins: ${this.#tooLarge(bytes)}`);
   }
 
   /** Applies changed limits. Pins that do not fit under the cap are refused, which is logged. */
   async limitsChanged(): Promise<void> {
-    await this.#inLine(async () => {
+    await this.#serialize(async () => {
       const { pins, maxBytes } = this.#limits();
-      if (this.bytes > maxBytes) this.#log.warn(`pins: ${this.#tooMuch(this.bytes)}`);
+      if (this.bytes > maxBytes) this.#log.warn(`pins: ${this.#tooLarge(this.bytes)}`);
       if (isDeepStrictEqual(pins, this.#configured)) return;
-      const patterns = this.#listed(pins);
-      await this.#look(patterns, (bytes) => {
-        if (bytes > maxBytes) throw new OperationError(this.#tooMuch(bytes));
+      const patterns = this.#allPatterns(pins);
+      await this.#applyPins(patterns, (bytes) => {
+        if (bytes > maxBytes) throw new OperationError(this.#tooLarge(bytes));
         this.#configured = pins;
         this.#patterns = patterns;
         return Promise.resolve();
@@ -112,11 +113,11 @@ export class Pins {
 
   /** Rejects with `OperationError`. Resolves to the pinned bytes. */
   pin(text: string): Promise<number> {
-    return this.#inLine(() => {
+    return this.#serialize(() => {
       const pattern = patternOf(text);
       const patterns = [...this.#patterns, pattern];
-      return this.#look(patterns, async (bytes) => {
-        if (bytes > this.#limits().maxBytes) throw new OperationError(`${text}: ${this.#tooMuch(bytes)}`);
+      return this.#applyPins(patterns, async (bytes) => {
+        if (bytes > this.#limits().maxBytes) throw new OperationError(`${text}: ${this.#tooLarge(bytes)}`);
         await this.#catalog.connection.queue.write(() => this.#catalog.pins.add(text, this.#clock.now()));
         this.#patterns = patterns;
       });
@@ -125,29 +126,29 @@ export class Pins {
 
   /** As `pin`. */
   unpin(text: string): Promise<number> {
-    return this.#inLine(async () => {
+    return this.#serialize(async () => {
       if (this.#configured.some((each) => each.text === text))
         throw new OperationError(`${text}: pinned by the configuration, store.pins`);
       if (!(await this.#catalog.connection.queue.write(() => this.#catalog.pins.remove(text))))
         throw new OperationError(`${text}: not pinned`);
-      this.#patterns = this.#listed();
-      return this.#look(this.#patterns);
+      this.#patterns = this.#allPatterns();
+      return this.#applyPins(this.#patterns);
     });
   }
 
   /** A tag was added, moved or removed. */
-  changed(registry: string, name: string, tag: string): void {
-    const patterns = this.#looking?.patterns ?? this.#patterns;
-    if (patterns.length === 0 || (this.#timer && !this.#looking)) return;
-    const isMeant = patterns.some((pattern) => pattern.matches({ registry, name }, tag));
-    if (!isMeant && subjectOf(tag) === undefined) return;
-    if (this.#looking) this.#looking.moved += 1;
+  onTagChanged(registry: string, name: string, tag: string): void {
+    const patterns = this.#scan?.patterns ?? this.#patterns;
+    if (patterns.length === 0 || (this.#timer && !this.#scan)) return;
+    const isMatch = patterns.some((pattern) => pattern.matches({ registry, name }, tag));
+    if (!isMatch && subjectOf(tag) === undefined) return;
+    if (this.#scan) this.#scan.moved += 1;
     this.#refreshSoon();
   }
 
   /** Pins a newly stored blob if a pin covers it. Never throws. */
-  stored(digest: Digest): void {
-    this.#looking?.stored.add(digest);
+  onStored(digest: Digest): void {
+    this.#scan?.stored.add(digest);
     if (this.#patterns.length === 0) return;
     try {
       if (!this.#covers(digest)) return;
@@ -162,7 +163,7 @@ export class Pins {
 
   /** Scans all pins again, yielding to requests. Resolves to the pinned bytes. */
   refresh(): Promise<number> {
-    return this.#inLine(() => this.#look(this.#patterns));
+    return this.#serialize(() => this.#applyPins(this.#patterns));
   }
 
   #refreshSoon(): void {
@@ -173,20 +174,20 @@ export class Pins {
           if (!this.#isClosed) this.#log.warn({ err: error }, 'pins could not be scanned');
         });
       },
-      Math.max(refreshAfterMs, restShare * this.#lookedMs),
+      Math.max(refreshAfterMs, idleShare * this.#scanMs),
     ).unref();
   }
 
   async close(): Promise<void> {
     this.#isClosed = true;
     clearTimeout(this.#timer);
-    await this.#line;
+    await this.#tail;
   }
 
-  #inLine<T>(work: () => Promise<T>): Promise<T> {
-    const turn = this.#line.then(work);
-    this.#line = turn.catch(() => undefined);
-    return turn;
+  #serialize<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#tail.then(work);
+    this.#tail = done.catch(() => undefined);
+    return done;
   }
 
   /**
@@ -194,58 +195,58 @@ export class Pins {
    * scan are checked at its end. A tag moved during the scan may have been missed: then nothing is unpinned before the
    * next scan.
    */
-  async #look(
+  async #applyPins(
     patterns: readonly Pattern[],
     accept: (bytes: number) => Promise<void> = () => Promise.resolve(),
   ): Promise<number> {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     const startedAt = performance.now();
-    const looking = { patterns, stored: new Set<Digest>(), moved: 0 };
-    this.#looking = looking;
+    const scan = { patterns, stored: new Set<Digest>(), moved: 0 };
+    this.#scan = scan;
     try {
-      const before = await inSteps(this.#unlessClosed(this.#pinned()));
-      const { held, bytes } = await inSteps(this.#unlessClosed(this.#reach(patterns)));
+      const before = await inSteps(this.#untilClosed(this.#pinned()));
+      const { digests, bytes } = await inSteps(this.#untilClosed(this.#reachable(patterns)));
       await accept(bytes);
-      await this.#flag([...held.difference(before)], () => true, true);
-      if (looking.moved > 0 && this.#putOff < mostPutOff) this.#putOff += 1;
+      await this.#flag([...digests.difference(before)], () => true, true);
+      if (scan.moved > 0 && this.#postponed < maxPostponed) this.#postponed += 1;
       else {
-        this.#putOff = 0;
-        await this.#flag([...before.difference(held)], (digest) => !looking.stored.has(digest), false);
+        this.#postponed = 0;
+        await this.#flag([...before.difference(digests)], (digest) => !scan.stored.has(digest), false);
       }
       this.bytes = bytes;
       return bytes;
     } finally {
-      this.#lookedMs = performance.now() - startedAt;
-      this.#looking = undefined;
-      if (looking.moved > 0) this.#refreshSoon();
-      if (!this.#isClosed) await inSteps(this.#judgeAgain(looking.stored));
+      this.#scanMs = performance.now() - startedAt;
+      this.#scan = undefined;
+      if (scan.moved > 0) this.#refreshSoon();
+      if (!this.#isClosed) await inSteps(this.#checkAgain(scan.stored));
     }
   }
 
   async #flag(
     digests: readonly Digest[],
-    isMeant: (digest: Digest) => boolean,
+    isWanted: (digest: Digest) => boolean,
     flag: boolean,
   ): Promise<void> {
     for (let at = 0; at < digests.length && !this.#isClosed; at += flagsAtOnce) {
       await this.#catalog.connection.queue.write(() => {
-        const some = digests.slice(at, at + flagsAtOnce).filter(isMeant);
+        const some = digests.slice(at, at + flagsAtOnce).filter(isWanted);
         this.#catalog.pins.setPinned(flag ? some : [], flag ? [] : some);
       });
-      await nextTurn();
+      await yieldToEventLoop();
     }
   }
 
-  *#judgeAgain(stored: ReadonlySet<Digest>): Generator<undefined, undefined> {
+  *#checkAgain(stored: ReadonlySet<Digest>): Generator<undefined, undefined> {
     for (const digest of stored) {
       if (this.#isClosed) return;
-      this.stored(digest);
+      this.onStored(digest);
       yield;
     }
   }
 
-  *#unlessClosed<T>(work: Generator<undefined, T>): Generator<undefined, T> {
+  *#untilClosed<T>(work: Generator<undefined, T>): Generator<undefined, T> {
     for (;;) {
       if (this.#isClosed) throw new Error('the store is closing');
       const { done, value } = work.next();
@@ -265,8 +266,8 @@ export class Pins {
     }
   }
 
-  *#reach(patterns: readonly Pattern[]): Generator<undefined, Reach> {
-    const held = new Set<Digest>();
+  *#reachable(patterns: readonly Pattern[]): Generator<undefined, Reachable> {
+    const digests = new Set<Digest>();
     const seen = new Set<string>();
     let bytes = 0;
     for (const roots of this.#rootsInSteps(patterns)) {
@@ -278,10 +279,10 @@ export class Pins {
           const blob = seen.has(key) ? undefined : this.#catalog.blobs.get(digest);
           if (!blob) continue;
           seen.add(key);
-          if (!held.has(digest)) bytes += footprint(blob.size);
-          held.add(digest);
+          if (!digests.has(digest)) bytes += footprint(blob.size);
+          digests.add(digest);
           if (blob.mediaType === blobMediaType) continue;
-          for (const children of this.#catalog.children.held(digest)) {
+          for (const children of this.#catalog.children.stored(digest)) {
             open.push(...children);
             yield;
           }
@@ -292,20 +293,20 @@ export class Pins {
         }
       }
     }
-    return { held, bytes };
+    return { digests, bytes };
   }
 
   /** Manifests that the patterns match, by tag or by digest. */
   *#rootsInSteps(patterns: readonly Pattern[]): Generator<Root[], undefined> {
     if (patterns.length === 0) return;
-    const isMeant = ({ registry, repo, tag }: Root): boolean =>
+    const isMatch = ({ registry, repo, tag }: Root): boolean =>
       patterns.some((pattern) => pattern.matches({ registry, name: repo }, tag));
     for (const next of [
       (last: Root | undefined) => this.#catalog.roots.taggedAfter(last, rootsAtOnce),
       (last: Root | undefined) => this.#catalog.roots.linkedAfter(last, rootsAtOnce),
     ]) {
       for (let roots = next(undefined); roots.length > 0; roots = next(roots.at(-1)))
-        yield roots.filter(isMeant);
+        yield roots.filter(isMatch);
     }
   }
 
@@ -329,11 +330,11 @@ export class Pins {
     });
   }
 
-  #listed(configured = this.#configured): Pattern[] {
+  #allPatterns(configured = this.#configured): Pattern[] {
     return [...configured, ...this.#catalog.pins.patterns().flatMap((text) => Pattern.parse(text) ?? [])];
   }
 
-  #tooMuch(bytes: number): string {
+  #tooLarge(bytes: number): string {
     return `pinned images take ${formatSize(bytes)}, store.maxBytes is ${formatSize(this.#limits().maxBytes)}: remove pins, or raise store.maxBytes`;
   }
 }

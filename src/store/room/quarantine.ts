@@ -1,14 +1,14 @@
 import { mkdir, readdir, rename, stat, unlink } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import type { Evictor, Leftovers } from './evictor.ts';
+import type { Evictor, DroppableFiles } from './evictor.ts';
 import type { Reservation } from './reservation.ts';
 
-const mostFiles = 10;
+const maxFiles = 10;
 
 /**
  * The last few corrupt files, for inspection. They count against the cap and are deleted first when space is needed.
  */
-export class Quarantine implements Leftovers {
+export class Quarantine implements DroppableFiles {
   readonly #directory: string;
   readonly #files = new Map<string, Reservation>();
 
@@ -36,7 +36,7 @@ export class Quarantine implements Leftovers {
     this.#files.get(name)?.release();
     this.#files.delete(name);
     await this.#add(name, evictor);
-    while (this.#files.size > mostFiles) await this.dropOldest();
+    while (this.#files.size > maxFiles) await this.dropOldest();
   }
 
   /** See `DroppableFiles`. */

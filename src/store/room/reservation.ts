@@ -16,7 +16,7 @@ export class Reservation {
   readonly #maker: RoomMaker;
   #bytes = 0;
   #written = 0;
-  #isOver = false;
+  #isEnded = false;
 
   constructor(space: Space, maker: RoomMaker) {
     this.#space = space;
@@ -55,19 +55,19 @@ export class Reservation {
   }
 
   /** Turns the reservation into stored bytes. */
-  keep(size: number): void {
-    this.#settle(footprint(size));
+  commit(size: number): void {
+    this.#end(footprint(size));
   }
 
   /** Call when the file is deleted or was never written. Idempotent. */
   release(): void {
-    this.#settle(0);
+    this.#end(0);
   }
 
-  #settle(stored: number): void {
+  #end(stored: number): void {
     this.#set(0, 0);
-    if (!this.#isOver) this.#space.settle(stored);
-    this.#isOver = true;
+    if (!this.#isEnded) this.#space.endReservation(stored);
+    this.#isEnded = true;
   }
 
   #set(bytes: number, written: number): void {
@@ -75,6 +75,6 @@ export class Reservation {
     this.#bytes = bytes;
     this.#written = written;
     // A finished reservation no longer counts.
-    if (!this.#isOver) this.#space.changed(this.#bytes - before[0], this.unwritten - before[1]);
+    if (!this.#isEnded) this.#space.changed(this.#bytes - before[0], this.unwritten - before[1]);
   }
 }

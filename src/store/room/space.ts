@@ -27,7 +27,7 @@ export class Space {
   }
 
   /** A reservation ended; `stored` bytes of it are stored. */
-  settle(stored: number): void {
+  endReservation(stored: number): void {
     this.#stored += stored;
   }
 

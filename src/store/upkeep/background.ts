@@ -29,7 +29,7 @@ export class Background {
   }
 
   /** Runs `work` without a caller waiting for it: errors are logged. */
-  behind(work: Promise<unknown>, what: string): void {
+  detach(work: Promise<unknown>, what: string): void {
     this.track(work).catch((error: unknown) => {
       if (this.signal.aborted || (this.#catalog.connection.isDamaged && isCorrupt(error))) return;
       this.#log.error({ err: error }, `${what} failed`);

@@ -53,7 +53,7 @@ export class CatalogJobs {
   checkIfLarge(): void {
     if (!isLarge(this.#file)) return;
     const { background, catalogLog } = this.#parts;
-    const check = catalogLog.hold(this.#check());
+    const check = catalogLog.deferTruncation(this.#check());
     this.checking = background.track(check).finally(() => (this.checking = undefined));
   }
 
@@ -61,7 +61,7 @@ export class CatalogJobs {
     const { catalog, workers, background, context } = this.#parts;
     const { signal } = background;
     await workers
-      .apart('check', { file: this.#file }, signal)
+      .callOnOwnThread('check', { file: this.#file }, signal)
       .catch((error: unknown) => this.#failed(error))
       .catch((error: unknown) => {
         if (!catalog.connection.isDamaged && !signal.aborted)
@@ -74,14 +74,14 @@ export class CatalogJobs {
     const now = Date.now();
     if (catalogLog.isFrozen || now - this.#backedUpAt < backupEveryMs) return;
     this.#backedUpAt = now;
-    background.behind(this.backup(), 'the backup');
+    background.detach(this.backup(), 'the backup');
   }
 
   /** Never rejects. */
   async backup(): Promise<void> {
     const { root, catalog, catalogLog, workers, context } = this.#parts;
     await catalogLog
-      .hold(workers.apart('backup', { file: this.#file, to: backupPath(root) }))
+      .deferTruncation(workers.callOnOwnThread('backup', { file: this.#file, to: backupPath(root) }))
       .catch((error: unknown) => this.#failed(error))
       .catch((error: unknown) => {
         if (!catalog.connection.isDamaged)
@@ -96,7 +96,7 @@ export class CatalogJobs {
     if (at - this.#prunedAt < pruneEveryMs && catalog.tags.moved < pruneAfterTags) return;
     this.#prunedAt = at;
     catalog.tags.moved = 0;
-    background.behind(this.#prune(context.clock.now()), 'pruning the catalog');
+    background.detach(this.#prune(context.clock.now()), 'pruning the catalog');
   }
 
   async #prune(now: number): Promise<void> {

@@ -1,5 +1,5 @@
 import { statSync } from 'node:fs';
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as yieldToEventLoop } from 'node:timers/promises';
 import type { Logger } from '../../telemetry/log.ts';
 import type { WorkerThread } from '../../util/worker.ts';
 import type { Catalog } from '../catalog/catalog.ts';
@@ -16,28 +16,28 @@ export interface CatalogLogParts {
   /** With its own connection to the catalog. */
   readonly worker: WorkerThread;
   /** Limit for the log while it cannot be truncated, in bytes. */
-  readonly mostBytes: () => number;
+  readonly maxBytes: () => number;
   readonly log: Logger;
 }
 
 /** A write-ahead log of this size is truncated. */
-const cutLogBytes = 4 * 1024 * 1024;
+const longLogBytes = 4 * 1024 * 1024;
 /** A log of this size is truncated without a passive checkpoint first. */
-const longLogBytes = 16 * 1024 * 1024;
+const veryLongLogBytes = 16 * 1024 * 1024;
 
 /** Limit for memory held by optional writes that wait for the log. */
-const mostWaitingBytes = 16 * 1024 * 1024;
+const maxWaitingBytes = 16 * 1024 * 1024;
 
 /** The catalog's write-ahead log: checkpoints, and backpressure that keeps it short. */
 export class CatalogLog {
   readonly #parts: CatalogLogParts;
   readonly #file: string;
   readonly #walFile: string;
-  #cutting: Promise<void> | undefined;
+  #truncating: Promise<void> | undefined;
   /** Work that reads the whole catalog: the log cannot be truncated before it ends. */
   readonly #reading = new Set<Promise<unknown>>();
   /** Serializes the writes that wait for the log. */
-  #turn: Promise<unknown> = Promise.resolve();
+  #tail: Promise<unknown> = Promise.resolve();
   #waiting = 0;
   #waitingBytes = 0;
   /** Something was written since the last checkpoint. */
@@ -52,7 +52,7 @@ export class CatalogLog {
   /** The catalog's file is not written: it is damaged, or replaced by a copy in memory. */
   get isFrozen(): boolean {
     const { catalog, health } = this.#parts;
-    return health.isOnCopy || catalog.connection.isDamaged;
+    return health.isCatalogInMemory || catalog.connection.isDamaged;
   }
 
   /** Copies the log to the catalog, and truncates a long log while writes are paused. */
@@ -62,8 +62,9 @@ export class CatalogLog {
     const { catalog, worker, log } = this.#parts;
     try {
       // Under heavy writes the log would grow further during a passive checkpoint.
-      if ((await sizeOf(this.#walFile)) < longLogBytes) await worker.call('checkpoint', { file: this.#file });
-      if (this.#reading.size === 0 && (await sizeOf(this.#walFile)) >= cutLogBytes) await this.cut();
+      if ((await sizeOf(this.#walFile)) < veryLongLogBytes)
+        await worker.call('checkpoint', { file: this.#file });
+      if (this.#reading.size === 0 && (await sizeOf(this.#walFile)) >= longLogBytes) await this.truncate();
     } catch (error) {
       if (isCorrupt(error)) catalog.connection.damaged(error);
       else log.warn({ err: error }, 'the catalog could not be checkpointed');
@@ -71,13 +72,13 @@ export class CatalogLog {
   }
 
   /** Truncates the log. Throws SQLite errors. */
-  async cut(): Promise<void> {
+  async truncate(): Promise<void> {
     const { catalog, worker } = this.#parts;
-    await catalog.connection.queue.during(() => worker.call('truncate', { file: this.#file }));
+    await catalog.connection.queue.pauseDuring(() => worker.call('truncate', { file: this.#file }));
   }
 
   /** Keeps the log from being truncated while `work` reads the whole catalog. Returns `work`. */
-  hold<T>(work: Promise<T>): Promise<T> {
+  deferTruncation<T>(work: Promise<T>): Promise<T> {
     this.#reading.add(work);
     const done = (): void => void this.#reading.delete(work);
     work.then(done, done);
@@ -90,32 +91,32 @@ export class CatalogLog {
    */
   write<T>(write: () => T, prepare?: () => Promise<void>): Promise<T> {
     const { queue } = this.#parts.catalog.connection;
-    if (!prepare && this.#waiting === 0 && this.#lengthNow() < cutLogBytes) return queue.write(write);
+    if (!prepare && this.#waiting === 0 && this.#lengthNow() < longLogBytes) return queue.write(write);
     const work = async (): Promise<T> => {
       await prepare?.();
       await this.#untilShort();
       return await queue.write(write);
     };
     this.#waiting += 1;
-    const done = this.#turn.then(work).finally(() => (this.#waiting -= 1));
+    const done = this.#tail.then(work).finally(() => (this.#waiting -= 1));
     // Yield to requests in between.
-    this.#turn = done
+    this.#tail = done
       .catch(() => undefined)
-      .then(() => nextTurn())
-      .then(() => nextTurn());
+      .then(() => yieldToEventLoop())
+      .then(() => yieldToEventLoop());
     return done;
   }
 
   /** As `write`, for writes that hold `bytes` in memory. Returns undefined, without writing, if too much waits. */
   writeIfRoom(bytes: number, write: () => void): Promise<void> | undefined {
-    if (this.#waitingBytes + bytes > mostWaitingBytes) return undefined;
+    if (this.#waitingBytes + bytes > maxWaitingBytes) return undefined;
     this.#waitingBytes += bytes;
     return this.write(write).finally(() => (this.#waitingBytes -= bytes));
   }
 
   async #untilShort(): Promise<void> {
     await this.pace();
-    while (this.#reading.size > 0 && this.#lengthNow() >= this.#parts.mostBytes()) {
+    while (this.#reading.size > 0 && this.#lengthNow() >= this.#parts.maxBytes()) {
       await Promise.allSettled(this.#reading);
       await this.pace();
     }
@@ -133,8 +134,8 @@ export class CatalogLog {
 
   /** Call before writing much: waits while a long log is truncated. */
   async pace(): Promise<void> {
-    if ((await sizeOf(this.#walFile)) < cutLogBytes) return;
-    this.#cutting ??= this.checkpoint().finally(() => (this.#cutting = undefined));
-    await this.#cutting;
+    if ((await sizeOf(this.#walFile)) < longLogBytes) return;
+    this.#truncating ??= this.checkpoint().finally(() => (this.#truncating = undefined));
+    await this.#truncating;
   }
 }

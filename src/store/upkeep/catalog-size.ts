@@ -1,4 +1,4 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as yieldToEventLoop } from 'node:timers/promises';
 import type { Logger } from '../../telemetry/log.ts';
 import type { WorkerThread } from '../../util/worker.ts';
 import type { Catalog } from '../catalog/catalog.ts';
@@ -27,34 +27,34 @@ export interface CatalogSizeParts {
 
 /** Share of the cap that the catalog's files may use beside it; bytes beyond it count against the cap. */
 const shareOfCap = 0.05;
-const leastBytes = 32 * 1024 * 1024;
+const minBytes = 32 * 1024 * 1024;
 /** Share of that for the catalog without free pages; the rest is for the log, the backup, and its successor. */
 const shareOfFiles = 0.25;
 /** Share of that for tag and referrers lists, within the catalog. */
 const shareOfLists = 0.125;
-const mostListBytes = 64 * 1024 * 1024;
+const maxListBytes = 64 * 1024 * 1024;
 /** Few images have more layers. Wider manifests are evicted first when the catalog is too large. */
 export const manyChildren = 100;
 /** The log is truncated at half this size. */
 const usualLogBytes = 8 * 1024 * 1024;
 /** Approximate size of a child row in the catalog. */
 const childRowBytes = 400;
-const lookedAtOnce = 16;
+const scanBatch = 16;
 /** Free pages beyond this, and beyond a quarter of the catalog, are returned to the file system. */
-const mostFreeBytes = 16 * 1024 * 1024;
-const leastFreeBytes = 1024 * 1024;
+const maxFreeBytes = 16 * 1024 * 1024;
+const minFreeBytes = 1024 * 1024;
 const shrinkPages = 512;
 /** Free space required for shrinking. */
 const shrinkRoomBytes = 64 * 1024 * 1024;
-const shrinkAgainMs = 10_000;
+const shrinkRetryMs = 10_000;
 
 /**
  * Limits derived from the cap, in bytes: all catalog files together, the log while it cannot be truncated, and lists
  * in the catalog.
  */
 export function sharesOf({ maxBytes }: { maxBytes: number }): { all: number; log: number; lists: number } {
-  const all = Math.max(leastBytes, shareOfCap * maxBytes);
-  return { all, log: all * shareOfFiles, lists: Math.min(all * shareOfLists, mostListBytes) };
+  const all = Math.max(minBytes, shareOfCap * maxBytes);
+  return { all, log: all * shareOfFiles, lists: Math.min(all * shareOfLists, maxListBytes) };
 }
 
 /** In bytes. */
@@ -77,9 +77,9 @@ export function bytesSoon({ catalog, log, backup, newBackup }: CatalogFileSizes)
 /** Keeps the catalog within its share of the disk. */
 export class CatalogSize {
   readonly #parts: CatalogSizeParts;
-  #slimming: Promise<void> | undefined;
+  #trimming: Promise<void> | undefined;
   #isShrinking = false;
-  #shrunkAt = -Infinity;
+  #shrinkFailedAt = -Infinity;
 
   constructor(parts: CatalogSizeParts) {
     this.#parts = parts;
@@ -90,33 +90,33 @@ export class CatalogSize {
     return sharesOf(this.#parts.limits()).all;
   }
 
-  get isSlimming(): boolean {
-    return this.#slimming !== undefined;
+  get isTrimming(): boolean {
+    return this.#trimming !== undefined;
   }
 
   /** Whether the backup is from before the catalog shrank. */
   isTooLargeBackup(backupBytes: number, catalogBytes: number): boolean {
-    return backupBytes > 2 * catalogBytes + leastBytes / 4;
+    return backupBytes > 2 * catalogBytes + minBytes / 4;
   }
 
   /** Makes room for a manifest with so many children. */
   makeRoom(children: number): Promise<void> {
-    return this.slim(children * childRowBytes);
+    return this.trim(children * childRowBytes);
   }
 
   /**
    * Keeps the catalog within its share, with room for `bytes` more: removes lists beyond their limit, then evicts wide
    * manifests, oldest use first.
    */
-  slim(bytes: number): Promise<void> {
-    const done = this.#slim(bytes, this.#slimming).finally(() => {
-      if (this.#slimming === done) this.#slimming = undefined;
+  trim(bytes: number): Promise<void> {
+    const done = this.#trim(bytes, this.#trimming).finally(() => {
+      if (this.#trimming === done) this.#trimming = undefined;
     });
-    this.#slimming = done;
+    this.#trimming = done;
     return done;
   }
 
-  async #slim(bytes: number, before: Promise<void> | undefined): Promise<void> {
+  async #trim(bytes: number, before: Promise<void> | undefined): Promise<void> {
     await before;
     const { catalog, victims, signal } = this.#parts;
     const limit = this.share * shareOfFiles - bytes;
@@ -127,43 +127,43 @@ export class CatalogSize {
     };
     if (isOver()) catalog.lists.keepToLimits();
     while (!signal.aborted && isOver()) {
-      const found = catalog.uses.wideManifests(lookedAtOnce, last);
+      const found = catalog.uses.wideManifests(scanBatch, last);
       if (found.length === 0) return;
       for (const victim of found) {
         last = victim;
         const { digest } = victim;
-        if (!catalog.children.hasMoreThan(digest, manyChildren) || !victims.mayLeave(digest)) continue;
+        if (!catalog.children.hasMoreThan(digest, manyChildren) || !victims.isEvictable(digest)) continue;
         await victims.evict(victim, 'max-bytes');
         if (!isOver()) return;
       }
-      await nextTurn();
+      await yieldToEventLoop();
     }
   }
 
   /** Returns free pages to the file system, some at a time. Never rejects. */
   async shrink(): Promise<void> {
     const { root, catalog, catalogLog, health, worker, signal, log } = this.#parts;
-    if (this.#isShrinking || health.isOnCopy || health.trouble !== undefined) return;
+    if (this.#isShrinking || health.isCatalogInMemory || health.trouble !== undefined) return;
     const { bytes, free } = catalog.connection.size();
-    const most = Math.max(leastFreeBytes, Math.min(mostFreeBytes, this.share / 8), bytes / 4);
-    if (free <= most || performance.now() - this.#shrunkAt < shrinkAgainMs) return;
+    const most = Math.max(minFreeBytes, Math.min(maxFreeBytes, this.share / 8), bytes / 4);
+    if (free <= most || performance.now() - this.#shrinkFailedAt < shrinkRetryMs) return;
     this.#isShrinking = true;
     try {
       const disk = await freeSpace(root);
       if (disk.bytes < shrinkRoomBytes + 2 * (bytes - free)) return;
       const file = catalogPath(root);
       for (let left = Infinity; left > 0 && !signal.aborted;) {
-        const now = await catalog.connection.queue.during(() =>
+        const now = await catalog.connection.queue.pauseDuring(() =>
           worker.call<number>('shrink', { file, pages: shrinkPages }),
         );
         await catalogLog.pace();
-        await nextTurn();
+        await yieldToEventLoop();
         if (now >= left) break;
         left = now;
       }
-      await catalogLog.cut();
+      await catalogLog.truncate();
     } catch (error) {
-      this.#shrunkAt = performance.now();
+      this.#shrinkFailedAt = performance.now();
       log.warn({ err: error }, 'the catalog could not be shrunk');
     } finally {
       this.#isShrinking = false;

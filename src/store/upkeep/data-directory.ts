@@ -49,10 +49,10 @@ export class DataDirectory {
    * Checks the directory, and restores a catalog file deleted while open: otherwise the next start would find no
    * catalog.
    */
-  async lookAfter(): Promise<void> {
+  async maintain(): Promise<void> {
     const { catalog, catalogLog, health, worker, log } = this.#parts;
     await health.probe();
-    if (health.isOnCopy) {
+    if (health.isCatalogInMemory) {
       await this.#leaveCopy();
       return;
     }
@@ -85,8 +85,8 @@ export class DataDirectory {
       return;
     }
     this.#unlock = unlock;
-    health.isOnCopy = false;
-    health.lockedFile = await inodeOf(lockPath(root));
+    health.isCatalogInMemory = false;
+    health.lockInode = await inodeOf(lockPath(root));
     await this.load();
     log.info('the store is in use again');
   }

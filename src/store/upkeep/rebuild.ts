@@ -2,7 +2,7 @@ import Database from 'better-sqlite3';
 import { copyFile, rename, stat, unlink } from 'node:fs/promises';
 import { errorCode } from '../../util/errors.ts';
 import { Catalog } from '../catalog/catalog.ts';
-import { contentOf, filesOf } from '../disk/files.ts';
+import { identifyFile, filesOf } from '../disk/files.ts';
 import { backupPath, blobPath, catalogPath, lockPath } from '../disk/layout.ts';
 import { lockDirectory } from '../disk/lock.ts';
 import { prepareDirectory } from './startup-checks.ts';
@@ -29,9 +29,9 @@ export async function rebuildCatalog(root: string, now: number): Promise<Rebuilt
     const file = catalogPath(root);
     let base: Rebuilt['base'] = 'catalog';
     let keptAs: string | undefined;
-    if (!isWhole(file)) {
-      keptAs = await putAside(file, now);
-      base = isWhole(backupPath(root)) ? 'backup' : 'nothing';
+    if (!isIntact(file)) {
+      keptAs = await moveAside(file, now);
+      base = isIntact(backupPath(root)) ? 'backup' : 'nothing';
       if (base === 'backup') await copyFile(backupPath(root), file);
     }
     const catalog = new Catalog(file);
@@ -47,7 +47,7 @@ export async function rebuildCatalog(root: string, now: number): Promise<Rebuilt
   }
 }
 
-function isWhole(file: string): boolean {
+function isIntact(file: string): boolean {
   let db: Database.Database | undefined;
   try {
     db = new Database(file, { fileMustExist: true });
@@ -60,7 +60,7 @@ function isWhole(file: string): boolean {
   }
 }
 
-async function putAside(file: string, now: number): Promise<string | undefined> {
+async function moveAside(file: string, now: number): Promise<string | undefined> {
   const aside = `${file}.damaged-${new Date(now).toISOString().replace(/[:.]/g, '-')}`;
   for (const ending of ['-wal', '-shm']) await unlink(file + ending).catch(() => undefined);
   try {
@@ -84,7 +84,7 @@ async function compare(
     const entry = await stat(path);
     if (!entry.isFile()) continue;
     const { size } = entry;
-    const { mediaType, children } = await contentOf(path, size);
+    const { mediaType, children } = await identifyFile(path, size);
     catalog.blobs.add({ digest, size, mediaType }, children, now);
     found += 1;
   }

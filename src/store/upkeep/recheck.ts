@@ -21,14 +21,14 @@ export interface RecheckContext {
 }
 
 /** A client that downloads a blob twice within this time probably found it corrupt. */
-const againMs = 60_000;
-const notBeforeMs = 10 * 60_000;
+const repeatMs = 60_000;
+const minIntervalMs = 10 * 60_000;
 const maxRemembered = 20_000;
 const maxWaiting = 1000;
 /** Verification waits until no blob was opened for this long. */
 const quietMs = 500;
 /** Longest wait before each step: a store that is always busy is verified slowly. */
-const longestBusyMs = 10_000;
+const maxWaitMs = 10_000;
 
 /**
  * Re-verifies large stored blobs in the background, one at a time: after the first full download since a blob was
@@ -38,26 +38,26 @@ export class Recheck {
   readonly #context: RecheckContext;
   readonly #checkedAt = new LRUCache<Digest, number>({ max: maxRemembered });
   /** Last full download, by client and digest. */
-  readonly #takenAt = new LRUCache<string, number>({ max: maxRemembered });
+  readonly #downloadedAt = new LRUCache<string, number>({ max: maxRemembered });
   readonly #waiting = new Set<Digest>();
   readonly #closing = new AbortController();
   #running: Promise<void> | undefined;
   /** `activity` at the last look. */
-  #seen = -1;
+  #lastActivity = -1;
 
   constructor(context: RecheckContext) {
     this.#context = context;
   }
 
   /** A client was sent a whole blob; `isFirst`: the first since it was opened. */
-  taken(digest: Digest, client: string, isFirst: boolean): void {
+  noteFullDownload(digest: Digest, client: string, isFirst: boolean): void {
     const now = this.#context.clock.monotonic();
     const key = `${client} ${digest}`;
-    const before = this.#takenAt.get(key);
-    this.#takenAt.set(key, now);
-    const isAgain = before !== undefined && now - before <= againMs;
-    if (!isFirst && !isAgain) return;
-    if (now - (this.#checkedAt.get(digest) ?? -Infinity) < notBeforeMs) return;
+    const before = this.#downloadedAt.get(key);
+    this.#downloadedAt.set(key, now);
+    const isRepeated = before !== undefined && now - before <= repeatMs;
+    if (!isFirst && !isRepeated) return;
+    if (now - (this.#checkedAt.get(digest) ?? -Infinity) < minIntervalMs) return;
     if (this.#waiting.size >= maxWaiting) return;
     this.#checkedAt.set(digest, now);
     this.#waiting.add(digest);
@@ -95,9 +95,9 @@ export class Recheck {
     const { signal } = this.#closing;
     signal.throwIfAborted();
     const { isBusy, activity } = this.#context;
-    for (let waited = 0; waited < longestBusyMs; waited += quietMs) {
-      const isQuiet = !isBusy() && activity() === this.#seen;
-      this.#seen = activity();
+    for (let waited = 0; waited < maxWaitMs; waited += quietMs) {
+      const isQuiet = !isBusy() && activity() === this.#lastActivity;
+      this.#lastActivity = activity();
       if (isQuiet) return;
       await sleep(quietMs, undefined, { signal, ref: false });
     }

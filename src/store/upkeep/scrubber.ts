@@ -20,10 +20,10 @@ export interface ScrubContext {
 
 const busyWaitMs = 1000;
 /** Longest wait before each step: a store that is always busy is scrubbed slowly. */
-const longestBusyMs = 60_000;
-const leastBytesPerSecond = 64 * 1024;
-const againMs = 60_000;
-const atOnce = 100;
+const maxWaitMs = 60_000;
+const minBytesPerSecond = 64 * 1024;
+const retryMs = 60_000;
+const batchSize = 100;
 const noteName = 'scrub';
 
 /**
@@ -41,15 +41,15 @@ export class Scrubber {
 
   /** Runs until the signal aborts. Never rejects. */
   async run(signal: AbortSignal): Promise<void> {
-    const isOver = (): boolean => signal.aborted;
-    while (!isOver()) {
+    const isClosing = (): boolean => signal.aborted;
+    while (!isClosing()) {
       try {
         if (this.#everyMs() > 0) await this.#round(signal);
-        else await this.#rest(againMs, signal);
+        else await this.#sleep(retryMs, signal);
       } catch (error) {
-        if (isOver()) return;
+        if (isClosing()) return;
         this.#context.log.warn({ err: error }, 'the scrub failed; it resumes in a minute');
-        await this.#rest(againMs, signal).catch(() => undefined);
+        await this.#sleep(retryMs, signal).catch(() => undefined);
       }
     }
   }
@@ -58,23 +58,23 @@ export class Scrubber {
   async #round(signal: AbortSignal): Promise<void> {
     const { catalog, clock } = this.#context;
     // The position survives restarts.
-    const [begun = '', stands = ''] = catalog.notes.get(noteName)?.split(' ') ?? [];
-    const beganAt = stands === '' ? clock.now() : Number(begun);
-    for (let position = stands; ;) {
-      const blobs = catalog.blobs.after(position, atOnce);
+    const [savedStart = '', savedPosition = ''] = catalog.notes.get(noteName)?.split(' ') ?? [];
+    const startedAt = savedPosition === '' ? clock.now() : Number(savedStart);
+    for (let position = savedPosition; ;) {
+      const blobs = catalog.blobs.after(position, batchSize);
       for (const blob of blobs) {
-        await this.#look(blob, signal);
+        await this.#verify(blob, signal);
         if (this.#everyMs() === 0) return;
       }
       position = blobs.at(-1)?.digest ?? '';
-      catalog.notes.set(noteName, `${beganAt} ${position}`);
+      catalog.notes.set(noteName, `${startedAt} ${position}`);
       if (position === '') break;
     }
-    while (clock.now() < beganAt + this.#everyMs())
-      await this.#rest(Math.min(againMs, this.#everyMs() / 10), signal);
+    while (clock.now() < startedAt + this.#everyMs())
+      await this.#sleep(Math.min(retryMs, this.#everyMs() / 10), signal);
   }
 
-  async #look(blob: { digest: Digest; size: number }, signal: AbortSignal): Promise<void> {
+  async #verify(blob: { digest: Digest; size: number }, signal: AbortSignal): Promise<void> {
     const { verifier, pathOf, onDamaged } = this.#context;
     const why = await findDamage(verifier, pathOf(blob.digest), blob, (bytes) => this.#pace(bytes, signal));
     if (why !== undefined) await onDamaged(blob.digest, why);
@@ -83,13 +83,13 @@ export class Scrubber {
   async #pace(bytes: number, signal: AbortSignal): Promise<void> {
     const { storedBytes, isBusy } = this.#context;
     signal.throwIfAborted();
-    for (let waited = 0; isBusy() && waited < longestBusyMs; waited += busyWaitMs)
-      await this.#rest(busyWaitMs, signal);
-    const bytesPerSecond = Math.max(leastBytesPerSecond, storedBytes() / (this.#everyMs() / 1000));
-    await this.#rest((bytes / bytesPerSecond) * 1000, signal);
+    for (let waited = 0; isBusy() && waited < maxWaitMs; waited += busyWaitMs)
+      await this.#sleep(busyWaitMs, signal);
+    const bytesPerSecond = Math.max(minBytesPerSecond, storedBytes() / (this.#everyMs() / 1000));
+    await this.#sleep((bytes / bytesPerSecond) * 1000, signal);
   }
 
-  async #rest(ms: number, signal: AbortSignal): Promise<void> {
+  async #sleep(ms: number, signal: AbortSignal): Promise<void> {
     await sleep(ms, undefined, { signal, ref: false });
   }
 }

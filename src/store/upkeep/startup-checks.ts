@@ -8,7 +8,7 @@ import { filesOf } from '../disk/files.ts';
 import { blobsPath, catalogPath, ingestPath, quarantinePath } from '../disk/layout.ts';
 
 /** Throws when blobs exist without a catalog: starting with an empty catalog would delete them. */
-export async function refuseToBeginAnew(root: string): Promise<void> {
+export async function refuseMissingCatalog(root: string): Promise<void> {
   const size = await stat(catalogPath(root)).then(
     (entry) => entry.size,
     () => 0,
@@ -89,7 +89,7 @@ async function explainOwner(root: string, parent: string): Promise<string> {
 }
 
 /** Warns of limits that the file system cannot satisfy. */
-export async function warnOfRoom(
+export async function warnOfLimits(
   root: string,
   { maxBytes, minFreeBytes }: { maxBytes: number; minFreeBytes: number },
   heldBytes: number,

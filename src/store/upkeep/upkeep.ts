@@ -1,4 +1,4 @@
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as yieldToEventLoop } from 'node:timers/promises';
 import type { Logger } from '../../telemetry/log.ts';
 import type { Catalog } from '../catalog/catalog.ts';
 import { sizeOf } from '../disk/files.ts';
@@ -51,7 +51,7 @@ export class Upkeep {
       if (this.#isWatching) return;
       this.#isWatching = true;
       const watched = this.#watch().finally(() => (this.#isWatching = false));
-      background.behind(watched, 'watching the size of the catalog');
+      background.detach(watched, 'watching the size of the catalog');
     });
   }
 
@@ -64,12 +64,12 @@ export class Upkeep {
       // A reservation that fails for lack of space is reported by its caller.
       log.debug({ err: error }, 'space could not be freed ahead of need');
     });
-    background.behind(tidied, 'freeing space ahead of need');
+    background.detach(tidied, 'freeing space ahead of need');
   }
 
   /** Writes all uses. */
   async flushUses(): Promise<void> {
-    while (this.#flushSome()) await nextTurn();
+    while (this.#flushSome()) await yieldToEventLoop();
   }
 
   /** Writes one batch of uses. Returns whether more remain. */
@@ -84,11 +84,11 @@ export class Upkeep {
 
   #writeBehind(): void {
     const { background, partials, directory, catalogLog, catalogJobs } = this.#parts;
-    background.behind(this.flushUses(), 'writing uses');
-    background.behind(partials.sweep(), 'sweeping unfinished downloads');
+    background.detach(this.flushUses(), 'writing uses');
+    background.detach(partials.sweep(), 'sweeping unfinished downloads');
     this.tidy();
-    background.behind(directory.lookAfter(), 'checking the data directory');
-    if (catalogLog.isDirty) background.behind(catalogLog.checkpoint(), 'the checkpoint');
+    background.detach(directory.maintain(), 'checking the data directory');
+    if (catalogLog.isDirty) background.detach(catalogLog.checkpoint(), 'the checkpoint');
     catalogJobs.pruneIfDue();
     catalogJobs.backupIfDue();
   }
@@ -102,9 +102,9 @@ export class Upkeep {
     const bytes = bytesSoon({ catalog: size, log, backup: backupSize, newBackup });
     space.otherBytes = Math.max(0, bytes - catalogSize.share);
     await catalogLog.pace();
-    if (health.isOnCopy || health.trouble !== undefined) return;
-    if (!catalogSize.isSlimming) background.behind(catalogSize.slim(0), 'making room in the catalog');
-    background.behind(catalogSize.shrink(), 'making the catalog smaller');
+    if (health.isCatalogInMemory || health.trouble !== undefined) return;
+    if (!catalogSize.isTrimming) background.detach(catalogSize.trim(0), 'making room in the catalog');
+    background.detach(catalogSize.shrink(), 'making the catalog smaller');
     if (space.bytes + space.otherBytes > limits().maxBytes) this.tidy();
     if (catalogSize.isTooLargeBackup(backupSize, size)) await catalogJobs.backup();
   }

@@ -44,7 +44,7 @@ export class BlobTable {
       const worth = worthOf(size, isManifest);
       const priority = this.#uses.inflation + worth;
       const isNew = add.run(digest, size, mediaType, now, now, worth, priority).changes === 1;
-      if (isNew) this.#children.setHeld(digest);
+      if (isNew) this.#children.markStored(digest);
       if (!isManifest) return isNew;
       if (!isNew) {
         if (this.get(digest)?.mediaType === mediaType) return false;

@@ -3,8 +3,8 @@ import type { Child } from '../../../oci/manifest.ts';
 import type { Connection } from '../connection.ts';
 
 /** Rows read or removed in one step, which blocks the event loop. */
-const heldAtOnce = 500;
-const removedAtOnce = 1000;
+const storedPerStep = 500;
+const removedPerStep = 1000;
 
 /** Children of stored manifests: configs, layers and manifests. */
 export class ChildTable {
@@ -20,11 +20,11 @@ export class ChildTable {
   }
 
   /** The stored children, in batches. */
-  *held(parent: Digest): Generator<Digest[], undefined> {
+  *stored(parent: Digest): Generator<Digest[], undefined> {
     let from = 0;
     do {
-      const to = from + heldAtOnce;
-      yield this.#statements.held.all(parent, from, to).map(({ digest }) => digest);
+      const to = from + storedPerStep;
+      yield this.#statements.stored.all(parent, from, to).map(({ digest }) => digest);
       from = to;
     } while (this.hasMoreThan(parent, from));
   }
@@ -45,13 +45,13 @@ export class ChildTable {
   }
 
   /** Whether the digest was stored at any time since a manifest that refers to it was. */
-  wasHeld(digest: Digest): boolean {
-    return this.#statements.wasHeld.get(digest) !== undefined;
+  wasStored(digest: Digest): boolean {
+    return this.#statements.wasStored.get(digest) !== undefined;
   }
 
   /** Call when the digest is stored. */
-  setHeld(digest: Digest): void {
-    this.#statements.setHeld.run(digest);
+  markStored(digest: Digest): void {
+    this.#statements.markStored.run(digest);
   }
 
   /** Replaces all children of the manifest. Call within a transaction. */
@@ -65,7 +65,7 @@ export class ChildTable {
 
   /** Removes some children, from the last. Returns whether more remain. */
   removeSome(parent: Digest): boolean {
-    return this.#statements.removeSome.run(parent, parent, removedAtOnce).changes >= removedAtOnce;
+    return this.#statements.removeSome.run(parent, parent, removedPerStep).changes >= removedPerStep;
   }
 }
 
@@ -74,7 +74,7 @@ function statementsOf(connection: Connection) {
     of: connection.prepare<[Digest], Omit<Child, 'foreign'> & { foreign: number }>(
       'SELECT digest, size, kind, is_foreign AS "foreign" FROM children WHERE parent = ? ORDER BY position',
     ),
-    held: connection.prepare<[Digest, number, number], { digest: Digest }>(
+    stored: connection.prepare<[Digest, number, number], { digest: Digest }>(
       `SELECT children.digest FROM children JOIN blobs ON blobs.digest = children.digest
        WHERE parent = ? AND position >= ? AND position < ? ORDER BY position`,
     ),
@@ -85,8 +85,10 @@ function statementsOf(connection: Connection) {
     sizeOf: connection.prepare<[Digest], { size: number }>(
       'SELECT size FROM children WHERE digest = ? LIMIT 1',
     ),
-    wasHeld: connection.prepare<[Digest]>('SELECT 1 FROM children WHERE digest = ? AND was_held = 1 LIMIT 1'),
-    setHeld: connection.prepare<[Digest]>(
+    wasStored: connection.prepare<[Digest]>(
+      'SELECT 1 FROM children WHERE digest = ? AND was_held = 1 LIMIT 1',
+    ),
+    markStored: connection.prepare<[Digest]>(
       'UPDATE children SET was_held = 1 WHERE digest = ? AND was_held = 0',
     ),
     removeAll: connection.prepare<[Digest]>('DELETE FROM children WHERE parent = ?'),

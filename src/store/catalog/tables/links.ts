@@ -11,7 +11,7 @@ export interface LinkRow {
 }
 
 /** Repo name of a link that covers the whole registry. */
-export const everywhere = '';
+export const wholeRegistry = '';
 
 /** Which blobs belong to which repos, as confirmed by upstreams. */
 export class LinkTable {
@@ -43,7 +43,7 @@ export class LinkTable {
       const { add } = this.#statements;
       this.#connection.transaction(() => {
         add.run(digest, registry, name, now, mediaType ?? null);
-        if (isPublic) add.run(digest, registry, everywhere, now, null);
+        if (isPublic) add.run(digest, registry, wholeRegistry, now, null);
       });
     });
   }

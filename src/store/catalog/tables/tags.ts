@@ -10,7 +10,7 @@ export interface TagRow extends Descriptor {
   /**
    * When the registry at the end of a chain of mirrors last confirmed the tag, as far as known; ms since the epoch.
    */
-  readonly saidAt: number;
+  readonly registryCheckedAt: number;
   /** The upstream is a mirror that answered from a stale cache. */
   readonly isUpstreamStale: boolean;
   /** Digest that the tag pointed to before. */
@@ -45,11 +45,11 @@ export class TagTable {
       this.#onMoved(repo.registry, repo.name, tag);
       this.moved += 1;
     }
-    const { digest, size, mediaType, checkedAt, saidAt, isUpstreamStale, previous } = row;
+    const { digest, size, mediaType, checkedAt, registryCheckedAt, isUpstreamStale, previous } = row;
     this.#queue.do(() => {
       this.#statements.set.run(
         ...[repo.registry, repo.name, tag, digest, size, mediaType],
-        ...[checkedAt, saidAt, isUpstreamStale ? 1 : 0, previous],
+        ...[checkedAt, registryCheckedAt, isUpstreamStale ? 1 : 0, previous],
       );
     });
   }
@@ -69,7 +69,7 @@ function statementsOf(connection: Connection) {
       Omit<TagRow, 'isUpstreamStale'> & { isUpstreamStale: number }
     >(
       `SELECT digest, size, media_type AS mediaType, checked_at AS checkedAt,
-         coalesce(said_at, checked_at) AS saidAt, upstream_stale AS isUpstreamStale, previous FROM tags
+         coalesce(said_at, checked_at) AS registryCheckedAt, upstream_stale AS isUpstreamStale, previous FROM tags
        WHERE registry = ? AND repo = ? AND tag = ?`,
     ),
     set: connection.prepare(

@@ -1,7 +1,7 @@
 import type { Digest } from '../../../oci/digest.ts';
 import { stepMs } from '../../../util/steps.ts';
 import type { Connection } from '../connection.ts';
-import { mostUses } from '../worth.ts';
+import { maxUses } from '../worth.ts';
 
 /** A candidate for eviction. */
 export interface Victim {
@@ -18,7 +18,7 @@ export interface WideManifest extends Victim {
 }
 
 /** Uses written in one transaction, which blocks the event loop. */
-const usesAtOnce = 500;
+const maxUsesPerBatch = 500;
 
 /** Last use, use count and eviction priority of blobs. Uses are collected in memory and written in batches. */
 export class Uses {
@@ -31,7 +31,7 @@ export class Uses {
     this.#connection = connection;
     this.#statements = statementsOf(connection);
     // A stored blob has at least the priority of the blob evicted last.
-    this.#inflation = this.#statements.leastPriority.get()?.least ?? 0;
+    this.#inflation = this.#statements.minPriority.get()?.least ?? 0;
   }
 
   /** Priority of the blob evicted last; added to the priority of each new or used blob (aging in GDSF). */
@@ -59,7 +59,7 @@ export class Uses {
     if (!use) return false;
     this.#unwritten.delete(digest);
     const { at, count } = use;
-    this.#statements.use.run({ digest, at, count, inflation: this.#inflation, mostUses });
+    this.#statements.use.run({ digest, at, count, inflation: this.#inflation, maxUses });
     return true;
   }
 
@@ -72,8 +72,8 @@ export class Uses {
     const written: Digest[] = [];
     this.#connection.transaction(() => {
       for (const [digest, { at, count }] of this.#unwritten) {
-        use.run({ digest, at, count, inflation, mostUses });
-        if (written.push(digest) >= usesAtOnce || performance.now() >= until) break;
+        use.run({ digest, at, count, inflation, maxUses });
+        if (written.push(digest) >= maxUsesPerBatch || performance.now() >= until) break;
       }
     });
     for (const digest of written) this.#unwritten.delete(digest);
@@ -81,8 +81,8 @@ export class Uses {
   }
 
   /** The next `count` unpinned blobs in ascending priority, after `after`. */
-  leastWorthy(count: number, after: Victim | undefined): Victim[] {
-    return this.#statements.leastWorthy.all(after?.priority ?? -1, after?.digest ?? '', count);
+  lowestPriority(count: number, after: Victim | undefined): Victim[] {
+    return this.#statements.lowestPriority.all(after?.priority ?? -1, after?.digest ?? '', count);
   }
 
   /** Unpinned blobs last used before `before` (ms since the epoch), oldest use first. */
@@ -106,20 +106,20 @@ interface UseParams {
   readonly at: number;
   readonly count: number;
   readonly inflation: number;
-  readonly mostUses: number;
+  readonly maxUses: number;
 }
 
 function statementsOf(connection: Connection) {
   return {
     use: connection.prepare<[UseParams]>(
-      `UPDATE blobs SET used_at = @at, uses = min(@mostUses, uses + @count),
-         priority = @inflation + min(@mostUses, uses + @count) * worth
+      `UPDATE blobs SET used_at = @at, uses = min(@maxUses, uses + @count),
+         priority = @inflation + min(@maxUses, uses + @count) * worth
        WHERE digest = @digest`,
     ),
-    leastPriority: connection.prepare<[], { least: number }>(
+    minPriority: connection.prepare<[], { least: number }>(
       'SELECT priority AS least FROM blobs WHERE pinned = 0 ORDER BY priority LIMIT 1',
     ),
-    leastWorthy: connection.prepare<[number, string, number], Victim>(
+    lowestPriority: connection.prepare<[number, string, number], Victim>(
       `SELECT digest, size, priority FROM blobs WHERE pinned = 0 AND (priority, digest) > (?, ?)
        ORDER BY priority, digest LIMIT ?`,
     ),

@@ -78,7 +78,7 @@ describe('the tables of a catalog', () => {
     const onTagMoved = (registry: string, name: string, tag: string): unknown =>
       moved.push(`${registry}/${name}:${tag}`);
     const catalog = open(t, join(await directoryFor(t), 'catalog.db'), { onTagMoved });
-    const row = { ...newBlob(), checkedAt: 1, saidAt: 1, isUpstreamStale: false, previous: null };
+    const row = { ...newBlob(), checkedAt: 1, registryCheckedAt: 1, isUpstreamStale: false, previous: null };
     catalog.tags.set(repo, 'new', row, true);
     catalog.tags.set(repo, 'new', { ...row, checkedAt: 2 }, false);
     assert.equal(catalog.tags.moved, 1);

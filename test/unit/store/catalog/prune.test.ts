@@ -43,7 +43,7 @@ test('links to nothing and tags that are too many are removed, while somebody el
         size: 1,
         mediaType: 'a/b',
         checkedAt: i,
-        saidAt: i,
+        registryCheckedAt: i,
         isUpstreamStale: false,
         previous: null,
       };

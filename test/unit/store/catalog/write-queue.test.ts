@@ -20,7 +20,7 @@ describe('writes to the catalog', () => {
     queue.do(write(5));
     queue.flush();
     assert.deepEqual(done, [0, 1, 2, 3, 4, 5]);
-    await queue.during(async () => {
+    await queue.pauseDuring(async () => {
       queue.do(write(6));
       await Promise.resolve();
       assert.equal(done.length, 6);
@@ -31,7 +31,7 @@ describe('writes to the catalog', () => {
   test('who wants to know what a write returned is told when it is done', async () => {
     const queue = new WriteQueue(() => undefined, inOne);
     const { promise, resolve } = Promise.withResolvers<undefined>();
-    const during = queue.during(() => promise);
+    const during = queue.pauseDuring(() => promise);
     let isWritten = false;
     const written = queue.write(() => {
       isWritten = true;
@@ -62,7 +62,7 @@ describe('writes to the catalog', () => {
       while (performance.now() < at);
     };
     let written: Promise<unknown> | undefined;
-    await queue.during(async () => {
+    await queue.pauseDuring(async () => {
       for (let i = 0; i < 100; i++) {
         queue.do(() => {
           until(performance.now() + 1);
@@ -97,7 +97,7 @@ describe('writes to the catalog', () => {
         }
       },
     );
-    await queue.during(async () => {
+    await queue.pauseDuring(async () => {
       for (let i = 0; i < 5; i++) {
         queue.do(() => {
           if (i === 3) throw new Error('disk full');
@@ -113,7 +113,7 @@ describe('writes to the catalog', () => {
   test('works may overlap: nothing is written before the last has ended', async () => {
     const queue = new WriteQueue((error) => assert.fail(String(error)), inOne);
     const [first, second] = [Promise.withResolvers<undefined>(), Promise.withResolvers<undefined>()];
-    const both = [queue.during(() => first.promise), queue.during(() => second.promise)];
+    const both = [queue.pauseDuring(() => first.promise), queue.pauseDuring(() => second.promise)];
     let isWritten = false;
     queue.do(() => (isWritten = true));
     first.resolve(undefined);
@@ -131,7 +131,7 @@ describe('writes to the catalog', () => {
       throw new Error('disk full');
     };
     assert.throws(() => queue.do(fail), /disk full/);
-    await queue.during(async () => {
+    await queue.pauseDuring(async () => {
       queue.do(fail);
       await Promise.resolve();
     });

@@ -25,9 +25,9 @@ class Disk {
   constructor(maxBytes: number, minFreeBytes = 0, capacity = Infinity) {
     this.#capacity = capacity;
     const victims = {
-      leastWorthy: (count: number, after: Victim | undefined) => this.#order(after).slice(0, count),
+      lowestPriority: (count: number, after: Victim | undefined) => this.#order(after).slice(0, count),
       idle: () => [],
-      mayLeave: (digest: Digest) => this.blobs.get(digest)?.leased === false,
+      isEvictable: (digest: Digest) => this.blobs.get(digest)?.leased === false,
       pinnedBytes: 0,
       evict: async ({ digest, size }: Victim) => {
         await Promise.resolve();
@@ -40,7 +40,7 @@ class Disk {
       await this.slow;
       return { bytes: this.free, files: Infinity };
     };
-    const parts = { space: this.#space, victims, leftovers: [], free };
+    const parts = { space: this.#space, victims, droppable: [], free };
     this.evictor = new Evictor(() => ({ maxBytes, minFreeBytes, maxIdleMs: 0 }), parts);
   }
 
@@ -63,7 +63,7 @@ class Disk {
   }
 
   keep(reservation: Reservation, name: string, size: number): void {
-    reservation.keep(size);
+    reservation.commit(size);
     this.blobs.set(name, { size, priority: this.now++, leased: false });
   }
 

@@ -3,7 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, test, type TestContext } from 'node:test';
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setImmediate as yieldToEventLoop } from 'node:timers/promises';
 import { blobMediaType } from '../../../../src/oci/content.ts';
 import type { Digest } from '../../../../src/oci/digest.ts';
 import type { Child } from '../../../../src/oci/manifest.ts';
@@ -25,7 +25,7 @@ describe('pins, while other things go on', () => {
     const directory = await mkdtemp(join(tmpdir(), 'layercache-pins-'));
     const opened: { pins?: Pins } = {};
     const catalog = new Catalog(join(directory, 'catalog.db'), {
-      onTagMoved: (registry, name, tag) => opened.pins?.changed(registry, name, tag),
+      onTagMoved: (registry, name, tag) => opened.pins?.onTagChanged(registry, name, tag),
     });
     catalog.connection.transaction(() => {
       for (let i = 0; i < images; i++) addImage(catalog, `i${i}`);
@@ -53,7 +53,7 @@ describe('pins, while other things go on', () => {
   }
 
   function point(catalog: Catalog, tag: string, digest: Digest): void {
-    const row = { size: 1, mediaType: ociIndex, checkedAt: 1, saidAt: 1, isUpstreamStale: false };
+    const row = { size: 1, mediaType: ociIndex, checkedAt: 1, registryCheckedAt: 1, isUpstreamStale: false };
     catalog.tags.set(repo, tag, { ...row, digest, previous: null }, true);
   }
 
@@ -68,7 +68,7 @@ describe('pins, while other things go on', () => {
     };
     const watch = async (): Promise<void> => {
       for (let last = workedMs(); !isOver; last = workedMs()) {
-        await nextTurn();
+        await yieldToEventLoop();
         longest = Math.max(longest, workedMs() - last);
       }
     };
@@ -91,14 +91,14 @@ describe('pins, while other things go on', () => {
     let turns = 0;
     const disturb = async (): Promise<void> => {
       for (; turns < 30; turns++) {
-        await nextTurn();
+        await yieldToEventLoop();
         if (turns === 10) addImage(catalog, 'new');
-        if (turns === 10) for (const part of ['new', 'new index']) pins.stored(named(part));
-        if (turns === 10) for (let i = 0; i < layersOfImage; i++) pins.stored(named(`new layer ${i}`));
+        if (turns === 10) for (const part of ['new', 'new index']) pins.onStored(named(part));
+        if (turns === 10) for (let i = 0; i < layersOfImage; i++) pins.onStored(named(`new layer ${i}`));
         if (turns === 20) point(catalog, 'i5', named('i6 index'));
         // A part of what it has, or has not, been at.
         if (turns === 25) catalog.blobs.add({ digest: layer, size: 1, mediaType: blobMediaType }, [], 1);
-        if (turns === 25) pins.stored(layer);
+        if (turns === 25) pins.onStored(layer);
       }
     };
     await Promise.all([isDone, disturb()]);
