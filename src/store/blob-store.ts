@@ -23,8 +23,8 @@ import {
   prepareDirectory,
   refuseMissingCatalog,
   removeLeftovers,
-  warnOfNetwork,
   warnOfLimits,
+  warnOfNetwork,
 } from './upkeep/startup-checks.ts';
 
 const lockedAtCloseMs = 5000;
@@ -111,7 +111,7 @@ export class BlobStore {
   limitsChanged(): void {
     const { background, pins, upkeep } = this.#parts;
     upkeep.tidy();
-    background.detach(pins.limitsChanged(), 'taking over store.pins');
+    background.detach(pins.limitsChanged(), 'applying store.pins');
   }
 
   /** Disk use, reservations included. */

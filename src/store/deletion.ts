@@ -32,7 +32,7 @@ export interface DeletionParts {
   readonly context: StoreContext;
 }
 
-/** Deleting so many rows writes some hundred kilobytes to the log. */
+/** Deleting more child rows writes some hundred kilobytes to the log. */
 const manyRows = 50;
 
 /** Deletes blobs: what is evictable, and what is being deleted. */
@@ -99,8 +99,8 @@ export class Deletion implements Victims {
   }
 
   /**
-   * Hides the blob in this tick, deletes its file, then its row. Resolves to whether it was deleted. `dispose`: what
-   * to do with the file.
+   * Hides the blob in this tick, then deletes its file and its row. Resolves to whether it was deleted. `dispose`:
+   * replaces the deletion of the file.
    */
   delete(
     { digest, size }: Pick<Descriptor, 'digest' | 'size'>,

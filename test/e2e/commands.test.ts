@@ -277,7 +277,7 @@ describe('store commands', () => {
       [['purge', '**'], /\*\*: not a pattern/],
       [['list', 'a b'], /a b: not a pattern/],
       [['list', 'UP:1'], /UP:1: names of images are in lower case/],
-      [['import', '/nowhere'], /\/nowhere: no registry's directory/],
+      [['import', '/nowhere'], /\/nowhere: not the directory of a registry/],
       [
         ['import', '/nowhere', '--registry', 'quay.io'],
         /quay\.io: not among the configured upstreams, docker\.io/,
@@ -316,7 +316,7 @@ describe('store commands', () => {
       if (state === 'stopped') await mirror.stop();
       const { code, out } = await layercache(['verify']);
       assert.equal(code, 1);
-      assert.match(out, new RegExp(`${flipped.digest}: its bytes do not hash to it`));
+      assert.match(out, new RegExp(`${flipped.digest}: its bytes do not match the digest`));
       assert.match(out, new RegExp(`${cut.digest}: its file has 5 bytes, expected 100000`));
       assert.match(out, new RegExp(`${gone.digest}: its file is missing`));
       const repaired = await layercache(['verify', '--repair']);
@@ -427,8 +427,8 @@ describe('store commands', () => {
     await place(`blobs/sha256/${wrong.slice(0, 2)}/${wrong}/data`, 'something else');
     const { code, out } = await layercache(['import', directory]);
     assert.equal(code, 1);
-    assert.match(out, new RegExp(`blob sha256:${wrong}: its bytes do not hash to it`));
-    assert.match(out, /imported: 3 blobs, .*, 1 tag; 0 blobs already held/);
+    assert.match(out, new RegExp(`blob sha256:${wrong}: its bytes do not match the digest`));
+    assert.match(out, /imported: 3 blobs, .*, 1 tag; 0 blobs already stored/);
     assert.equal((await stat(pathOf(image.layers[0]!))).nlink, 2);
     await upstream.stop();
     for (const path of [

@@ -97,7 +97,7 @@ describe('pins', () => {
     mirror.reconfigure({ config: { store: { maxBytes: 5 * MB, pins: ['docker.io/library/x:*'] } } });
     await assert.rejects(
       mirror.start(),
-      /store\.pins: what is pinned takes 6\.0 MB, store\.maxBytes is 5\.0 MB/,
+      /store\.pins: pinned images take 6\.0 MB, store\.maxBytes is 5\.0 MB/,
     );
   });
 
@@ -126,7 +126,7 @@ describe('pins', () => {
 
     await mirror.reload(config({ maxBytes: 1 * MB, pins: ['docker.io/library/x:1'] }));
     await until(
-      () => /pins: what is pinned takes .*, store\.maxBytes is 1\.0 MB/.test(mirror.log),
+      () => /pins: pinned images take .*, store\.maxBytes is 1\.0 MB/.test(mirror.log),
       'it is told',
     );
     assert.ok(await areHeld(held[0]!));

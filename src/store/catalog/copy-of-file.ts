@@ -26,7 +26,7 @@ function readIfThere(file: string): Buffer {
 
 const logHeaderBytes = 32;
 const frameHeaderBytes = 24;
-/** The lowest bit tells that checksums are over big-endian words. */
+/** The lowest bit is set if checksums are over big-endian words. */
 const logMagic = 0x377f0682;
 
 /** Applies the committed transactions of the log to the file (sqlite.org/fileformat2.html#the_write_ahead_log). */

@@ -7,10 +7,7 @@ export interface Prune {
   readonly file: string;
   /** Remove links to absent blobs if confirmed before this time (ms since the epoch). */
   readonly linksBefore: number;
-  /**
-   * Number of tags to keep, in excess of which tags without a stored manifest are removed first, then those checked
-   * longest ago.
-   */
+  /** Limit for tags. Beyond it, tags without a stored manifest are removed first, then those checked longest ago. */
   readonly maxTags: number;
 }
 

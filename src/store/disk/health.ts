@@ -10,7 +10,7 @@ const probeBytes = 64 * 1024;
 /** Whether the store is writable. Changes are logged; after a failure, writing is retried until it works. */
 export class Health {
   readonly #root: string;
-  /** Inode of the lock file when it was locked: tells whether the directory was replaced. Undefined: not locked. */
+  /** Inode of the lock file when it was locked; shows whether the directory was replaced. Undefined: not locked. */
   lockInode: number | undefined;
   readonly #log: Logger;
   #trouble: string | undefined;

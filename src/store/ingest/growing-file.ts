@@ -22,8 +22,8 @@ export interface GrowingFileContext extends JournalWriterContext {
 const minMargin = 1024 * 1024;
 const maxMargin = 16 * 1024 * 1024;
 /**
- * Space to reserve for `bytes` and what follows if the size is unknown or unreliable: twice as much, with a margin of
- * 1 to 16 MiB.
+ * Space to reserve for `bytes` and those that follow if the size is unknown or unreliable: twice as much, with a
+ * margin of 1 to 16 MiB.
  */
 export function withMargin(bytes: number): number {
   return bytes + Math.min(Math.max(bytes, minMargin), maxMargin);
@@ -234,7 +234,7 @@ export class GrowingFile implements OpenFile {
   }
 
   get #open(): FileHandle {
-    if (!this.#handle) throw new Error(`ingest of ${this.digest} was not begun`);
+    if (!this.#handle) throw new Error(`ingest of ${this.digest} was not started`);
     return this.#handle;
   }
 

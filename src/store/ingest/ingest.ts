@@ -212,7 +212,7 @@ export class Ingest {
         this.startVerifying();
         const length = this.present.endOfRun(0);
         const verification = this.#verification?.fork();
-        if (!verification) throw new Error(`ingest of ${this.digest} was not begun`);
+        if (!verification) throw new Error(`ingest of ${this.digest} was not started`);
         return { length, verification: await verification };
       },
       release: () => {
@@ -252,7 +252,7 @@ export class Ingest {
     await this.#finish(this.#isReusable ? 'suspended' : 'discarded');
   }
 
-  /** Without a known size, a later ingest could not tell whether bytes are in excess. */
+  /** Without a known size, a later ingest could not detect excess bytes. */
   get #isReusable(): boolean {
     return this.size !== undefined && this.present.total >= minReusableBytes;
   }

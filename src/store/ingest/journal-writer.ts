@@ -20,7 +20,7 @@ export interface OpenFile extends Journalled {
   readonly fd: number;
 }
 
-/** A kill -9 loses at most so many bytes. */
+/** A kill -9 loses at most this many bytes. */
 const journalEveryBytes = 8 * 1024 * 1024;
 /** A power cut loses the bytes of about this time. */
 const syncEveryMs = 1000;
@@ -74,7 +74,7 @@ export class JournalWriter {
     }
   }
 
-  /** Resolves when the file is no longer in use here. */
+  /** Resolves when no sync of the file is running. */
   async ended(): Promise<void> {
     await this.#syncing;
   }

@@ -4,7 +4,7 @@ import type { Digest } from '../../oci/digest.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { Clock } from '../../util/clock.ts';
 import type { Catalog } from '../catalog/catalog.ts';
-import type { Evictor, DroppableFiles } from '../room/evictor.ts';
+import type { DroppableFiles, Evictor } from '../room/evictor.ts';
 import type { Reservation } from '../room/reservation.ts';
 import { bootId, readIntervals, writeIntervals, type Journalled, type Leftover } from './journal.ts';
 

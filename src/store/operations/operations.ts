@@ -143,9 +143,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
     needsRoom: true,
     run: async ({ store, registries, defaultRegistry }, { directory, registry = defaultRegistry() }) => {
       if (!registries().includes(registry))
-        throw new OperationError(
-          `${registry}: not among the configured upstreams, ${registries().join(', ')}`,
-        );
+        throw new OperationError(`${registry}: not a configured upstream (${registries().join(', ')})`);
       return importRegistry(undamaged(store), directory, registry).catch((cause: unknown) => {
         throw new OperationError((cause as Error).message, { cause });
       });

@@ -174,7 +174,7 @@ export class SmallContent extends FileContent {
         await handle.close();
       }
       if (!hashesTo(bytes, this.digest)) {
-        throw this.file.damaged('its file has other bytes');
+        throw this.file.damaged('its bytes do not match the digest');
       }
       return bytes;
     });

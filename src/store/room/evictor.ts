@@ -148,7 +148,9 @@ export class Evictor implements RoomMaker {
     }
   }
 
-  /** Which limit prevents using so many bytes more, and whether eviction can help; undefined: none. */
+  /**
+   * Which limit prevents reserving `underCap` or `underFree` bytes, and whether eviction can help; undefined: none.
+   */
   async #shortfall(
     underCap: number,
     underFree: number,

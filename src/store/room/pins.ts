@@ -39,10 +39,7 @@ interface PinLimits {
   readonly maxBytes: number;
 }
 
-/**
- * Pinned images, by pattern, are never evicted: their stored indexes, platform manifests, configs, layers and
- * signatures.
- */
+/** Pinned images are never evicted, with their stored platform manifests, configs, layers and signatures. */
 export class Pins {
   #configured: readonly Pattern[];
   readonly #catalog: Catalog;

@@ -1,6 +1,6 @@
 import { mkdir, readdir, rename, stat, unlink } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import type { Evictor, DroppableFiles } from './evictor.ts';
+import type { DroppableFiles, Evictor } from './evictor.ts';
 import type { Reservation } from './reservation.ts';
 
 const maxFiles = 10;

@@ -21,7 +21,7 @@ export interface CatalogJobsParts {
 
 const backupEveryMs = 60 * 60_000;
 const pruneEveryMs = 60 * 60_000;
-/** Prune earlier after so many new or moved tags. */
+/** Prune earlier after this many new or moved tags. */
 const pruneAfterTags = 20_000;
 const maxTags = 200_000;
 const linksWithoutContentMs = 24 * 60 * 60_000;

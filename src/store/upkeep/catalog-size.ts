@@ -99,7 +99,7 @@ export class CatalogSize {
     return backupBytes > 2 * catalogBytes + minBytes / 4;
   }
 
-  /** Makes room for a manifest with so many children. */
+  /** Makes room for a manifest with this many children. */
   makeRoom(children: number): Promise<void> {
     return this.trim(children * childRowBytes);
   }

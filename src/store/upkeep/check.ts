@@ -40,7 +40,9 @@ export async function findDamage(
     // The file may have been replaced meanwhile.
     const now = await stat(path).catch(() => undefined);
     if (isRight || now?.ino !== ino) return undefined;
-    return length === size ? 'its bytes do not hash to it' : `its file has ${length} bytes, expected ${size}`;
+    return length === size
+      ? 'its bytes do not match the digest'
+      : `its file has ${length} bytes, expected ${size}`;
   } catch (error) {
     // An unreadable sector is damage too.
     if (errorCode(error) === 'EIO') return 'its file cannot be read (EIO)';

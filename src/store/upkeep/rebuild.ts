@@ -2,7 +2,7 @@ import Database from 'better-sqlite3';
 import { copyFile, rename, stat, unlink } from 'node:fs/promises';
 import { errorCode } from '../../util/errors.ts';
 import { Catalog } from '../catalog/catalog.ts';
-import { identifyFile, filesOf } from '../disk/files.ts';
+import { filesOf, identifyFile } from '../disk/files.ts';
 import { backupPath, blobPath, catalogPath, lockPath } from '../disk/layout.ts';
 import { lockDirectory } from '../disk/lock.ts';
 import { prepareDirectory } from './startup-checks.ts';

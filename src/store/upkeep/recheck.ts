@@ -42,7 +42,7 @@ export class Recheck {
   readonly #waiting = new Set<Digest>();
   readonly #closing = new AbortController();
   #running: Promise<void> | undefined;
-  /** `activity` at the last look. */
+  /** `activity` when it was last read. */
   #lastActivity = -1;
 
   constructor(context: RecheckContext) {
@@ -77,7 +77,7 @@ export class Recheck {
         await this.#check(digest);
       } catch (error) {
         if (this.#closing.signal.aborted) return;
-        log.warn({ err: error, digest }, 'a stored blob could not be read again');
+        log.warn({ err: error, digest }, 'a stored blob could not be re-verified');
       }
     }
   }

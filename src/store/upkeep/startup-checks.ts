@@ -103,7 +103,7 @@ export async function warnOfLimits(
     );
   else if (maxBytes !== Infinity && maxBytes > size)
     log.warn(
-      `store.maxBytes is ${formatSize(maxBytes)}, the file system of ${root} has ${formatSize(size)}: store.minFreeBytes (${formatSize(minFreeBytes)}) is what limits it`,
+      `store.maxBytes is ${formatSize(maxBytes)}, the file system of ${root} has ${formatSize(size)}: store.minFreeBytes (${formatSize(minFreeBytes)}) is the effective limit`,
     );
 }
 

@@ -103,8 +103,8 @@ export class Upkeep {
     space.otherBytes = Math.max(0, bytes - catalogSize.share);
     await catalogLog.pace();
     if (health.isCatalogInMemory || health.trouble !== undefined) return;
-    if (!catalogSize.isTrimming) background.detach(catalogSize.trim(0), 'making room in the catalog');
-    background.detach(catalogSize.shrink(), 'making the catalog smaller');
+    if (!catalogSize.isTrimming) background.detach(catalogSize.trim(0), 'trimming the catalog');
+    background.detach(catalogSize.shrink(), 'shrinking the catalog');
     if (space.bytes + space.otherBytes > limits().maxBytes) this.tidy();
     if (catalogSize.isTooLargeBackup(backupSize, size)) await catalogJobs.backup();
   }

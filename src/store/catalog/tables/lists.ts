@@ -44,8 +44,8 @@ export class ListTable {
   }
 
   /**
-   * Stores a page, and removes the pages checked longest ago beyond the limits: first those of the same repo, since
-   * clients choose the pages, then those of the upstream whose lists take most. A page above the limit for all lists
+   * Stores a page. Beyond the limits the pages checked longest ago are removed: first those of the same repo, since
+   * clients choose the pages, then those of the upstream with the largest lists. A page above the limit for all lists
    * is not stored.
    */
   set({ registry, name, upstream }: Repo, page: string, row: ListRow, body: Buffer | null): void {

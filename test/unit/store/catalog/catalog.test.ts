@@ -24,7 +24,7 @@ function open(t: TestContext, file: string, options: CatalogOptions = {}): Catal
 }
 
 describe('the tables of a catalog', () => {
-  test('go on with a new file, when theirs is gone', async (t) => {
+  test('continue on a new file when the file was deleted', async (t) => {
     const file = join(await directoryFor(t), 'catalog.db');
     const catalog = open(t, file);
     const [before, after] = [newBlob(), newBlob()];
@@ -40,7 +40,7 @@ describe('the tables of a catalog', () => {
     assert.deepEqual(other.links.reposOf(after.digest), [{ registry: 'x.io', repo: 'a/b' }]);
   });
 
-  test('of a copy in memory go on with the file, and without what was only in the copy', async (t) => {
+  test('in memory continue on the file, without the writes to memory', async (t) => {
     const file = join(await directoryFor(t), 'catalog.db');
     const first = new Catalog(file);
     const [kept, lost, added] = [newBlob(), newBlob(), newBlob()];
@@ -58,7 +58,7 @@ describe('the tables of a catalog', () => {
     assert.deepEqual(open(t, file).blobs.get(added.digest), added);
   });
 
-  test('are read as far as possible and not written, once the catalog is known to be damaged', async (t) => {
+  test('are read as far as possible and not written once damage is known', async (t) => {
     const found: unknown[] = [];
     const file = join(await directoryFor(t), 'catalog.db');
     const catalog = open(t, file, { onDamaged: (error) => found.push(error) });
@@ -73,7 +73,7 @@ describe('the tables of a catalog', () => {
     assert.throws(() => catalog.blobs.remove(blob.digest), /a page is garbage/);
   });
 
-  test('tell of tags that move or go, and of no others', async (t) => {
+  test('report moved and removed tags, and no others', async (t) => {
     const moved: string[] = [];
     const onTagMoved = (registry: string, name: string, tag: string): unknown =>
       moved.push(`${registry}/${name}:${tag}`);

@@ -29,14 +29,14 @@ const kept = ({ lists }: Catalog): number[] =>
   Array.from({ length: 20 }, (_, i) => i).filter((i) => lists.get(repo(i), 'tags/') !== undefined);
 
 describe('lists', () => {
-  test('that were checked longest ago leave beyond the limit', async (t) => {
+  test('checked longest ago are removed beyond the limit', async (t) => {
     const catalog = await open(t, () => 100_000);
     for (let i = 0; i < 20; i++) set(catalog, i, 20_000);
     assert.ok(kept(catalog).length <= 5);
     assert.equal(kept(catalog).at(-1), 19);
   });
 
-  test('leave when the limit is lowered', async (t) => {
+  test('are removed when the limit is lowered', async (t) => {
     let limit = Infinity;
     const catalog = await open(t, () => limit);
     for (let i = 0; i < 20; i++) set(catalog, i, 20_000);
@@ -47,7 +47,7 @@ describe('lists', () => {
     assert.deepEqual(kept(catalog), [18, 19]);
   });
 
-  test('larger than all may have are not kept, nor what they replace', async (t) => {
+  test('larger than the limit for all lists are not stored, and remove the page they replace', async (t) => {
     const catalog = await open(t, () => 50_000);
     set(catalog, 1, 1000);
     set(catalog, 2, 1000);

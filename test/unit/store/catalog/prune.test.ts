@@ -10,7 +10,7 @@ import { Catalog } from '../../../../src/store/catalog/catalog.ts';
 import { prune } from '../../../../src/store/catalog/prune.ts';
 import { randomBlob } from '../../../support/images.ts';
 
-test('links to nothing and tags that are too many are removed, while somebody else writes', async (t) => {
+test('links to absent blobs and tags beyond the limit are removed, while another connection writes', async (t) => {
   const directory = await mkdtemp(join(tmpdir(), 'layercache-prune-'));
   const file = join(directory, 'catalog.db');
   const catalog = new Catalog(file);
@@ -52,7 +52,7 @@ test('links to nothing and tags that are too many are removed, while somebody el
   });
   assert.equal(catalog.tags.moved, 1000);
   const running = prune(db, { file, linksBefore: 2000, maxTags: 100 });
-  // Its steps leave room for others.
+  // Another connection can write between its steps.
   for (let i = 0; i < 20; i++) {
     catalog.pins.add(`x.io/p${i}`, 1);
     await new Promise((resolve) => setTimeout(resolve, 2));

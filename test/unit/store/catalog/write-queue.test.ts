@@ -6,7 +6,7 @@ const inOne = (work: () => void): void => work();
 const busy = (): Error => Object.assign(new Error('locked'), { code: 'SQLITE_BUSY' });
 
 describe('writes to the catalog', () => {
-  test('wait while it is locked, and keep their order', async () => {
+  test('wait while the catalog is locked, and keep their order', async () => {
     const done: number[] = [];
     const queue = new WriteQueue((error) => assert.fail(String(error)), inOne);
     let isLocked = true;
@@ -28,7 +28,7 @@ describe('writes to the catalog', () => {
     assert.equal(done.length, 7);
   });
 
-  test('who wants to know what a write returned is told when it is done', async () => {
+  test('write() resolves to the result, once written', async () => {
     const queue = new WriteQueue(() => undefined, inOne);
     const { promise, resolve } = Promise.withResolvers<undefined>();
     const during = queue.pauseDuring(() => promise);
@@ -48,7 +48,7 @@ describe('writes to the catalog', () => {
     await assert.rejects(failed, /disk full/);
   });
 
-  test('what has waited long is written in steps, and others have their turn in between', async () => {
+  test('a long queue is written in batches, yielding to the event loop in between', async () => {
     let transactions = 0;
     const queue = new WriteQueue(
       (error) => assert.fail(String(error)),
@@ -81,7 +81,7 @@ describe('writes to the catalog', () => {
     assert.equal(order.at(-1), 101);
   });
 
-  test('a transaction that fails is taken apart: only what is wrong by itself is lost', async () => {
+  test('when a batch fails, its writes are retried one by one: only the failing one is lost', async () => {
     const lost: unknown[] = [];
     const done = new Set<number>();
     const queue = new WriteQueue(
@@ -110,7 +110,7 @@ describe('writes to the catalog', () => {
     assert.equal(lost.length, 1);
   });
 
-  test('works may overlap: nothing is written before the last has ended', async () => {
+  test('overlapping pauses: nothing is written before the last has ended', async () => {
     const queue = new WriteQueue((error) => assert.fail(String(error)), inOne);
     const [first, second] = [Promise.withResolvers<undefined>(), Promise.withResolvers<undefined>()];
     const both = [queue.pauseDuring(() => first.promise), queue.pauseDuring(() => second.promise)];
@@ -124,7 +124,7 @@ describe('writes to the catalog', () => {
     assert.equal(isWritten, true);
   });
 
-  test('other errors are the caller’s, or, of what had to wait, told', async () => {
+  test('other errors are thrown, or, for deferred writes, passed to onError', async () => {
     const lost: unknown[] = [];
     const queue = new WriteQueue((error) => lost.push(error), inOne);
     const fail = (): void => {

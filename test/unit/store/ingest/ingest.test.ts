@@ -20,7 +20,7 @@ import { TestClock, until } from '../../../support/mirror.ts';
 const KiB = 1024;
 const drained = new MirrorError('draining', 'stopped');
 
-/** What a reader has got, and how its copy ended. */
+/** Bytes received by a reader, and how its copy ended. */
 class Sink extends Writable {
   readonly chunks: Buffer[] = [];
 
@@ -51,7 +51,7 @@ class Model {
     start: number;
     end: number;
     ended: Promise<number>;
-    /** Where parts stop, since an earlier process has left what stands there. */
+    /** Bytes of an earlier process, at which range readers stop. */
     unproven: Intervals;
     release: () => void;
   }[] = [];
@@ -118,7 +118,7 @@ class Model {
     this.readers.push({ sink, start, end, ended, unproven, release: () => lease.release() });
   }
 
-  /** The fill breaks off: its readers get the fault, and what is there stays if it is worth it. */
+  /** The fill fails: its readers get the fault, and its bytes stay if there are enough. */
   async cut(error = drained): Promise<void> {
     await this.ingest.fail(error);
     if (this.present.size < 64 * KiB) this.present.clear();
@@ -167,7 +167,7 @@ describe('ingest', () => {
     { weight: 1, arbitrary: fc.constant({ do: 'restart' } as const) },
   );
 
-  test('whatever spans come, break off and restart, readers get right bytes and nothing is claimed that is not there', async () => {
+  test('for any sequence of writes, failures and restarts, readers get correct bytes and only present bytes count as present', async () => {
     await fc.assert(
       fc.asyncProperty(fc.array(step, { maxLength: 25 }), (steps) =>
         inDirectory(async (directory) => {
@@ -184,7 +184,7 @@ describe('ingest', () => {
                 await model.start();
               } else await model.begin();
             }
-            // Who left is not waited for.
+            // Readers that left are not awaited.
             for (const reader of model.readers.filter(({ sink }) => sink.destroyed)) {
               const ended = await reader.ended.catch((error: unknown) => error);
               assert.ok(typeof ended === 'number' || isFault(ended, 'client-gone'));
@@ -210,7 +210,7 @@ describe('ingest', () => {
     );
   });
 
-  test('the reader of the whole gets its last byte only when the digest is proven', async () => {
+  test('a reader of the whole blob gets the last byte only once the digest is verified', async () => {
     await inDirectory(async (directory) => {
       const model = new Model(directory);
       await model.start();
@@ -229,7 +229,7 @@ describe('ingest', () => {
     });
   });
 
-  test('of an unknown size nothing is kept: nobody could tell later whether it is too much', async () => {
+  test('without a known size no partial is left: excess bytes could not be detected later', async () => {
     await inDirectory(async (directory) => {
       const model = new Model(directory);
       await model.start();
@@ -244,7 +244,7 @@ describe('ingest', () => {
     });
   });
 
-  test('what was not synced and reads as zeros, or lies past the end, does not count', async () => {
+  test('unsynced bytes that read as zeros or lie past the end do not count', async () => {
     await inDirectory(async (directory) => {
       const path = join(directory, 'file');
       const { bytes } = largeBlob(64 * KiB);

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Intervals } from '../../../../src/store/ingest/intervals.ts';
 
-test('intervals are a set of bytes, whatever the order of arrival', () => {
+test('intervals are a set of bytes, in any order of additions', () => {
   const range = fc.tuple(fc.nat({ max: 60 }), fc.nat({ max: 20 }));
   fc.assert(
     fc.property(fc.array(range, { maxLength: 30 }), (added) => {

@@ -15,8 +15,8 @@ describe('verifier', () => {
   let directory: string;
   let path: string;
   let verifier: Verifier;
-  // The only way to a thread that is nobody else's business.
-  // eslint-disable-next-line @typescript-eslint/unbound-method -- it is put back as it was
+  // The only access to the private thread.
+  // eslint-disable-next-line @typescript-eslint/unbound-method -- restored below
   const { unref } = Worker.prototype;
 
   before(async () => {
@@ -37,7 +37,7 @@ describe('verifier', () => {
 
   const size = blob.bytes.length;
 
-  test('a thread that dies is started again, and what it was at is begun anew', async () => {
+  test('a thread that dies is restarted, and hashes files from the start', async () => {
     const handle = await open(path);
     const verification = verifier.start(blob.digest, handle.fd);
     verification.advance(5_000_000);
@@ -56,7 +56,7 @@ describe('verifier', () => {
     assert.equal(deaths.length, 2, 'it is told');
   });
 
-  test('what was only fed to it is not claimed', async () => {
+  test('bytes that were only fed are not claimed as hashed', async () => {
     const verification = verifier.start(blob.digest);
     await verification.feed(new Uint8Array(blob.bytes.subarray(0, 1000)));
     await threads.at(-1)!.terminate();
@@ -65,7 +65,7 @@ describe('verifier', () => {
     );
   });
 
-  test('a file is read in its thread, and what is wrong with it is found', async () => {
+  test('damage of a file is found, read on its thread', async () => {
     const check = (what: { digest: typeof blob.digest; size: number }, file = path) =>
       findDamage(verifier, file, what, () => undefined);
     const { digest } = blob;

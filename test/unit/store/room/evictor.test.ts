@@ -16,10 +16,10 @@ class Disk {
   readonly evictor: Evictor;
   readonly #space = new Space(0);
   readonly #capacity: number;
-  /** Bytes that fills have written. */
+  /** Bytes written by running fills. */
   written = 0;
   now = 0;
-  /** Until then the file system does not answer. */
+  /** The file system answers once this is resolved. */
   slow: Promise<unknown> = Promise.resolve();
 
   constructor(maxBytes: number, minFreeBytes = 0, capacity = Infinity) {
@@ -78,7 +78,7 @@ class Disk {
 const block = 4096;
 
 describe('evictor', () => {
-  test('puts out what is worth least, and no more than is needed', async () => {
+  test('evicts the lowest priority first, and no more than needed', async () => {
     const disk = new Disk(3 * block);
     for (const name of ['a', 'b', 'c']) await disk.add(name, block);
     disk.blobs.get('a')!.priority = disk.now++;
@@ -86,7 +86,7 @@ describe('evictor', () => {
     assert.deepEqual([...disk.blobs.keys()], ['a', 'c', 'd']);
   });
 
-  test('passes over what is leased, and says no when nothing else is left', async () => {
+  test('skips leased blobs, and refuses when no other is left', async () => {
     const disk = new Disk(2 * block);
     await disk.add('a', block);
     await disk.add('b', block);
@@ -100,7 +100,7 @@ describe('evictor', () => {
     assert.deepEqual([...disk.blobs.keys()], ['a', 'd']);
   });
 
-  test('empties nothing for what would not fit anyway', async () => {
+  test('evicts nothing for a blob that would not fit anyway', async () => {
     const disk = new Disk(10 * block, 5 * block, 12 * block);
     await disk.add('a', block);
     for (const size of [11 * block, 8 * block]) {
@@ -109,7 +109,7 @@ describe('evictor', () => {
     assert.deepEqual([...disk.blobs.keys()], ['a']);
   });
 
-  test('what is reserved counts as used', async () => {
+  test('reservations count as used', async () => {
     const disk = new Disk(4 * block);
     const first = disk.evictor.reservation();
     await first.growTo(3 * block);
@@ -120,7 +120,7 @@ describe('evictor', () => {
     assert.equal(disk.bytes, 2 * block);
   });
 
-  test('who cannot wait any longer gets no room, then or later', async () => {
+  test('an aborted request gets no space, then or later', async () => {
     const disk = new Disk(10 * block);
     const { promise, resolve } = Promise.withResolvers<undefined>();
     disk.slow = promise;
@@ -135,7 +135,7 @@ describe('evictor', () => {
     assert.equal(disk.bytes, block);
   });
 
-  test('cap and free space hold at every moment, whatever comes in whatever order', async () => {
+  test('cap and free space are respected at every moment, in any order of operations', async () => {
     const action = fc.record({
       kind: fc.constantFrom('begin', 'write', 'keep', 'drop', 'lease'),
       size: fc.integer({ min: 1, max: 6 * block }),

@@ -20,7 +20,7 @@ const layersOfImage = 8;
 const named = (name: string): Digest => blobOf(name).digest;
 const childOf = (digest: Digest, kind: Child['kind']): Child => ({ digest, size: 1, kind, foreign: false });
 
-describe('pins, while other things go on', () => {
+describe('pins under concurrency', () => {
   async function open(t: TestContext, images: number): Promise<{ catalog: Catalog; pins: Pins }> {
     const directory = await mkdtemp(join(tmpdir(), 'layercache-pins-'));
     const opened: { pins?: Pins } = {};
@@ -57,11 +57,11 @@ describe('pins, while other things go on', () => {
     catalog.tags.set(repo, tag, { ...row, digest, previous: null }, true);
   }
 
-  test('whatever is pinned, nothing is held up for long', async (t) => {
+  test('a scan never blocks the event loop for long', async (t) => {
     const { catalog, pins } = await open(t, 1500);
     let longest = 0;
     let isOver = false;
-    // Of this thread's own work: what others take from it is not meant.
+    // CPU time of this thread only, not of others.
     const workedMs = (): number => {
       const { user, system } = process.threadCpuUsage();
       return (user + system) / 1000;
@@ -83,7 +83,7 @@ describe('pins, while other things go on', () => {
     assert.ok(longest < 150, `${longest}`);
   });
 
-  test('what is stored and what moves meanwhile is pinned in the end', async (t) => {
+  test('blobs stored and tags moved during a scan are pinned in the end', async (t) => {
     const { catalog, pins } = await open(t, 300);
     catalog.connection.transaction(() => addImage(catalog, 'late', 0));
     const layer = named('late layer 0');
@@ -96,7 +96,7 @@ describe('pins, while other things go on', () => {
         if (turns === 10) for (const part of ['new', 'new index']) pins.onStored(named(part));
         if (turns === 10) for (let i = 0; i < layersOfImage; i++) pins.onStored(named(`new layer ${i}`));
         if (turns === 20) point(catalog, 'i5', named('i6 index'));
-        // A part of what it has, or has not, been at.
+        // A blob that the scan has, or has not, reached.
         if (turns === 25) catalog.blobs.add({ digest: layer, size: 1, mediaType: blobMediaType }, [], 1);
         if (turns === 25) pins.onStored(layer);
       }
@@ -111,7 +111,7 @@ describe('pins, while other things go on', () => {
     assert.deepEqual(catalog.pins.pinnedAfter('', 1), []);
   });
 
-  test('two at once take their turns', async (t) => {
+  test('concurrent changes are serialized', async (t) => {
     const { catalog, pins } = await open(t, 50);
     await Promise.all([pins.pin('x.io/a/b:i1'), pins.pin('x.io/a/b:i2'), pins.unpin('x.io/a/b:i1')]);
     assert.ok(catalog.pins.isPinned(named('i2')));
