@@ -126,8 +126,8 @@ export class BlobStore {
 
   /** Why pulled content cannot be stored; undefined: it can. */
   get trouble(): string | undefined {
-    const isShort = 'the file system has less free space than store.minFreeBytes';
-    return this.health.trouble ?? (this.#parts.evictor.isShort ? isShort : undefined);
+    const lowOnSpace = 'the file system has less free space than store.minFreeBytes';
+    return this.health.trouble ?? (this.#parts.evictor.isLowOnSpace ? lowOnSpace : undefined);
   }
 
   describe(digest: Digest): Descriptor | undefined {
@@ -248,14 +248,14 @@ export class BlobStore {
   /** Makes files and catalog rows agree after a crash. `signal` ends it early. */
   async reconcile(signal: AbortSignal): Promise<{ strayFiles: number; lostBlobs: number }> {
     const { root, background, catalogJobs, catalogLog, damage } = this.#parts;
-    const known = <T>(found: T): T => {
+    const ifUndamaged = <T>(found: T): T => {
       // A file without a row is stray only if all rows are readable.
       this.catalog.connection.expectUndamaged();
       return found;
     };
     const store = {
-      digestsWithPrefix: (prefix: string) => known(this.catalog.blobs.withPrefix(prefix)),
-      describe: (digest: Digest) => known(this.describe(digest)),
+      digestsWithPrefix: (prefix: string) => ifUndamaged(this.catalog.blobs.withPrefix(prefix)),
+      describe: (digest: Digest) => ifUndamaged(this.describe(digest)),
       open: (digest: Digest) => this.open(digest),
     };
     try {

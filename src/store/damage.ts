@@ -35,7 +35,7 @@ export class Damage implements DamageListener {
     return this.#lostBlobs;
   }
 
-  found({ digest }: Descriptor, why: string): void {
+  report({ digest }: Descriptor, why: string): void {
     this.#parts.background.detach(this.quarantine(digest, why), 'removing a damaged blob');
   }
 

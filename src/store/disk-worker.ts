@@ -22,8 +22,8 @@ const busyMs = 100;
 const catalogs = new Map<string, Database.Database>();
 
 function catalogOf(file: string): Database.Database {
-  const known = catalogs.get(file);
-  if (known) return known;
+  const cached = catalogs.get(file);
+  if (cached) return cached;
   const db = new Database(file, { timeout: busyMs, fileMustExist: true });
   db.pragma('synchronous = NORMAL');
   catalogs.set(file, db);

@@ -5,7 +5,7 @@ import { SharedFile } from './reading/stored-content.ts';
 
 /** Receives blobs found corrupt while being read. */
 export interface DamageListener {
-  found(row: Descriptor, why: string): void;
+  report(row: Descriptor, why: string): void;
 }
 
 /** Leases on stored files. All readers of a blob share one open file. */
@@ -49,7 +49,7 @@ export class Leases {
       // Later leases must not share the corrupt file.
       onDamaged: (why) => {
         // A file stored in its place since may be intact.
-        if (this.#files.get(digest) === file) damage.found(row, why);
+        if (this.#files.get(digest) === file) damage.report(row, why);
       },
     });
     this.#files.set(digest, file);

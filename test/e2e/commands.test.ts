@@ -280,7 +280,7 @@ describe('store commands', () => {
       [['import', '/nowhere'], /\/nowhere: not the directory of a registry/],
       [
         ['import', '/nowhere', '--registry', 'quay.io'],
-        /quay\.io: not among the configured upstreams, docker\.io/,
+        /quay\.io: not a configured upstream \(docker\.io\)/,
       ],
       [['rebuild'], /is locked: another layercache is running/],
     ] as const) {

@@ -42,10 +42,10 @@ function openAsItIs(root: string): Database.Database {
   if (statSync(file).size > maxCopiedBytes) return new Database(file, { readonly: true });
   const copy = copyOf(file);
   // A process may have started, and written, while the file was copied.
-  const late = isLocked(lockPath(root)) ? openBeside(file) : undefined;
-  if (!late) return copy;
+  const openedBeside = isLocked(lockPath(root)) ? openBeside(file) : undefined;
+  if (!openedBeside) return copy;
   copy.close();
-  return late;
+  return openedBeside;
 }
 
 /** Returns undefined if SQLite cannot open its shared memory (-shm), as on a read-only file system. */

@@ -48,8 +48,8 @@ export class Connection {
   }
 
   /** Records damage found elsewhere, as by a worker thread. */
-  damaged(error: unknown): void {
-    this.#damage.found(error);
+  recordDamage(error: unknown): void {
+    this.#damage.record(error);
   }
 
   get isDamaged(): boolean {

@@ -59,7 +59,7 @@ export class Damage {
   }
 
   /** Records the first damage found. */
-  found(error: unknown): void {
+  record(error: unknown): void {
     if (this.#error) return;
     this.#error = explain(error, this.#file) as Error;
     this.#onFound?.(this.#error);
@@ -68,11 +68,11 @@ export class Damage {
   /** Call after a failed read. Throws the error again, unless the catalog stays in use in spite of it. */
   afterRead(error: unknown): void {
     if (!this.#onFound || !isCorrupt(error)) throw error;
-    this.found(error);
+    this.record(error);
   }
 
   /** Call after a failed write. Records damage; the caller throws the error again. */
   afterWrite(error: unknown): void {
-    if (this.#onFound && isCorrupt(error)) this.found(error);
+    if (this.#onFound && isCorrupt(error)) this.record(error);
   }
 }

@@ -65,16 +65,16 @@ export async function withoutHoles(
   for (const { start, end } of present.ranges) {
     let offset = start;
     while (offset < end) {
-      const sure = Math.min(synced.endOfRun(offset), end);
-      if (sure > offset) {
-        offset = sure;
+      const syncedEnd = Math.min(synced.endOfRun(offset), end);
+      if (syncedEnd > offset) {
+        offset = syncedEnd;
         continue;
       }
       const stop = Math.min(end, synced.next(offset), offset + stepBytes);
       const { bytesRead } = await handle.read(buffer, 0, stop - offset, offset);
-      const good = beforeZeros(buffer.subarray(0, bytesRead));
-      found.add(start, offset + good);
-      if (good < stop - offset) break;
+      const intact = beforeZeros(buffer.subarray(0, bytesRead));
+      found.add(start, offset + intact);
+      if (intact < stop - offset) break;
       offset = stop;
     }
   }

@@ -19,13 +19,13 @@ interface Plan {
   /** Blobs used by nothing else, with their disk use. */
   readonly victims: ReadonlyMap<Digest, number>;
   /** Number of matching blobs that stay, since they are pinned. */
-  readonly kept: number;
+  readonly pinned: number;
 }
 
 /** Removes the tags that match a pattern, and deletes the blobs of these repos that no other image uses. */
 export async function purge(store: BlobStore, pattern: Pattern): Promise<Purged> {
   const { catalog } = store;
-  const { tags, victims, kept } = await inSteps(plan(catalog, pattern));
+  const { tags, victims, pinned } = await inSteps(plan(catalog, pattern));
   catalog.lists.removeOfRepos(pattern.glob);
   await inSteps(removeTags(catalog, tags));
   const deleted = await store.remove(victims.keys());
@@ -33,7 +33,7 @@ export async function purge(store: BlobStore, pattern: Pattern): Promise<Purged>
     tags: tags.length,
     blobs: deleted.length,
     bytes: deleted.reduce((sum, digest) => sum + (victims.get(digest) ?? 0), 0),
-    kept: kept + victims.size - deleted.length,
+    kept: pinned + victims.size - deleted.length,
   };
 }
 
@@ -47,9 +47,9 @@ function* removeTags(catalog: Catalog, tags: readonly Root[]): Generator<undefin
 
 /** What `purge` would do, apart from blobs in use at that time. Changes nothing. */
 export async function previewPurge(catalog: Catalog, pattern: Pattern): Promise<Purged> {
-  const { tags, victims, kept } = await inSteps(plan(catalog, pattern));
+  const { tags, victims, pinned } = await inSteps(plan(catalog, pattern));
   const bytes = [...victims.values()].reduce((sum, size) => sum + size, 0);
-  return { tags: tags.length, blobs: victims.size, bytes, kept };
+  return { tags: tags.length, blobs: victims.size, bytes, kept: pinned };
 }
 
 /** A generator, so that a running mirror can serve requests in between. */
@@ -80,15 +80,15 @@ function* plan(catalog: Catalog, pattern: Pattern): Generator<undefined, Plan> {
     return true;
   };
   for (const { digest: root } of [...tags, ...owned]) {
-    const open = [root];
-    for (let digest = open.pop(); digest !== undefined; digest = open.pop()) {
+    const pending = [root];
+    for (let digest = pending.pop(); digest !== undefined; digest = pending.pop()) {
       yield;
       if (!visit(digest)) continue;
       for (const children of catalog.children.stored(digest)) {
-        open.push(...children);
+        pending.push(...children);
         yield;
       }
     }
   }
-  return { tags, victims, kept: pinned.size };
+  return { tags, victims, pinned: pinned.size };
 }

@@ -40,8 +40,8 @@ export class Reads {
     const shared = this.#shared.get(offset) ?? this.#start(offset, end);
     shared.readers += 1;
     try {
-      const there = typeof shared.length === 'number' ? shared.length : await shared.length;
-      const length = Math.min(there, end - offset);
+      const available = typeof shared.length === 'number' ? shared.length : await shared.length;
+      const length = Math.min(available, end - offset);
       return {
         bytes: firstBytes(shared.parts, length),
         length,

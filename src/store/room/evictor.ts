@@ -70,7 +70,7 @@ export class Evictor implements RoomMaker {
   #tail: Promise<unknown> = Promise.resolve();
   #tidying: Promise<void> | undefined;
   /** Free space is below store.minFreeBytes, and eviction cannot help. */
-  isShort = false;
+  isLowOnSpace = false;
 
   constructor(limits: () => RoomLimits, { space, victims, droppable, free }: EvictorParts) {
     this.#limits = limits;
@@ -86,9 +86,9 @@ export class Evictor implements RoomMaker {
 
   /** See `RoomMaker`. */
   async makeRoom(wanted: () => number, grant: () => void, signal?: AbortSignal): Promise<void> {
-    const made = this.#serialize(() => this.#makeRoom(wanted(), grant, signal));
+    const granted = this.#serialize(() => this.#makeRoom(wanted(), grant, signal));
     const timedOut = (): MirrorError => full(wanted(), 'no space was freed in time');
-    await (signal ? untilAborted(made, signal, timedOut) : made);
+    await (signal ? untilAborted(granted, signal, timedOut) : granted);
   }
 
   /**
@@ -166,14 +166,14 @@ export class Evictor implements RoomMaker {
       return { reason: 'max-bytes', evictionHelps: used - evictable + underCap <= maxBytes };
     }
     if (free - underFree < minFreeBytes) {
-      this.isShort = free + evictable < minFreeBytes;
+      this.isLowOnSpace = free + evictable < minFreeBytes;
       return { reason: 'min-free', evictionHelps: free + evictable - underFree >= minFreeBytes };
     }
     if (files < minFreeFiles) {
-      this.isShort = stored === 0;
+      this.isLowOnSpace = stored === 0;
       return { reason: 'min-free', evictionHelps: evictable > 0 };
     }
-    this.isShort = false;
+    this.isLowOnSpace = false;
     return undefined;
   }
 

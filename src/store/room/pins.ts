@@ -270,8 +270,8 @@ export class Pins {
     for (const roots of this.#rootsInSteps(patterns)) {
       yield;
       for (const { registry, repo: name, digest: root } of roots) {
-        const open = [root];
-        for (let digest = open.pop(); digest !== undefined; digest = open.pop()) {
+        const pending = [root];
+        for (let digest = pending.pop(); digest !== undefined; digest = pending.pop()) {
           const key = `${registry}/${name}@${digest}`;
           const blob = seen.has(key) ? undefined : this.#catalog.blobs.get(digest);
           if (!blob) continue;
@@ -280,12 +280,12 @@ export class Pins {
           digests.add(digest);
           if (blob.mediaType === blobMediaType) continue;
           for (const children of this.#catalog.children.stored(digest)) {
-            open.push(...children);
+            pending.push(...children);
             yield;
           }
           for (const tag of signatureTags(digest)) {
             const row = this.#catalog.tags.get({ registry, name }, tag);
-            if (row) open.push(row.digest);
+            if (row) pending.push(row.digest);
           }
         }
       }

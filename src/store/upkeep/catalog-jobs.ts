@@ -112,7 +112,7 @@ export class CatalogJobs {
 
   /** Records damage reported by a worker thread. Throws the error again. */
   #failed(error: unknown): never {
-    if (isCorrupt(error)) this.#parts.catalog.connection.damaged(error);
+    if (isCorrupt(error)) this.#parts.catalog.connection.recordDamage(error);
     throw error;
   }
 }

@@ -66,7 +66,7 @@ export class CatalogLog {
         await worker.call('checkpoint', { file: this.#file });
       if (this.#reading.size === 0 && (await sizeOf(this.#walFile)) >= longLogBytes) await this.truncate();
     } catch (error) {
-      if (isCorrupt(error)) catalog.connection.damaged(error);
+      if (isCorrupt(error)) catalog.connection.recordDamage(error);
       else log.warn({ err: error }, 'the catalog could not be checkpointed');
     }
   }

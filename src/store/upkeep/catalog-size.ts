@@ -145,8 +145,8 @@ export class CatalogSize {
     const { root, catalog, catalogLog, health, worker, signal, log } = this.#parts;
     if (this.#isShrinking || health.isCatalogInMemory || health.trouble !== undefined) return;
     const { bytes, free } = catalog.connection.size();
-    const most = Math.max(minFreeBytes, Math.min(maxFreeBytes, this.share / 8), bytes / 4);
-    if (free <= most || performance.now() - this.#shrinkFailedAt < shrinkRetryMs) return;
+    const limit = Math.max(minFreeBytes, Math.min(maxFreeBytes, this.share / 8), bytes / 4);
+    if (free <= limit || performance.now() - this.#shrinkFailedAt < shrinkRetryMs) return;
     this.#isShrinking = true;
     try {
       const disk = await freeSpace(root);

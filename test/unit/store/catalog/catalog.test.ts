@@ -64,7 +64,7 @@ describe('the tables of a catalog', () => {
     const catalog = open(t, file, { onDamaged: (error) => found.push(error) });
     const blob = newBlob();
     catalog.blobs.add(blob, [], 1);
-    for (let i = 0; i < 2; i++) catalog.connection.damaged(new Error('a page is garbage'));
+    for (let i = 0; i < 2; i++) catalog.connection.recordDamage(new Error('a page is garbage'));
     assert.equal(found.length, 1);
     assert.ok(catalog.connection.isDamaged);
     catalog.links.add(blob.digest, repo, { isPublic: true, now: 2 });
