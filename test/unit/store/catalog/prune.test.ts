@@ -60,7 +60,7 @@ test('links to absent blobs and tags beyond the limit are removed, while another
   assert.deepEqual(await running, { links: 2 * 998 - 1, tags: 900, children: 0 });
   for (const digest of [stored!, arriving!, fresh!]) assert.ok(catalog.links.get(digest, 'x.io', 'a/b'));
   assert.equal(catalog.links.get(digests[3]!, 'x.io', 'a/b'), undefined);
-  assert.ok(catalog.tags.get(repo, 't0'), 'its manifest is held');
+  assert.ok(catalog.tags.get(repo, 't0'), 'its manifest is stored');
   assert.equal(catalog.tags.get(repo, 't1'), undefined);
   assert.ok(catalog.tags.get(repo, 't999'));
 });

@@ -47,9 +47,9 @@ describe('verifier', () => {
     assert.equal(await verification.matches(), true);
     const again = verifier.start(blob.digest, handle.fd);
     again.advance(size);
-    const asked = again.matches();
+    const pending = again.matches();
     await threads.at(-1)!.terminate();
-    assert.equal(await asked, true, 'also while it was asked');
+    assert.equal(await pending, true, 'also during a pending call');
     await Promise.all([verification.end(), again.end()]);
     await handle.close();
     assert.equal(threads.length, 3);
@@ -65,14 +65,14 @@ describe('verifier', () => {
     );
   });
 
-  test('damage of a file is found, read on its thread', async () => {
+  test('damage of a file is found on the verifier thread', async () => {
     const check = (what: { digest: typeof blob.digest; size: number }, file = path) =>
       findDamage(verifier, file, what, () => undefined);
     const { digest } = blob;
     assert.equal(await check({ digest, size }), undefined);
     assert.match((await check({ digest, size: size - 1 }))!, /expected/);
     assert.match((await check({ digest, size: size + 1 }))!, /expected/);
-    assert.match((await check({ digest: largeBlob(size).digest, size }))!, /do not hash/);
+    assert.match((await check({ digest: largeBlob(size).digest, size }))!, /do not match/);
     assert.match((await check({ digest, size }, join(directory, 'none')))!, /missing/);
   });
 });
