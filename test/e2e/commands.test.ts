@@ -278,10 +278,7 @@ describe('store commands', () => {
       [['list', 'a b'], /a b: not a pattern/],
       [['list', 'UP:1'], /UP:1: names of images are in lower case/],
       [['import', '/nowhere'], /\/nowhere: not the directory of a registry/],
-      [
-        ['import', '/nowhere', '--registry', 'quay.io'],
-        /quay\.io: not a configured upstream \(docker\.io\)/,
-      ],
+      [['import', '/nowhere', '--registry', 'quay.io'], /quay\.io: not a configured upstream \(docker\.io\)/],
       [['rebuild'], /is locked: another layercache is running/],
     ] as const) {
       const { code, err } = await layercache([...args]);
