@@ -40,7 +40,7 @@ async function serve(file: string | undefined): Promise<void> {
   if (!config) return;
   let service: Service | undefined;
   // Registered before start-up: SIGHUP without a listener ends the process.
-  process.on('SIGHUP', () => service && reload(service, file));
+  process.on('SIGHUP', () => void (service && reload(service, file)));
   try {
     service = await Service.start(config);
   } catch (error) {
@@ -74,9 +74,9 @@ function stopOnSignals(service: Service): void {
   process.on('SIGINT', onSignal);
 }
 
-function reload(service: Service, file: string | undefined): void {
+async function reload(service: Service, file: string | undefined): Promise<void> {
   try {
-    service.reload(loadConfig({ file, env: process.env, directory: process.cwd() }));
+    await service.reload(loadConfig({ file, env: process.env, directory: process.cwd() }));
   } catch (error) {
     const { events } = service.log;
     const problems = error instanceof ConfigError ? error.problems : undefined;

@@ -96,15 +96,20 @@ export class Clients {
     });
   }
 
-  /** Validates new options; the returned function applies them. Throws if the htpasswd file is invalid. */
-  prepare(options: ClientsOptions): () => void {
+  /** Validates new options, to be applied or discarded. Throws if the htpasswd file is invalid. */
+  prepare(options: ClientsOptions): { apply: () => void; discard: () => void } {
     const isSameFile = options.htpasswd === this.#options.htpasswd;
     const htpasswd = isSameFile ? this.#htpasswd : this.#open(options);
-    return () => {
-      if (!isSameFile) void this.#htpasswd?.close();
-      this.#htpasswd = htpasswd;
-      this.#options = options;
-      this.#addressChecks.clear();
+    return {
+      apply: () => {
+        if (!isSameFile) void this.#htpasswd?.close();
+        this.#htpasswd = htpasswd;
+        this.#options = options;
+        this.#addressChecks.clear();
+      },
+      discard: () => {
+        if (!isSameFile) void htpasswd?.close();
+      },
     };
   }
 

@@ -1,8 +1,16 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { Config } from '../config/types.ts';
 
-/** Validates the next configuration, and may throw. The returned function applies it, and must not throw. */
-type Listener = (next: Config, now: Config) => (() => void) | undefined;
+/** What a listener has prepared for a new configuration. */
+export interface Prepared {
+  /** Takes it over. Does not throw. */
+  apply(): void;
+  /** The configuration was refused by another listener. */
+  discard?(): void;
+}
+
+/** Rejects a configuration that cannot be used. */
+type Listener = (next: Config, now: Config) => Prepared | Promise<Prepared>;
 
 /**
  * The current configuration. Components read it through views at each use, or listen for changes. Keys that need a
@@ -11,6 +19,7 @@ type Listener = (next: Config, now: Config) => (() => void) | undefined;
 export class LiveConfig {
   #now: Config;
   readonly #listeners: Listener[] = [];
+  #replacing: Promise<unknown> = Promise.resolve();
 
   constructor(config: Config) {
     this.#now = config;
@@ -37,8 +46,14 @@ export class LiveConfig {
     this.#listeners.push(listener);
   }
 
-  /** Applies a new configuration, or throws and changes nothing. Returns the changed keys that need a restart. */
-  replace(next: Config): string[] {
+  /** Applies a new configuration, or rejects and changes nothing. Resolves to the changed keys that need a restart. */
+  replace(next: Config): Promise<string[]> {
+    const replaced = this.#replacing.then(() => this.#replace(next));
+    this.#replacing = replaced.catch(() => undefined);
+    return replaced;
+  }
+
+  async #replace(next: Config): Promise<string[]> {
     const now = this.#now;
     const hasSameTls = !next.tls === !now.tls && !next.tls?.clientCa === !now.tls?.clientCa;
     const config: Config = {
@@ -54,9 +69,15 @@ export class LiveConfig {
       'store.path': next.store.path === now.store.path,
       tls: hasSameTls,
     });
-    const applies = this.#listeners.map((listener) => listener(config, now));
+    const prepared: Prepared[] = [];
+    try {
+      for (const listener of this.#listeners) prepared.push(await listener(config, now));
+    } catch (error) {
+      for (const each of prepared) each.discard?.();
+      throw error;
+    }
     this.#now = config;
-    for (const apply of applies) apply?.();
+    for (const each of prepared) each.apply();
     return unchanged.flatMap(([key, isSame]) => (isSame ? [] : [key]));
   }
 }

@@ -12,7 +12,7 @@ import { systemClock, type Clock } from '../util/clock.ts';
 import { IdleCollection } from '../util/garbage.ts';
 import { version } from '../version.ts';
 import { assemble, type Parts } from './assembly.ts';
-import { adminOf, clientsOptionsOf } from './from-config.ts';
+import { adminOf, clientsOptionsOf, storeLimitsOf } from './from-config.ts';
 import { boundAddress, listen, reachableAddress, showAddress } from './listening.ts';
 import { LiveConfig } from './live-config.ts';
 import { buildUpstreams, keptUpstreams } from './upstreams-from-config.ts';
@@ -100,8 +100,8 @@ export class Service {
   }
 
   /** Applies a new configuration, and logs changed keys that need a restart. Throws and changes nothing if it is invalid. */
-  reload(next: Config): void {
-    const needRestart = this.#live.replace(next);
+  async reload(next: Config): Promise<void> {
+    const needRestart = await this.#live.replace(next);
     this.log.events.info('configuration reloaded');
     if (needRestart.length > 0)
       this.log.events.warn({ keys: needRestart }, 'changes of these keys take effect after a restart');
@@ -146,18 +146,21 @@ export class Service {
     const { clients, store, upstreams, upstreamsContext } = this.#parts;
     live.onChange(({ tls }) => {
       if (tls) readTls(tls);
-      return () => this.#followTls(true);
+      return { apply: () => this.#followTls(true) };
     });
     live.onChange((next) => clients.prepare(clientsOptionsOf(next)));
-    live.onChange((next, before) => () => {
-      // New account objects read their quota from the catalog.
-      this.#writeBehind();
-      const kept = keptUpstreams(before, next, upstreams);
-      upstreams.replace(buildUpstreams(next, upstreamsContext, kept));
-      this.#revokePublicAccess();
-    });
-    live.onChange((next) => () => this.log.setLevel(next.log.level));
-    live.onChange(() => () => store.limitsChanged());
+    live.onChange((next, before) => ({
+      apply: () => {
+        // New account objects read their quota from the catalog.
+        this.#writeBehind();
+        const kept = keptUpstreams(before, next, upstreams);
+        upstreams.replace(buildUpstreams(next, upstreamsContext, kept));
+        this.#revokePublicAccess();
+        this.log.setLevel(next.log.level);
+      },
+    }));
+    // Last: pins are pinned before a lower cap counts.
+    live.onChange(async (next) => ({ apply: await store.prepare(storeLimitsOf(next)) }));
   }
 
   #readiness(): Readiness {

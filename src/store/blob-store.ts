@@ -6,7 +6,7 @@ import { assemble, type StoreParts } from './assembly.ts';
 import type { Catalog } from './catalog/catalog.ts';
 import { explain } from './catalog/damage.ts';
 import type { ListTable } from './catalog/tables/lists.ts';
-import type { StoreContext, StoreOptions } from './context.ts';
+import type { StoreContext, StoreLimits, StoreOptions } from './context.ts';
 import type { Deletion } from './deletion.ts';
 import type { Health } from './disk/health.ts';
 import { blobPath, blobsPath, catalogPath, lockPath } from './disk/layout.ts';
@@ -107,11 +107,14 @@ export class BlobStore {
     if (upkeep) background.detach(scrubber.run(background.signal), 'the scrub');
   }
 
-  /** Applies changed limits: frees space for a lower cap, and scans pins again. */
-  limitsChanged(): void {
+  /**
+   * Takes over limits that are about to change: pins, before a lower cap. Rejects with `OperationError`, and nothing changes, when they
+   * do not fit. What it resolves to is to be called when they have changed.
+   */
+  async prepare(limits: StoreLimits): Promise<() => void> {
     const { background, pins, upkeep } = this.#parts;
-    upkeep.tidy();
-    background.detach(pins.limitsChanged(), 'applying store.pins');
+    await background.track(pins.takeOver(limits));
+    return () => upkeep.tidy();
   }
 
   /** Disk use, reservations included. */

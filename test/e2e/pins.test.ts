@@ -124,11 +124,17 @@ describe('pins', () => {
       'hit',
     );
 
-    await mirror.reload(config({ maxBytes: 1 * MB, pins: ['docker.io/library/x:1'] }));
-    await until(
-      () => /pins: pinned images take .*, store\.maxBytes is 1\.0 MB/.test(mirror.log),
-      'it is told',
+    await assert.rejects(
+      mirror.reload({
+        config: {
+          deny: ['docker.io/**'],
+          ...config({ maxBytes: 1 * MB, pins: ['docker.io/library/x:1'] }).config,
+        },
+      }),
+      /store\.pins: pinned images take 2\.0 MB, store\.maxBytes is 1\.0 MB/,
     );
+    assert.equal(await mirror.metric('layercache_store_limit_bytes'), 5 * MB, 'nothing has changed');
+    assert.equal((await mirror.get('/v2/library/x/manifests/1')).status, 200);
     assert.ok(await areHeld(held[0]!));
     await mirror.reload(config({ maxBytes: 20 * MB, pins: [] }));
     await until(async () => (await pinned()) === 0, 'the pin is gone');

@@ -94,7 +94,7 @@ export class TestMirror {
   /** Reloads the configuration, as on SIGHUP. */
   async reload(options: Partial<MirrorOptions>): Promise<void> {
     this.reconfigure(options);
-    this.service.reload(await this.#load());
+    await this.service.reload(await this.#load());
   }
 
   async #load(): Promise<Config> {

@@ -57,7 +57,7 @@ export class TagResolver {
       if (fresh) {
         const hit = manifests.hitAtOnce(repo, known.digest, request);
         const reason = known.isUpstreamStale ? 'upstream-stale' : 'tag-fresh';
-        if (hit) return { ...hit, reason, ageMs: clock.now() - known.saidAt };
+        if (hit) return { ...hit, reason, ageMs: clock.now() - known.registryCheckedAt };
       }
       if (known && mayRevalidateBehind(known.checkedAt, clock.now(), ttlMs, this.#settings().tags)) {
         const early = await this.#answerEarly(repo, tag, known, fresh, request);

@@ -82,25 +82,26 @@ export class Pins {
     // Pins added by command can be removed by command; configured ones cannot.
     const configuredBytes = atOnce(this.#reachable(pins)).bytes;
     if (configuredBytes > maxBytes)
-      throw new OperationError(`store.pins: ${this.#tooLarge(configuredBytes)}`);
-    log.warn(`pins: ${this.#tooLarge(bytes)}`);
+      throw new OperationError(`store.pins: ${tooLarge(configuredBytes, maxBytes)}`);
+    log.warn(`pins: ${tooLarge(bytes, this.#limits().maxBytes)}`);
   }
 
-  /** Applies changed limits. Pins that do not fit under the cap are refused, which is logged. */
-  async limitsChanged(): Promise<void> {
+  /**
+   * Takes over other configured pins, ahead of the cap that comes with them. Rejects with `OperationError`, and nothing changes,
+   * when they do not fit under it.
+   */
+  async takeOver({ pins, maxBytes }: PinLimits): Promise<void> {
     await this.#serialize(async () => {
-      const { pins, maxBytes } = this.#limits();
-      if (this.bytes > maxBytes) this.#log.warn(`pins: ${this.#tooLarge(this.bytes)}`);
-      if (isDeepStrictEqual(pins, this.#configured)) return;
+      if (isDeepStrictEqual(pins, this.#configured) && this.bytes <= maxBytes) return;
       const patterns = this.#allPatterns(pins);
-      await this.#applyPins(patterns, (bytes) => {
-        if (bytes > maxBytes) throw new OperationError(this.#tooLarge(bytes));
+      await this.#applyPins(patterns, async (bytes) => {
+        const configuredBytes = bytes <= maxBytes ? 0 : (await inSteps(this.#reachable(pins))).bytes;
+        if (configuredBytes > maxBytes)
+          throw new OperationError(`store.pins: ${tooLarge(configuredBytes, maxBytes)}`);
+        if (bytes > maxBytes) this.#log.warn(`pins: ${tooLarge(bytes, maxBytes)}`);
         this.#configured = pins;
         this.#patterns = patterns;
-        return Promise.resolve();
       });
-    }).catch((error: unknown) => {
-      if (!this.#isClosed) this.#log.error({ err: error }, 'the changed store.pins were refused');
     });
   }
 
@@ -114,7 +115,8 @@ export class Pins {
       const pattern = patternOf(text);
       const patterns = [...this.#patterns, pattern];
       return this.#applyPins(patterns, async (bytes) => {
-        if (bytes > this.#limits().maxBytes) throw new OperationError(`${text}: ${this.#tooLarge(bytes)}`);
+        if (bytes > this.#limits().maxBytes)
+          throw new OperationError(`${text}: ${tooLarge(bytes, this.#limits().maxBytes)}`);
         await this.#catalog.connection.queue.write(() => this.#catalog.pins.add(text, this.#clock.now()));
         this.#patterns = patterns;
       });
@@ -330,10 +332,10 @@ export class Pins {
   #allPatterns(configured = this.#configured): Pattern[] {
     return [...configured, ...this.#catalog.pins.patterns().flatMap((text) => Pattern.parse(text) ?? [])];
   }
+}
 
-  #tooLarge(bytes: number): string {
-    return `pinned images take ${formatSize(bytes)}, store.maxBytes is ${formatSize(this.#limits().maxBytes)}: remove pins, or raise store.maxBytes`;
-  }
+function tooLarge(bytes: number, maxBytes: number): string {
+  return `pinned images take ${formatSize(bytes)}, store.maxBytes is ${formatSize(maxBytes)}: remove pins, or raise store.maxBytes`;
 }
 
 /** Configured pins, then those added by command. */
