@@ -439,6 +439,23 @@ describe('store commands', () => {
     await rm(directory, { recursive: true });
   });
 
+  test('an import that does not fit under the cap says so', async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'layercache-test-'));
+    for (let i = 0; i < 10; i++) {
+      const { digest, bytes } = randomBlob(100_000);
+      const hex = digest.slice(7);
+      const path = join(directory, `docker/registry/v2/blobs/sha256/${hex.slice(0, 2)}/${hex}`);
+      await mkdir(path, { recursive: true });
+      await writeFile(join(path, 'data'), bytes);
+    }
+    await mkdir(join(directory, 'docker/registry/v2/repositories'), { recursive: true });
+    await mirror.reload({ config: { store: { maxBytes: 400_000 } } });
+    const { code, out } = await layercache(['import', directory]);
+    assert.equal(code, 1, out);
+    assert.match(out, /\d imported blobs evicted again: they do not fit under store\.maxBytes/);
+    await rm(directory, { recursive: true });
+  });
+
   test('operations from a non-loopback address need a token', async () => {
     const post = (headers: Record<string, string>) =>
       ask(`${mirror.adminUrl}/api/pins`, {

@@ -5,6 +5,7 @@ import { isDigest, type Digest } from '../../oci/digest.ts';
 import { defaultManifestType } from '../../oci/manifest.ts';
 import { createRepo, isTag } from '../../oci/repo.ts';
 import { errorCode, MirrorError } from '../../util/errors.ts';
+import { counted } from '../../util/units.ts';
 import type { BlobStore } from '../blob-store.ts';
 import { identifyFile } from '../disk/files.ts';
 import { findDamage } from '../upkeep/check.ts';
@@ -34,6 +35,7 @@ export async function importRegistry(
   const root = await findRoot(directory);
   const problems: string[] = [];
   const counts = { blobs: 0, bytes: 0, known: 0, tags: 0 };
+  const imported: Digest[] = [];
   const reportProblem = (what: string, error: unknown): void => {
     if (problems.length < maxProblems)
       problems.push(
@@ -49,6 +51,7 @@ export async function importRegistry(
           const size = await importBlob(store, digest, join(root, 'blobs', algorithm, prefix, hex, 'data'));
           if (size === undefined) counts.known += 1;
           else {
+            imported.push(digest);
             counts.blobs += 1;
             counts.bytes += size;
           }
@@ -65,6 +68,9 @@ export async function importRegistry(
       reportProblem(`repository ${name}`, error);
     }
   }
+  const evicted = imported.filter((digest) => !store.describe(digest)).length;
+  if (evicted > 0)
+    problems.push(`${counted(evicted, 'imported blob')} evicted again: they do not fit under store.maxBytes`);
   return { ...counts, problems };
 }
 

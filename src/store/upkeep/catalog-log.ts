@@ -94,7 +94,7 @@ export class CatalogLog {
     if (!prepare && this.#waiting === 0 && this.#lengthNow() < longLogBytes) return queue.write(write);
     const work = async (): Promise<T> => {
       await prepare?.();
-      await this.#untilShort();
+      await this.pace();
       return await queue.write(write);
     };
     this.#waiting += 1;
@@ -114,11 +114,12 @@ export class CatalogLog {
     return this.write(write).finally(() => (this.#waitingBytes -= bytes));
   }
 
-  async #untilShort(): Promise<void> {
-    await this.pace();
+  /** Call before writing much: waits while a long log is truncated, or cannot be and has become too long. */
+  async pace(): Promise<void> {
+    await this.truncateIfLong();
     while (this.#reading.size > 0 && this.#lengthNow() >= this.#parts.maxBytes()) {
       await Promise.allSettled(this.#reading);
-      await this.pace();
+      await this.truncateIfLong();
     }
   }
 
@@ -132,8 +133,7 @@ export class CatalogLog {
     }
   }
 
-  /** Call before writing much: waits while a long log is truncated. */
-  async pace(): Promise<void> {
+  async truncateIfLong(): Promise<void> {
     if ((await sizeOf(this.#walFile)) < longLogBytes) return;
     this.#truncating ??= this.checkpoint().finally(() => (this.#truncating = undefined));
     await this.#truncating;

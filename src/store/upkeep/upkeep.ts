@@ -101,7 +101,7 @@ export class Upkeep {
     const [size = 0, log = 0, backupSize = 0, newBackup = 0] = await Promise.all(files.map(sizeOf));
     const bytes = bytesSoon({ catalog: size, log, backup: backupSize, newBackup });
     space.otherBytes = Math.max(0, bytes - catalogSize.share);
-    await catalogLog.pace();
+    await catalogLog.truncateIfLong();
     if (health.isCatalogInMemory || health.trouble !== undefined) return;
     if (!catalogSize.isTrimming) background.detach(catalogSize.trim(0), 'trimming the catalog');
     background.detach(catalogSize.shrink(), 'shrinking the catalog');
