@@ -278,7 +278,7 @@ describe('upstreams', () => {
   });
 
   test('silence ends at the deadline over everything before the first byte', async () => {
-    await start({}, { config: { fetch: { firstByteTimeout: '300ms' } } });
+    await start({}, { config: { fetch: { firstByteTimeout: '1s' } } });
     upstream.script('manifest', () => undefined);
     upstream.script('blob', () => undefined);
     for (const path of ['/v2/library/x/manifests/1', blobPath]) {
