@@ -107,6 +107,8 @@ describe('a disk in trouble', { skip: missing('mount') }, () => {
 
   test('read-only: pulls go past the store, it is said loudly, and ends by itself', async () => {
     await assertPulls('before', MB);
+    // A file that is renamed out of the mount below would fail with EXDEV, which is told instead.
+    await until(async () => (await mirror.files('blobs')).length === 3, 'all is stored');
     const directory = join(mirror.dataDirectory, 'ingest');
     execFileSync('mount', ['--bind', directory, directory]);
     execFileSync('mount', ['-o', 'remount,bind,ro', directory]);
