@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs';
 import pino from 'pino';
 import { withConfiguredRegistry } from '../config/aliases.ts';
 import type { Config } from '../config/types.ts';
+import { storeLimitsOf, targetOf } from '../service/from-config.ts';
 import { BlobStore } from '../store/blob-store.ts';
 import { openToRead } from '../store/catalog/catalog-file.ts';
 import { Catalog } from '../store/catalog/catalog.ts';
@@ -76,10 +77,10 @@ async function withStore<T>(
   work: (target: Target) => Promise<T>,
   needsRoom: boolean,
 ): Promise<T> {
-  const { path, minFreeBytes, pins } = config.store;
+  const { path } = config.store;
   mustExist(path);
-  const maxBytes = needsRoom ? config.store.maxBytes : Infinity;
-  const limits = { maxBytes, minFreeBytes, maxIdleMs: 0, pins, scrubEveryMs: 0 };
+  const configured = storeLimitsOf(config);
+  const limits = needsRoom ? configured : { ...configured, maxBytes: Infinity };
   // Only the requested change: no eviction, no upkeep.
   const options = { path, limits: () => limits, upkeep: false };
   const store = await BlobStore.open(options, {
@@ -91,11 +92,7 @@ async function withStore<T>(
     onTagChanged: () => undefined,
   });
   try {
-    return await work({
-      store,
-      registries: () => config.upstreams.map(({ registry }) => registry),
-      defaultRegistry: () => config.defaultUpstream,
-    });
+    return await work(targetOf(store, () => config));
   } finally {
     await store.close();
   }

@@ -60,11 +60,7 @@ export function adminOf(
   const readToken = live.view(({ adminToken }) =>
     adminToken === undefined ? undefined : secretReader(adminToken),
   );
-  const target: Target = {
-    store,
-    registries: () => live.now.upstreams.map(({ registry }) => registry),
-    defaultRegistry: () => live.now.defaultUpstream,
-  };
+  const target = targetOf(store, () => live.now);
   const forApi = Object.entries(operations).filter(([, { isForApi }]) => isForApi);
   return {
     isLoopback: isLoopback(live.now.adminListen?.host ?? ''),
@@ -75,6 +71,15 @@ export function adminOf(
         async (args: unknown) => prepare(withConfiguredRegistry(args, live.now.upstreams)).run?.(target),
       ]),
     ),
+  };
+}
+
+/** What operations change: the store, with the upstreams that are configured now. */
+export function targetOf(store: BlobStore, config: () => Config): Target {
+  return {
+    store,
+    registries: () => config().upstreams.map(({ registry }) => registry),
+    defaultRegistry: () => config().defaultUpstream,
   };
 }
 

@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { Config } from '../config/types.ts';
+import { Serial } from '../util/serial.ts';
 
 /** What a listener has prepared for a new configuration. */
 export interface Prepared {
@@ -19,7 +20,7 @@ type Listener = (next: Config, now: Config) => Prepared | Promise<Prepared>;
 export class LiveConfig {
   #now: Config;
   readonly #listeners: Listener[] = [];
-  #replacing: Promise<unknown> = Promise.resolve();
+  readonly #replacing = new Serial();
 
   constructor(config: Config) {
     this.#now = config;
@@ -48,9 +49,7 @@ export class LiveConfig {
 
   /** Applies a new configuration, or rejects and changes nothing. Resolves to the changed keys that need a restart. */
   replace(next: Config): Promise<string[]> {
-    const replaced = this.#replacing.then(() => this.#replace(next));
-    this.#replacing = replaced.catch(() => undefined);
-    return replaced;
+    return this.#replacing.run(() => this.#replace(next));
   }
 
   async #replace(next: Config): Promise<string[]> {

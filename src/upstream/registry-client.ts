@@ -9,12 +9,11 @@ import { MirrorError } from '../util/errors.ts';
 import type { AccountPool } from './accounts/account-pool.ts';
 import type { Body } from './http/body.ts';
 import { headerOf } from './http/headers.ts';
-import { type Response } from './http/transport.ts';
+import { readAtMost, type Response } from './http/transport.ts';
 import { blobRequest, listRequest, manifestRequest, type ListOf, type RepoRequest } from './repo-requests.ts';
 import { Requests, type UpstreamContext, type UpstreamOptions } from './requests.ts';
 import {
   isWebPage,
-  readAtMost,
   readBlob,
   sizeOf,
   tooLarge,

@@ -4,7 +4,7 @@ import { MirrorError } from '../util/errors.ts';
 import { parseChallenges } from './auth/challenge.ts';
 import type { Body } from './http/body.ts';
 import { headerOf } from './http/headers.ts';
-import { toFault, type Response } from './http/transport.ts';
+import { type Response } from './http/transport.ts';
 import type { RepoRequest } from './repo-requests.ts';
 
 /**
@@ -50,17 +50,6 @@ export function lacksScope({ headers }: Response): boolean {
 /** An HTML page, as from a captive portal, in place of content. */
 export function isWebPage({ headers }: Response): boolean {
   return bareMediaType(headerOf(headers, 'content-type')) === 'text/html';
-}
-
-/** Reads a body; undefined if it is longer than `limit` bytes. Throws the upstream's fault if the body breaks off. */
-export function readAtMost(
-  { what, signal }: Pick<RepoRequest, 'what' | 'signal'>,
-  body: Body,
-  limit: number,
-): Promise<Buffer | undefined> {
-  return body.bytes(limit, signal).catch((cause: unknown) => {
-    throw toFault(what, cause, signal);
-  });
 }
 
 export function readBlob(

@@ -33,7 +33,7 @@ describe('what an earlier process has left of a blob, and is damaged', () => {
     });
     const left = await range(0, 6 * MiB);
     sameBytes(left.body, blob.bytes.subarray(0, 6 * MiB));
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fill has ended');
+    await mirror.fillsEnded();
     await mirror.stop();
     const [file] = await readdir(join(mirror.dataDirectory, 'ingest'));
     await flip(join(mirror.dataDirectory, 'ingest', file!), 3 * MiB);
@@ -103,7 +103,7 @@ describe('a flipped byte in a stored layer', () => {
 
   /** A fill that has all its bytes answers with `hit` too. */
   async function stored(): Promise<void> {
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'it is stored');
+    await mirror.fillsEnded();
     assert.equal((await mirror.get(path)).headers['x-cache'], 'hit');
   }
 

@@ -54,7 +54,7 @@ describe('registries that do not trust each other share no bytes that are not ve
   /** What a client that only wanted a part leaves. */
   async function leavePartial(path: string): Promise<void> {
     assert.equal((await ranged(path, `0-${4 * MiB - 1}`)).status, 206);
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fill has ended');
+    await mirror.fillsEnded();
     assert.ok((await mirror.metric('layercache_fill_bytes_pending')) >= 4 * MiB);
   }
 
@@ -146,7 +146,7 @@ describe('registries that do not trust each other share no bytes that are not ve
 
   test('a rented registry that breaks off while it has to show stored bytes is said to be down', async () => {
     sameBytes((await mirror.get(ownPath())).body, layer.bytes);
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'it is stored');
+    await mirror.fillsEnded();
     evil.script('blob', sendBlob(layer, { cutAfter: 10 }), { match: ({ method }) => method === 'GET' });
     const reply = await mirror.get(evilPath());
     assert.equal(reply.status, 503, reply.body.toString());
@@ -211,11 +211,11 @@ describe('registries that do not trust each other share no bytes that are not ve
       body: JSON.stringify({ digests: [held.digest] }),
     });
     await until(() => evil.count('blob') > 0, 'it is fetched again');
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fill has ended');
+    await mirror.fillsEnded();
     owner.addBlob('acme/private', held);
     const owned = `/v2/acme/private/blobs/${held.digest}`;
     sameBytes((await mirror.get(owned)).body, held.bytes);
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'it is stored');
+    await mirror.fillsEnded();
     const reply = await mirror.get(path);
     assert.equal(reply.status, 502, 'what it says without showing it proves nothing');
   });

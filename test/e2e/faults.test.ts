@@ -122,11 +122,9 @@ describe('faults at every moment of a fill', () => {
     await upstream.stop();
   });
 
-  const quiet = async (): Promise<boolean> => (await mirror.metric('layercache_fills_active')) === 0;
-
   /** Nothing runs, nothing is open, and only what may be left is. */
   async function assertClean(left: number): Promise<void> {
-    await until(quiet, 'the fill has ended');
+    await mirror.fillsEnded();
     await until(async () => (await openFiles()).length === 0, 'all files are closed');
     assert.equal((await mirror.files('ingest')).length, left);
   }

@@ -334,7 +334,7 @@ describe('how an upstream is connected to', () => {
     // Nor before it is held: what turns out to be something else proves nothing for later.
     await mirror.get(`/v2/x/y/${own[1]!}?ns=evil.rented.example.org`).catch(() => undefined);
     for (const path of own) assert.equal((await mirror.get(`/v2/acme/secret/${path}`)).status, 200);
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'all is stored');
+    await mirror.fillsEnded();
     const others = [...own, `manifests/${secret.manifest.digest}`].map(
       (path) => `/v2/x/y/${path}?ns=evil.rented.example.org`,
     );

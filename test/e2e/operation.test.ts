@@ -280,7 +280,7 @@ describe('what the operator sees', () => {
     await withMirror(async (mirror) => {
       for (const path of ['manifests/1', 'manifests/1', 'manifests/absent', `blobs/${layer.digest}`])
         await mirror.get(`/v2/library/x/${path}`);
-      await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fill is over');
+      await mirror.fillsEnded();
       const expected = {
         'layercache_requests_total{registry="docker.io",kind="manifest",result="miss"}': 1,
         'layercache_requests_total{registry="docker.io",kind="manifest",result="hit"}': 1,

@@ -32,7 +32,7 @@ describe('pins', () => {
   async function pull(repo: string, reference: string, { config, layers }: Image): Promise<void> {
     await mirror.get(`/v2/${repo}/manifests/${reference}`);
     for (const { digest } of [config, ...layers]) await mirror.get(`/v2/${repo}/blobs/${digest}`);
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fills are over');
+    await mirror.fillsEnded();
   }
 
   async function crawl(): Promise<void> {

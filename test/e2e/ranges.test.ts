@@ -39,7 +39,6 @@ describe('ranges of cold blobs', () => {
   const ask = (range: string, headers = {}): Promise<Reply> =>
     mirror.get(path, { headers: { range, ...headers } });
   const stored = async (): Promise<boolean> => (await mirror.files('blobs')).length === 1;
-  const idle = async (): Promise<boolean> => (await mirror.metric('layercache_fills_active')) === 0;
   const asked = (): (string | undefined)[] =>
     upstream.calls
       .filter(({ kind, method }) => kind === 'blob' && method === 'GET')
@@ -81,7 +80,7 @@ describe('ranges of cold blobs', () => {
   test('a probe costs its bytes and a connection; more is fetched when more is asked for', async () => {
     const probe = await ask('bytes=0-1');
     assert.equal(probe.status, 206);
-    await until(idle, 'nothing follows');
+    await mirror.fillsEnded();
     assert.equal(upstream.blobBytes, 2);
     assert.deepEqual(asked(), ['bytes=0-1']);
     assert.deepEqual(await mirror.files('ingest'), []);
@@ -93,13 +92,13 @@ describe('ranges of cold blobs', () => {
     await restart({ completeRanges: false });
     const range = `bytes=${3 * MiB}-${4 * MiB - 1}`;
     sameBytes((await ask(range)).body, blob.bytes.subarray(3 * MiB, 4 * MiB));
-    await until(idle, 'the fill rests');
+    await mirror.fillsEnded();
     assert.equal(upstream.blobBytes, MiB);
     assert.equal(await mirror.metric('layercache_fill_bytes_pending'), MiB);
     upstream.forget();
     sameBytes((await ask(range)).body, blob.bytes.subarray(3 * MiB, 4 * MiB));
     assert.equal(upstream.calls.length, 0);
-    await until(idle, 'the fill rests');
+    await mirror.fillsEnded();
     sameBytes((await mirror.get(path)).body, blob.bytes);
     assert.equal(upstream.blobBytes, blob.bytes.length - MiB);
   });
@@ -246,16 +245,13 @@ describe('layers fetched ahead', () => {
 
   const get = (i: number, repo = 'library/x', headers = {}): Promise<Reply> =>
     mirror.get(`/v2/${repo}/blobs/${layers[i]!.digest}`, { headers });
-  const quiet = async (): Promise<void> => {
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'all fills have ended');
-  };
 
   test('the first miss of a layer brings those above it, once, and not those below', async () => {
     await start();
     await mirror.get('/v2/library/x/manifests/1');
     await get(2);
     await until(() => upstream.count('blob') === 4, 'those above are fetched');
-    await quiet();
+    await mirror.fillsEnded();
     for (const i of [3, 4, 5]) assert.equal((await get(i)).headers['x-cache'], 'hit');
     assert.equal(upstream.count('blob'), 4);
     assert.equal(await mirror.metric(used), 3 * 400_000);
@@ -269,14 +265,14 @@ describe('layers fetched ahead', () => {
     await mirror.get('/v2/library/x/manifests/1');
     await get(1, 'library/y');
     await get(2, 'library/x', { range: 'bytes=0-99999' });
-    await quiet();
+    await mirror.fillsEnded();
     assert.equal(upstream.count('blob'), 3);
     await mirror.close();
     await upstream.stop();
     await start({ prefetch: 'off' });
     await mirror.get('/v2/library/x/manifests/1');
     await get(0);
-    await quiet();
+    await mirror.fillsEnded();
     assert.equal(upstream.count('blob'), 1);
   });
 
@@ -287,7 +283,7 @@ describe('layers fetched ahead', () => {
     });
     await mirror.get('/v2/library/x/manifests/1');
     sameBytes((await get(0)).body, layers[0]!.bytes);
-    await quiet();
+    await mirror.fillsEnded();
     upstream.behave();
     sameBytes((await get(1)).body, layers[1]!.bytes);
   });

@@ -157,7 +157,7 @@ describe('resumed fills', () => {
     const later = setInterval(() => mirror.clock.advance(31_000), 20);
     for (const reply of await Promise.all(readers)) assert.ok(reply.broken);
     clearInterval(later);
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fill is over');
+    await mirror.fillsEnded();
     assert.equal((await mirror.files('ingest')).length, 1);
     const pending = await mirror.metric('layercache_fill_bytes_pending');
     assert.ok(pending > MiB, `${pending} bytes`);

@@ -247,7 +247,7 @@ describe('store', () => {
     await started.promise;
     sameBytes((await get(other)).body, other.bytes);
     // Its file is there before its fill is over, and only then may it leave.
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fill is over');
+    await mirror.fillsEnded();
     await until(stored(2), 'the second is stored');
     sameBytes((await get(third)).body, third.bytes);
     await until(

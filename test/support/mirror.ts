@@ -91,6 +91,11 @@ export class TestMirror {
     await this.#service.reconciled;
   }
 
+  /** Resolves when no fill is running: what was pulled is committed. */
+  async fillsEnded(): Promise<void> {
+    await until(async () => (await this.metric('layercache_fills_active')) === 0, 'the fills have ended');
+  }
+
   /** Reloads the configuration, as on SIGHUP. */
   async reload(options: Partial<MirrorOptions>): Promise<void> {
     this.reconfigure(options);

@@ -7,7 +7,8 @@ import { isPlausibleType, parseManifest, unnamedType } from '../../oci/manifest.
 import type { ByteRange } from '../../oci/range.ts';
 import { isFromPattern, type Repo } from '../../oci/repo.ts';
 import type { BlobStore } from '../../store/blob-store.ts';
-import { readAtMost, type Provenance } from '../../upstream/responses.ts';
+import { readAtMost } from '../../upstream/http/transport.ts';
+import type { Provenance } from '../../upstream/responses.ts';
 import { tryTwice } from '../../upstream/try-twice.ts';
 import type { Deadline } from '../../util/deadline.ts';
 import { isFault, MirrorError } from '../../util/errors.ts';

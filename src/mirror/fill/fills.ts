@@ -17,9 +17,9 @@ export interface FillsContext extends Omit<FillContext, 'connections'> {
 
 /**
  * The running fills, one for each registry and digest. Until a digest is verified, only clients of the registry that
- * sends it may read or wait for it. A commit writes the catalog row before the fill leaves the table, and a failed
- * fill leaves the table before its readers get the fault: so a request finds the content in one of the two and never
- * joins a dead fill.
+ * sends it may read or wait for it. A commit writes the catalog row before the fill leaves the table,
+ * so a request finds the content in one of the two. A failed fill leaves the table before its readers get the fault; until then
+ * `isOver` tells callers to wait for its end instead of joining it.
  */
 export class Fills {
   readonly #options: () => FillsOptions;

@@ -89,7 +89,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
     args: z.strictObject({ pattern }),
     needsRoom: true,
     run: async ({ store }, { pattern }) => ({
-      pinnedBytes: await undamaged(store).pins.pin(pattern.text),
+      pinnedBytes: await undamaged(store).pins.pin(pattern),
       tags: tagsOf(store.catalog, pattern),
     }),
     show: ({ pinnedBytes, tags }, { pattern }) => ({
@@ -104,7 +104,7 @@ export const operations: Readonly<Record<string, Operation<Reader, Target>>> = {
     usage: '<pattern>',
     summary: 'remove a pin',
     args: z.strictObject({ pattern }),
-    run: async ({ store }, { pattern }) => ({ pinnedBytes: await undamaged(store).pins.unpin(pattern.text) }),
+    run: async ({ store }, { pattern }) => ({ pinnedBytes: await undamaged(store).pins.unpin(pattern) }),
     show: ({ pinnedBytes }) => ({ lines: [`${formatSize(pinnedBytes)} are pinned`] }),
   }),
 

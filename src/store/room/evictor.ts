@@ -1,6 +1,7 @@
 import type { Digest } from '../../oci/digest.ts';
 import { untilAborted } from '../../util/deadline.ts';
 import { MirrorError } from '../../util/errors.ts';
+import { Serial } from '../../util/serial.ts';
 import { formatSize } from '../../util/units.ts';
 import type { Victim } from '../catalog/tables/uses.ts';
 import type { FreeSpace } from '../disk/files.ts';
@@ -67,7 +68,7 @@ export class Evictor implements RoomMaker {
   readonly #victims: Victims;
   readonly #droppable: readonly DroppableFiles[];
   readonly #free: () => Promise<FreeSpace>;
-  #tail: Promise<unknown> = Promise.resolve();
+  readonly #serial = new Serial();
   #tidying: Promise<void> | undefined;
   /** Free space is below store.minFreeBytes, and eviction cannot help. */
   isLowOnSpace = false;
@@ -86,7 +87,7 @@ export class Evictor implements RoomMaker {
 
   /** See `RoomMaker`. */
   async makeRoom(wanted: () => number, grant: () => void, signal?: AbortSignal): Promise<void> {
-    const granted = this.#serialize(() => this.#makeRoom(wanted(), grant, signal));
+    const granted = this.#serial.run(() => this.#makeRoom(wanted(), grant, signal));
     const timedOut = (): MirrorError => full(wanted(), 'no space was freed in time');
     await (signal ? untilAborted(granted, signal, timedOut) : granted);
   }
@@ -104,7 +105,7 @@ export class Evictor implements RoomMaker {
     const ahead = (bytes: number): number => Math.min(bytes * aheadShare, maxAhead);
     const scan = new Scan(this.#victims);
     for (let again = true; again && !signal.aborted;) {
-      again = await this.#serialize(async () => {
+      again = await this.#serial.run(async () => {
         if (await this.#evictIdle()) return true;
         const { maxBytes, minFreeBytes } = this.#limits();
         const shortfall = await this.#shortfall(ahead(maxBytes), ahead(minFreeBytes));
@@ -113,12 +114,6 @@ export class Evictor implements RoomMaker {
         );
       });
     }
-  }
-
-  #serialize<T>(work: () => Promise<T>): Promise<T> {
-    const done = this.#tail.then(work);
-    this.#tail = done.catch(() => undefined);
-    return done;
   }
 
   async #makeRoom(bytes: number, grant: () => void, signal: AbortSignal | undefined): Promise<void> {

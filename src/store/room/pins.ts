@@ -2,11 +2,12 @@ import { setImmediate as yieldToEventLoop } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { blobMediaType } from '../../oci/content.ts';
 import type { Digest } from '../../oci/digest.ts';
-import { Pattern, patternOf } from '../../oci/pattern.ts';
+import { Pattern } from '../../oci/pattern.ts';
 import { signatureTags, subjectOf } from '../../oci/signatures.ts';
 import type { Logger } from '../../telemetry/log.ts';
 import type { Clock } from '../../util/clock.ts';
 import { OperationError } from '../../util/errors.ts';
+import { Serial } from '../../util/serial.ts';
 import { atOnce, inSteps } from '../../util/steps.ts';
 import { formatSize } from '../../util/units.ts';
 import type { Catalog } from '../catalog/catalog.ts';
@@ -49,8 +50,8 @@ export class Pins {
   #patterns: Pattern[] = [];
   #timer: NodeJS.Timeout | undefined;
   #isClosed = false;
-  /** Serializes scans and changes. */
-  #tail: Promise<unknown> = Promise.resolve();
+  /** Scans and changes. */
+  readonly #serial = new Serial();
   /** The running scan: its patterns, blobs stored since it began, and number of matching tags moved since. */
   #scan: { patterns: readonly Pattern[]; stored: Set<Digest>; moved: number } | undefined;
   #scanMs = 0;
@@ -91,7 +92,7 @@ export class Pins {
    * when they do not fit under it.
    */
   async takeOver({ pins, maxBytes }: PinLimits): Promise<void> {
-    await this.#serialize(async () => {
+    await this.#serial.run(async () => {
       if (isDeepStrictEqual(pins, this.#configured) && this.bytes <= maxBytes) return;
       const patterns = this.#allPatterns(pins);
       await this.#applyPins(patterns, async (bytes) => {
@@ -110,9 +111,9 @@ export class Pins {
   }
 
   /** Rejects with `OperationError`. Resolves to the pinned bytes. */
-  pin(text: string): Promise<number> {
-    return this.#serialize(() => {
-      const pattern = patternOf(text);
+  pin(pattern: Pattern): Promise<number> {
+    const { text } = pattern;
+    return this.#serial.run(() => {
       const patterns = [...this.#patterns, pattern];
       return this.#applyPins(patterns, async (bytes) => {
         if (bytes > this.#limits().maxBytes)
@@ -124,8 +125,8 @@ export class Pins {
   }
 
   /** As `pin`. */
-  unpin(text: string): Promise<number> {
-    return this.#serialize(async () => {
+  unpin({ text }: Pattern): Promise<number> {
+    return this.#serial.run(async () => {
       if (this.#configured.some((each) => each.text === text))
         throw new OperationError(`${text}: pinned by the configuration, store.pins`);
       if (!(await this.#catalog.connection.queue.write(() => this.#catalog.pins.remove(text))))
@@ -162,7 +163,7 @@ export class Pins {
 
   /** Scans all pins again, yielding to requests. Resolves to the pinned bytes. */
   refresh(): Promise<number> {
-    return this.#serialize(() => this.#applyPins(this.#patterns));
+    return this.#serial.run(() => this.#applyPins(this.#patterns));
   }
 
   #refreshSoon(): void {
@@ -180,13 +181,7 @@ export class Pins {
   async close(): Promise<void> {
     this.#isClosed = true;
     clearTimeout(this.#timer);
-    await this.#tail;
-  }
-
-  #serialize<T>(work: () => Promise<T>): Promise<T> {
-    const done = this.#tail.then(work);
-    this.#tail = done.catch(() => undefined);
-    return done;
+    await this.#serial.idle();
   }
 
   /**

@@ -6,7 +6,7 @@ import { MirrorError, toMirrorError } from '../../util/errors.ts';
 import { accountRefused, type Account } from '../accounts/account.ts';
 import { identityUser, type Login } from '../accounts/credentials.ts';
 import type { NetworkPolicy } from '../http/network-policy.ts';
-import { statusFault, toFault, type Call, type Response, type Transport } from '../http/transport.ts';
+import { readAtMost, statusFault, type Call, type Response, type Transport } from '../http/transport.ts';
 import { basicHeader } from './authorization.ts';
 
 /** A request for a token. */
@@ -175,9 +175,7 @@ async function readToken(
   what: string,
   signal: AbortSignal,
 ): Promise<{ token: string; lifeMs: number }> {
-  const bytes = await response.body.bytes(maxTokenBytes, signal).catch((cause: unknown) => {
-    throw toFault(what, cause, signal);
-  });
+  const bytes = await readAtMost({ what, signal }, response.body, maxTokenBytes);
   let json: unknown;
   try {
     json = parseJson(bytes ?? Buffer.alloc(0));

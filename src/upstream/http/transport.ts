@@ -320,3 +320,14 @@ export function toFault(what: string, cause: unknown, deadline?: AbortSignal): M
     cause,
   });
 }
+
+/** Reads a body; undefined if it is longer than `limit` bytes. Throws the upstream's fault if the body breaks off. */
+export function readAtMost(
+  { what, signal }: Pick<Call, 'what' | 'signal'>,
+  body: Body,
+  limit: number,
+): Promise<Buffer | undefined> {
+  return body.bytes(limit, signal).catch((cause: unknown) => {
+    throw toFault(what, cause, signal);
+  });
+}

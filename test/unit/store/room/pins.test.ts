@@ -7,6 +7,7 @@ import { setImmediate as yieldToEventLoop } from 'node:timers/promises';
 import { blobMediaType } from '../../../../src/oci/content.ts';
 import type { Digest } from '../../../../src/oci/digest.ts';
 import type { Child } from '../../../../src/oci/manifest.ts';
+import { patternOf } from '../../../../src/oci/pattern.ts';
 import { createRepo } from '../../../../src/oci/repo.ts';
 import { Catalog } from '../../../../src/store/catalog/catalog.ts';
 import { Pins } from '../../../../src/store/room/pins.ts';
@@ -73,9 +74,9 @@ describe('pins under concurrency', () => {
       }
     };
     const watching = watch();
-    assert.equal(await pins.pin('x.io/**'), 1500 * (layersOfImage + 2) * 4096);
+    assert.equal(await pins.pin(patternOf('x.io/**')), 1500 * (layersOfImage + 2) * 4096);
     assert.ok(catalog.pins.isPinned(named('i7 layer 3')));
-    assert.equal(await pins.unpin('x.io/**'), 0);
+    assert.equal(await pins.unpin(patternOf('x.io/**')), 0);
     assert.ok(!catalog.pins.isPinned(named('i7 layer 3')));
     isOver = true;
     await watching;
@@ -87,7 +88,7 @@ describe('pins under concurrency', () => {
     const { catalog, pins } = await open(t, 300);
     catalog.connection.transaction(() => addImage(catalog, 'late', 0));
     const layer = named('late layer 0');
-    const isDone = pins.pin('x.io/a/b:*');
+    const isDone = pins.pin(patternOf('x.io/a/b:*'));
     let turns = 0;
     const disturb = async (): Promise<void> => {
       for (; turns < 30; turns++) {
@@ -106,14 +107,18 @@ describe('pins under concurrency', () => {
     for (const name of ['late layer 0', 'new', 'new index', 'new layer 7', 'i6 layer 1'])
       assert.ok(catalog.pins.isPinned(named(name)), name);
     assert.ok(!catalog.pins.isPinned(named('i5 layer 1')), 'what the tag pointed to before');
-    await assert.rejects(pins.unpin('x.io/other'), /not pinned/);
-    assert.equal(await pins.unpin('x.io/a/b:*'), 0);
+    await assert.rejects(pins.unpin(patternOf('x.io/other')), /not pinned/);
+    assert.equal(await pins.unpin(patternOf('x.io/a/b:*')), 0);
     assert.deepEqual(catalog.pins.pinnedAfter('', 1), []);
   });
 
   test('concurrent changes are serialized', async (t) => {
     const { catalog, pins } = await open(t, 50);
-    await Promise.all([pins.pin('x.io/a/b:i1'), pins.pin('x.io/a/b:i2'), pins.unpin('x.io/a/b:i1')]);
+    await Promise.all([
+      pins.pin(patternOf('x.io/a/b:i1')),
+      pins.pin(patternOf('x.io/a/b:i2')),
+      pins.unpin(patternOf('x.io/a/b:i1')),
+    ]);
     assert.ok(catalog.pins.isPinned(named('i2')));
     assert.ok(!catalog.pins.isPinned(named('i1')));
   });
