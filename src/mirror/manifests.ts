@@ -3,7 +3,6 @@ import type { Digest } from '../oci/digest.ts';
 import { defaultManifestType, parseManifest, unnamedType } from '../oci/manifest.ts';
 import type { Repo } from '../oci/repo.ts';
 import type { BlobStore } from '../store/blob-store.ts';
-import { MemoryContent } from '../store/reading/stored-content.ts';
 import type { UpstreamManifest } from '../upstream/registry-client.ts';
 import type { Deadline } from '../util/deadline.ts';
 import { Flight } from '../util/flight.ts';
@@ -54,15 +53,12 @@ export class Manifests {
 
   /** A hit that waits for nothing: the manifest is in memory, or no bytes are wanted. Undefined: anything else. */
   hitAtOnce(repo: Repo, digest: Digest, request: TimedRequest): Answer | undefined {
-    const { links } = this.#context;
-    if (!this.holds(digest) || !links.grants(repo, digest)) return undefined;
-    const held = leaseFor(this.#context.store, digest, request);
-    if (!held) return undefined;
-    const isReady = !('copyTo' in held) || held instanceof MemoryContent;
-    const isTypeKnown = held.mediaType !== unnamedType || links.typeOf(repo, digest) !== undefined;
-    if (isReady && isTypeKnown) return answerWith(held, 'hit');
-    if ('release' in held) held.release();
-    return undefined;
+    const { links, store } = this.#context;
+    const known = store.describe(digest);
+    if (!known || known.mediaType === blobMediaType || !links.grants(repo, digest)) return undefined;
+    if (!this.#isTypeKnown(repo, known)) return undefined;
+    const held = wantsNoBytes(request, digest) ? known : store.openFromMemory(digest);
+    return held && answerWith(held, 'hit');
   }
 
   /** Stored content, once the repo's access is proven. Undefined: not stored. */
@@ -76,13 +72,17 @@ export class Manifests {
       }
       const held = leaseFor(this.#context.store, digest, request);
       if (!held || !(await isReadable(held, deadline))) continue;
-      const isTypeKnown = held.mediaType !== unnamedType || links.typeOf(repo, digest) !== undefined;
-      if (isTypeKnown || proven === 'stored') return held;
+      if (this.#isTypeKnown(repo, held) || proven === 'stored') return held;
       // This repo's upstream has not yet been asked for the manifest's media type.
       if ('release' in held) held.release();
       proven = await authorizer.prove(repo, digest, 'manifest', deadline);
     }
     return undefined;
+  }
+
+  /** Whether the manifest's bytes name its media type, or this repo's upstream did. */
+  #isTypeKnown(repo: Repo, { mediaType, digest }: Pick<Descriptor, 'mediaType' | 'digest'>): boolean {
+    return mediaType !== unnamedType || this.#context.links.typeOf(repo, digest) !== undefined;
   }
 
   /** Pulls from the upstream. `joined`: another request's pull was shared. */

@@ -156,12 +156,9 @@ export class BlobStore {
 
   /** Leases a stored blob. Synchronous: lookup and lease happen in one tick. */
   open(digest: Digest): Content | undefined {
+    const inMemory = this.openFromMemory(digest);
+    if (inMemory) return inMemory;
     const { context, buffers, damage } = this.#parts;
-    const blob = this.#memory.get(digest);
-    if (blob) {
-      this.catalog.uses.add(digest, context.clock.now());
-      return new MemoryContent(blob);
-    }
     const row = this.#deletion.stored(digest);
     if (!row) return undefined;
     this.catalog.uses.add(digest, context.clock.now());
@@ -169,6 +166,14 @@ export class BlobStore {
     if (row.size > memoryEntryBytes || (row.size > smallSize && row.mediaType === blobMediaType))
       return new StoredContent(row, file, buffers);
     return new SmallContent(row, file, (bytes) => this.#memory.remember(row, bytes));
+  }
+
+  /** As `open`, but only if the blob is in memory: then nothing has to be prepared. */
+  openFromMemory(digest: Digest): Content | undefined {
+    const blob = this.#memory.get(digest);
+    if (!blob) return undefined;
+    this.catalog.uses.add(digest, this.#parts.context.clock.now());
+    return new MemoryContent(blob);
   }
 
   /** A client was sent a whole stored blob: may schedule a re-verification. */

@@ -1,4 +1,6 @@
+import Database from 'better-sqlite3';
 import assert from 'node:assert/strict';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { ask, type Reply } from '../support/http.ts';
 import {
@@ -44,7 +46,7 @@ describe('what leaves', () => {
 
   async function fill(blob: Blob): Promise<void> {
     await get(blob);
-    await until(async () => (await mirror.metric('layercache_fills_active')) === 0, 'the fill is over');
+    await mirror.fillsEnded();
   }
 
   test('ten layers that are asked for again and again survive a crawl of three times the cap', async () => {
@@ -265,4 +267,33 @@ test('the whole directory keeps to the cap and what stands beside it, also under
   assert.ok(largest < cap + 32 * 1024 * 1024, `${largest}`);
   assert.ok(largestLog < 16e6, `${largestLog}`);
   assert.match(await mirror.metrics(), /layercache_store_bytes [1-9]/);
+});
+
+test('a hit counts as one use, whether the manifest is in memory or on disk', async (t) => {
+  const upstream = await Upstream.start();
+  const image = imageOf([]);
+  upstream.addImage('library/x', image, '1');
+  const mirror = await TestMirror.start({ upstream: upstream.url, config: { tags: { ttl: '1h' } } });
+  t.after(() => Promise.all([mirror.close(), upstream.stop()]));
+  const uses = (): number => {
+    const db = new Database(join(mirror.dataDirectory, 'catalog.db'), { readonly: true });
+    const row = db
+      .prepare<[string], { uses: number }>('SELECT uses FROM blobs WHERE digest = ?')
+      .get(image.manifest.digest);
+    db.close();
+    return row!.uses;
+  };
+  await mirror.get('/v2/library/x/manifests/1');
+  await mirror.stop();
+  for (const path of ['1', image.manifest.digest]) {
+    const before = uses();
+    await mirror.start();
+    // From disk, then from memory.
+    for (let i = 0; i < 2; i++) {
+      const reply = await mirror.get(`/v2/library/x/manifests/${path}`);
+      assert.equal(reply.headers['x-cache'], 'hit');
+    }
+    await mirror.stop();
+    assert.equal(uses() - before, 2, path);
+  }
 });
